@@ -1,0 +1,3 @@
+module github.com/ccgrkc/ccgrkc
+
+go 1.26.0
