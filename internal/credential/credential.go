@@ -18,22 +18,22 @@ type Credential struct {
 // Password holds the UTF-8 of a password and shows it to nobody who does not ask with Reveal: formatting with any verb,
 // encoding as JSON or text, and logging all give a fixed word. The zero value is the empty password.
 type Password struct {
-	// Behind a pointer, because fmt does not call the methods of a value in somebody's unexported field: it prints the
-	// fields, and of a pointer below the top only the address.
-	utf8 *[]byte
+	// A function, because fmt does not call the methods of a value in somebody's unexported field: it prints the field,
+	// and follows even a pointer when the verb does not fit. Of a function it can print no more than the address.
+	utf8 func() []byte
 }
 
 const redacted = "[redacted]"
 
 // NewPassword takes over the bytes: the caller must not use them again.
-func NewPassword(utf8 []byte) Password { return Password{utf8: &utf8} }
+func NewPassword(utf8 []byte) Password { return Password{utf8: func() []byte { return utf8 }} }
 
 // Reveal returns the password's UTF-8 itself, not a copy: Wipe clears what it returned.
 func (p Password) Reveal() []byte {
 	if p.utf8 == nil {
 		return nil
 	}
-	return *p.utf8
+	return p.utf8()
 }
 
 // Wipe overwrites the password with zeros. Copies that the Go runtime made by moving a stack or growing a slice are out
