@@ -1,0 +1,197 @@
+package winsec
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/windows"
+)
+
+// ErrUntrusted is what every refusal of this package matches with errors.Is.
+var ErrUntrusted = errors.New("not trusted")
+
+// UntrustedError says what was refused, who made it, why, and what to do.
+type UntrustedError struct {
+	Path   string
+	Owner  string // account and SID; "" when the refusal is not about the owner
+	Reason string
+	Remedy string
+}
+
+func (e *UntrustedError) Error() string {
+	if e.Owner == "" {
+		return fmt.Sprintf("%s is not trusted: %s; %s", e.Path, e.Reason, e.Remedy)
+	}
+	return fmt.Sprintf("%s, owned by %s, is not trusted: %s; %s", e.Path, e.Owner, e.Reason, e.Remedy)
+}
+
+// Is makes every UntrustedError match ErrUntrusted.
+func (e *UntrustedError) Is(target error) bool { return target == ErrUntrusted }
+
+// trustedInstaller is the SID of NT SERVICE\TrustedInstaller, which owns what Windows itself put on the disk. It has no
+// well-known SID type.
+const trustedInstaller = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
+
+// CheckTrusted returns nil if path is a real directory or file (neither it nor a directory above it is a link) that is
+// owned by SYSTEM, Administrators, TrustedInstaller or the user that this process runs as. Any other owner, and a link,
+// is an error that matches ErrUntrusted. A path that does not exist is an error that matches fs.ErrNotExist.
+//
+// A file that is read afterwards is better opened with OpenTrusted, which leaves nothing between check and use.
+func CheckTrusted(path string) error {
+	handle, err := openForCheck(path, windows.READ_CONTROL|windows.FILE_READ_ATTRIBUTES)
+	if err != nil {
+		return err
+	}
+	defer windows.CloseHandle(handle)
+	_, err = checkHandle(handle, path)
+	return err
+}
+
+// OpenTrusted opens a file for reading and returns it only if it passes CheckTrusted's rule.
+func OpenTrusted(path string) (*os.File, error) {
+	handle, err := openForCheck(path, windows.GENERIC_READ)
+	if err != nil {
+		return nil, err
+	}
+	directory, err := checkHandle(handle, path)
+	if err == nil && directory {
+		err = &os.PathError{Op: "open", Path: path, Err: errors.New("is a directory, a file is wanted")}
+	}
+	if err != nil {
+		windows.CloseHandle(handle)
+		return nil, err
+	}
+	return os.NewFile(uintptr(handle), path), nil
+}
+
+// openForCheck opens what is at path itself, never what a link there points to.
+func openForCheck(path string, access uint32) (windows.Handle, error) {
+	verbatim, err := verbatimPath(path)
+	if err != nil {
+		return 0, err
+	}
+	name, err := windows.UTF16PtrFromString(verbatim)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	handle, err := windows.CreateFile(name, access,
+		windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil, windows.OPEN_EXISTING,
+		windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return handle, nil
+}
+
+// checkHandle applies the rule to an open handle, and tells whether it is a directory.
+func checkHandle(handle windows.Handle, path string) (directory bool, err error) {
+	directory, err = checkPlace(handle, path)
+	if err != nil {
+		return directory, err
+	}
+	owner, err := ownerOf(handle, path)
+	if err != nil {
+		return directory, err
+	}
+	trusted, err := isTrusted(owner)
+	if err != nil {
+		return directory, err
+	}
+	if !trusted {
+		return directory, &UntrustedError{
+			Path: path, Owner: accountName(owner),
+			Reason: "only SYSTEM, Administrators, TrustedInstaller and this process's own user may own it",
+			Remedy: "find out who put it there, then delete it as an administrator and start again",
+		}
+	}
+	return directory, nil
+}
+
+// checkPlace refuses a link, and a handle that a link further up has led somewhere else.
+func checkPlace(handle windows.Handle, path string) (directory bool, err error) {
+	var info windows.ByHandleFileInformation
+	if err := windows.GetFileInformationByHandle(handle, &info); err != nil {
+		return false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	directory = info.FileAttributes&windows.FILE_ATTRIBUTE_DIRECTORY != 0
+	if info.FileAttributes&windows.FILE_ATTRIBUTE_REPARSE_POINT != 0 {
+		return directory, &UntrustedError{Path: path, Reason: "it is a reparse point (a junction or symbolic link)",
+			Remedy: "find out who put it there, delete the link as an administrator and start again"}
+	}
+	wanted, err := verbatimPath(path)
+	if err != nil {
+		return directory, err
+	}
+	final, err := finalPath(handle)
+	if err != nil {
+		return directory, &os.PathError{Op: "find the final path of", Path: path, Err: err}
+	}
+	if !strings.EqualFold(wanted, final) {
+		return directory, &UntrustedError{Path: path, Reason: "it is really at " + final,
+			Remedy: "delete the link among the directories above it, or name the real path"}
+	}
+	return directory, nil
+}
+
+func ownerOf(handle windows.Handle, path string) (*windows.SID, error) {
+	descriptor, err := windows.GetSecurityInfo(handle, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	if err != nil {
+		return nil, &os.PathError{Op: "read the owner of", Path: path, Err: err}
+	}
+	owner, _, err := descriptor.Owner()
+	if err != nil || owner == nil {
+		return nil, &os.PathError{Op: "read the owner of", Path: path, Err: errors.Join(errors.New("it has none"), err)}
+	}
+	return owner, nil
+}
+
+func isTrusted(owner *windows.SID) (bool, error) {
+	if owner.IsWellKnown(windows.WinLocalSystemSid) || owner.IsWellKnown(windows.WinBuiltinAdministratorsSid) ||
+		owner.String() == trustedInstaller {
+		return true, nil
+	}
+	user, err := windows.GetCurrentProcessToken().GetTokenUser()
+	if err != nil {
+		return false, fmt.Errorf("read the user of this process: %w", err)
+	}
+	return owner.Equals(user.User.Sid), nil
+}
+
+// accountName writes an owner as an administrator would look for it.
+func accountName(sid *windows.SID) string {
+	account, domain, _, err := sid.LookupAccount("")
+	if err != nil {
+		return sid.String() // an account that was deleted, or one of a domain that cannot be reached
+	}
+	return fmt.Sprintf(`%s\%s (%s)`, domain, account, sid)
+}
+
+func finalPath(handle windows.Handle) (string, error) {
+	buffer := make([]uint16, windows.MAX_PATH+4)
+	for {
+		n, err := windows.GetFinalPathNameByHandle(handle, &buffer[0], uint32(len(buffer)), 0)
+		if err != nil {
+			return "", err
+		}
+		if n < uint32(len(buffer)) {
+			return windows.UTF16ToString(buffer[:n]), nil
+		}
+		buffer = make([]uint16, n+1)
+	}
+}
+
+// verbatimPath returns the \\?\ form of an absolute path on a drive. Windows takes such a path as it stands: no limit at
+// MAX_PATH, and no device hidden behind a name such as con or nul, which are names that Kubernetes allows.
+func verbatimPath(path string) (string, error) {
+	bare, verbatim := strings.CutPrefix(path, `\\?\`)
+	if len(bare) < 3 || bare[1] != ':' || bare[2] != '\\' {
+		return "", fmt.Errorf("path %q is not an absolute path on a drive, such as C:\\var", path)
+	}
+	if !verbatim {
+		bare = filepath.Clean(bare)
+	}
+	return `\\?\` + bare, nil
+}
