@@ -1,0 +1,313 @@
+package endpoint
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+var ref = credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
+
+// sample is an endpoint whose files all tell the same number, so that a mix of two is seen.
+func sample(n uint16) Endpoint {
+	return Endpoint{Port: n, CA: fmt.Appendf(nil, "ca %d", n), ClientCert: fmt.Appendf(nil, "cert %d", n), ClientKey: fmt.Appendf(nil, "key %d", n)}
+}
+
+func checkWhole(t *testing.T, e *Endpoint) {
+	t.Helper()
+	want := sample(e.Port)
+	if !bytes.Equal(e.CA, want.CA) || !bytes.Equal(e.ClientCert, want.ClientCert) || !bytes.Equal(e.ClientKey, want.ClientKey) {
+		t.Errorf("a mix of generations: port %d, %q, %q, %q", e.Port, e.CA, e.ClientCert, e.ClientKey)
+	}
+}
+
+func publish(t *testing.T, root string, ref credential.Reference, n uint16) *Publication {
+	t.Helper()
+	p, err := Publisher{Root: root}.Publish(ref, sample(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestWhatIsPublishedIsResolved(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "a", "b")
+	p := publish(t, root, ref, 7)
+	e, err := Resolve(root, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkWhole(t, e)
+	if e.Port != 7 || e.Generation != p.Generation {
+		t.Errorf("resolved %+v, published %+v", e, p)
+	}
+	if name, err := Current(root, ref); err != nil || name != p.Generation {
+		t.Errorf("Current: %q, %v", name, err)
+	}
+}
+
+// The names of DOS devices, and the longest, are names of namespaces and Secrets like others.
+func TestEveryValidNameHasItsOwnDirectory(t *testing.T) {
+	root := t.TempDir()
+	for i, name := range []string{"con:nul", "aux:com1.x", "a:b.c", "a-b:c", strings.Repeat("n", 63) + ":" + strings.Repeat("s", 253)} {
+		ref, err := credential.ParseReference(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		publish(t, root, ref, uint16(100+i))
+	}
+	for i, name := range []string{"con:nul", "aux:com1.x", "a:b.c", "a-b:c"} {
+		ref, _ := credential.ParseReference(name)
+		e, err := Resolve(root, ref)
+		if err != nil || e.Port != uint16(100+i) {
+			t.Errorf("%s: %v, %v", name, e, err)
+		}
+	}
+}
+
+func TestNothingPublishedIsAbsent(t *testing.T) {
+	root := t.TempDir()
+	for _, r := range []string{root, filepath.Join(root, "missing")} {
+		if _, err := Resolve(r, ref); !errors.Is(err, ErrAbsent) {
+			t.Errorf("Resolve: %v", err)
+		}
+		if _, err := Current(r, ref); !errors.Is(err, ErrAbsent) {
+			t.Errorf("Current: %v", err)
+		}
+	}
+}
+
+func TestPublishingSweepsWhatKilledProvidersLeft(t *testing.T) {
+	root := t.TempDir()
+	for n := range uint16(5) {
+		publish(t, root, ref, n+1)
+	}
+	dir := directory(root, ref)
+	if err := os.WriteFile(filepath.Join(dir, "current-g-left"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, root, ref, 9)
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+func TestWithdrawTakesItsOwnGenerationAndNoOther(t *testing.T) {
+	root := t.TempDir()
+	first := publish(t, root, ref, 1)
+	second := publish(t, root, ref, 2)
+	if err := first.Withdraw(); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := Resolve(root, ref); err != nil || e.Port != 2 {
+		t.Fatalf("the second provider's endpoint is gone: %v, %v", e, err)
+	}
+	if !second.Intact() || !first.Intact() {
+		t.Error("an endpoint that can be resolved is not intact")
+	}
+	other := credential.Reference{Namespace: ref.Namespace, Secret: "other-creds"}
+	publish(t, root, other, 3)
+	if err := second.Withdraw(); err != nil {
+		t.Fatal(err)
+	}
+	if second.Intact() {
+		t.Error("withdrawn and yet intact")
+	}
+	if _, err := Resolve(root, ref); !errors.Is(err, ErrAbsent) {
+		t.Errorf("after Withdraw: %v", err)
+	}
+	if _, err := os.Stat(directory(root, ref)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the empty directory is left: %v", err)
+	}
+	if _, err := Resolve(root, other); err != nil {
+		t.Errorf("the neighbour in the namespace suffered: %v", err)
+	}
+}
+
+func TestRemoveLeavesNothing(t *testing.T) {
+	root := t.TempDir()
+	publish(t, root, ref, 1)
+	dir := directory(root, ref)
+	broken := filepath.Join(dir, newGeneration())
+	if err := os.Mkdir(broken, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	whole, names, err := Generations(root, ref)
+	if err != nil || len(whole) != 1 || len(names) != 1 {
+		t.Fatalf("Generations: %v %v %v", whole, names, err)
+	}
+	if err := Remove(root, ref, names); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Resolve(root, ref); err != nil {
+		t.Fatalf("the whole one went too: %v", err)
+	}
+	if err := Remove(root, ref, []string{whole[0].Generation}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(root, ref, nil); err != nil {
+		t.Errorf("the second time: %v", err)
+	}
+	if entries, _ := os.ReadDir(root); len(entries) != 0 {
+		t.Errorf("left: %v", entries)
+	}
+}
+
+// Attack: somebody else made the directory, or a link in its place, before the first provider came.
+func TestPlantedDirectoriesAreNotTrusted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root, to make files of another user")
+	}
+	const stranger = 12345
+	plant := map[string]func(t *testing.T, root string){
+		"account directory": func(t *testing.T, root string) {
+			publish(t, root, ref, 1)
+			chown(t, directory(root, ref), stranger)
+		},
+		"namespace directory": func(t *testing.T, root string) {
+			publish(t, root, ref, 1)
+			chown(t, filepath.Dir(directory(root, ref)), stranger)
+		},
+		"link to a directory": func(t *testing.T, root string) {
+			elsewhere := t.TempDir()
+			publish(t, elsewhere, ref, 1)
+			if err := os.Symlink(filepath.Join(elsewhere, ref.Namespace), filepath.Join(root, ref.Namespace)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+	for name, f := range plant {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			f(t, root)
+			if e, err := Resolve(root, ref); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("resolved %v, %v", e, err)
+			}
+			if _, err := (Publisher{Root: root}).Publish(ref, sample(2)); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("published into it: %v", err)
+			}
+		})
+	}
+}
+
+// Attack: a file is a link to something else, or no file at all.
+func TestPlantedFilesAreNotFollowed(t *testing.T) {
+	for _, name := range []string{portFile, caFile, clientCertFile, clientKeyFile, "../" + currentFile} {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			root := t.TempDir()
+			p := publish(t, root, ref, 1)
+			path := filepath.Join(directory(root, ref), p.Generation, name)
+			if err := os.Rename(path, path+".moved"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(path+".moved", path); err != nil {
+				t.Fatal(err)
+			}
+			if e, err := Resolve(root, ref); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("%v, %v", e, err)
+			}
+		})
+	}
+}
+
+func TestDamagedFilesGiveAClearError(t *testing.T) {
+	for name, c := range map[string]struct{ file, content string }{
+		"current empty":      {"../" + currentFile, ""},
+		"current elsewhere":  {"../" + currentFile, "../../other/g-00000000000000000000000000000000"},
+		"current dangling":   {"../" + currentFile, "g-00000000000000000000000000000000\n"},
+		"current of 1 MiB":   {"../" + currentFile, strings.Repeat("g", 1<<20)},
+		"port empty":         {portFile, ""},
+		"port zero":          {portFile, "0"},
+		"port too large":     {portFile, "65536"},
+		"port negative":      {portFile, "-1"},
+		"port with host":     {portFile, "evil.example.com:443"},
+		"CA empty":           {caFile, ""},
+		"key empty":          {clientKeyFile, ""},
+		"certificate 70 KiB": {clientCertFile, strings.Repeat("c", 70<<10)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			p := publish(t, root, ref, 1)
+			if err := os.WriteFile(filepath.Join(directory(root, ref), p.Generation, c.file), []byte(c.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			e, err := Resolve(root, ref)
+			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), ref.String()) {
+				t.Errorf("%v, %v", e, err)
+			}
+		})
+	}
+}
+
+func TestReadersSeeWholeGenerationsWhileOnesAreReplaced(t *testing.T) {
+	root := t.TempDir()
+	publish(t, root, ref, 1)
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 8 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				e, err := Resolve(root, ref)
+				if err != nil {
+					t.Errorf("a reader failed: %v", err)
+					return
+				}
+				checkWhole(t, e)
+			}
+		})
+	}
+	for n := range uint16(300) {
+		publish(t, root, ref, n+2)
+	}
+	close(stop)
+	readers.Wait()
+}
+
+func chown(t *testing.T, path string, uid int) {
+	t.Helper()
+	if err := os.Chown(path, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzResolve(f *testing.F) {
+	f.Add([]byte("g-00000000000000000000000000000000\n"), []byte("443\n"), []byte("ca"), []byte("key"))
+	f.Add([]byte("../.."), []byte("-1"), []byte(""), []byte("\x00"))
+	root := f.TempDir()
+	p, err := Publisher{Root: root}.Publish(ref, sample(1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	dir := directory(root, ref)
+	f.Fuzz(func(t *testing.T, current, port, ca, key []byte) {
+		if bytes.HasPrefix(current, []byte(generationPrefix)) {
+			current = []byte(p.Generation + "\n")
+		}
+		for name, data := range map[string][]byte{currentFile: current, p.Generation + "/" + portFile: port, p.Generation + "/" + caFile: ca, p.Generation + "/" + clientKeyFile: key} {
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, err := Resolve(root, ref)
+		if err != nil {
+			return
+		}
+		if e.Port == 0 || e.Generation != p.Generation || !bytes.Equal(e.CA, ca) || !bytes.Equal(e.ClientKey, key) {
+			t.Errorf("resolved %+v", e)
+		}
+	})
+}
