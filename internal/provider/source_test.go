@@ -1,0 +1,244 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// cluster is what the API server says, as the tests set it.
+type cluster struct {
+	password atomic.Value // string; what a fetch returns if err is nil
+	err      atomic.Value // errorBox
+	takes    time.Duration
+	fetches  atomic.Int64
+}
+
+type errorBox struct{ error }
+
+func (c *cluster) set(password string, err error) {
+	c.password.Store(password)
+	c.err.Store(errorBox{err})
+}
+
+func (c *cluster) read(ctx context.Context) (credential.Credential, []string, error) {
+	c.fetches.Add(1)
+	time.Sleep(c.takes)
+	if err := c.err.Load().(errorBox).error; err != nil {
+		return credential.Credential{}, nil, err
+	}
+	return credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte(c.password.Load().(string)))}, nil, nil
+}
+
+func newSource(t *testing.T, c *cluster) *source {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return &source{ctx: ctx, read: c.read, maxStale: DefaultMaxStale, log: quiet(), metrics: newMetrics()}
+}
+
+// want calls once and checks the password, or the problem's code.
+func want(t *testing.T, s *source, password string, code credential.ProblemCode) (stale bool) {
+	t.Helper()
+	cred, stale, err := s.get(t.Context())
+	var problem *credential.Problem
+	switch {
+	case code != "":
+		if !errors.As(err, &problem) || problem.Code != code {
+			t.Errorf("want %s, have %v (password %q)", code, err, cred.Password.Reveal())
+		}
+	case err != nil:
+		t.Errorf("want a credential, have %v", err)
+	case string(cred.Password.Reveal()) != password:
+		t.Errorf("want the password %q, have %q", password, cred.Password.Reveal())
+	}
+	cred.Password.Wipe() // what a call got is its own: wiping it must not reach the next
+	return stale
+}
+
+var errOut = errors.New("connection refused")
+
+func TestACopyServesForFiveSecondsAndNoLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		c.set("one", nil)
+		want(t, s, "one", "")
+		c.set("two", nil)
+		time.Sleep(4900 * time.Millisecond)
+		want(t, s, "one", "")
+		time.Sleep(200 * time.Millisecond)
+		want(t, s, "two", "")
+		if n := c.fetches.Load(); n != 2 {
+			t.Errorf("%d fetches", n)
+		}
+	})
+}
+
+func TestCallsThatComeTogetherShareOneFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{takes: time.Second}
+		s := newSource(t, c)
+		c.set("one", nil)
+		var calls sync.WaitGroup
+		for range 100 {
+			calls.Go(func() { want(t, s, "one", "") })
+		}
+		calls.Wait()
+		if n := c.fetches.Load(); n != 1 {
+			t.Errorf("%d fetches", n)
+		}
+	})
+}
+
+func TestACallerThatGoesAwayDoesNotEndTheOthersFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{takes: time.Second}
+		s := newSource(t, c)
+		c.set("one", nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			if _, _, err := s.get(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("the caller that went away: %v", err)
+			}
+		}()
+		synctest.Wait()
+		var calls sync.WaitGroup
+		calls.Go(func() { want(t, s, "one", "") })
+		synctest.Wait()
+		cancel()
+		calls.Wait()
+	})
+}
+
+func TestInAnOutageTheLastGoodCopyServesAtOnceUntilItIsTooOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{takes: fetchTimeout}
+		s := newSource(t, c)
+		c.set("one", nil)
+		want(t, s, "one", "")
+		time.Sleep(10 * time.Second)
+
+		c.set("", errOut)
+		began := time.Now()
+		if !want(t, s, "one", "") {
+			t.Error("a stale answer is not marked")
+		}
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("the first call of the outage took %v", took)
+		}
+		for range 1000 {
+			time.Sleep(7 * time.Millisecond)
+			began := time.Now()
+			want(t, s, "one", "")
+			if took := time.Since(began); took > 50*time.Millisecond {
+				t.Fatalf("a later call took %v", took)
+			}
+		}
+		time.Sleep(DefaultMaxStale - time.Minute)
+		want(t, s, "one", "")
+		time.Sleep(time.Minute)
+		want(t, s, "", credential.ProblemUnavailable)
+		s.mu.Lock()
+		if len(s.copy.Password.Reveal()) > 0 {
+			t.Error("a copy that may not serve is still in memory")
+		}
+		s.mu.Unlock()
+	})
+}
+
+func TestTheSourceRecoversByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		c.set("one", nil)
+		want(t, s, "one", "")
+		for round := range 3 {
+			time.Sleep(10 * time.Second)
+			c.set("", errOut)
+			want(t, s, "one", "")
+			c.set("two", nil)
+			time.Sleep(2 * time.Second) // nobody calls meanwhile
+			if stale := want(t, s, "two", ""); stale {
+				t.Error("still stale")
+			}
+			before := c.fetches.Load()
+			time.Sleep(time.Minute)
+			if n := c.fetches.Load(); n != before {
+				t.Errorf("round %d: %d fetches that nobody asked for", round, n-before)
+			}
+			c.set("one", nil)
+			want(t, s, "one", "")
+		}
+	})
+}
+
+// Attack: a copy outlives the permission. Deleted, forbidden and invalid are answers, not outages.
+func TestARefusalDropsTheCopyAtOnce(t *testing.T) {
+	for _, code := range []credential.ProblemCode{credential.ProblemSecretNotFound, credential.ProblemForbidden, credential.ProblemSecretInvalid} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &cluster{}
+			s := newSource(t, c)
+			c.set("one", nil)
+			want(t, s, "one", "")
+			s.mu.Lock()
+			held := s.copy.Password.Reveal()
+			s.mu.Unlock()
+
+			c.set("", &credential.Problem{Code: code, Detail: "no"})
+			time.Sleep(maxFresh + time.Millisecond)
+			want(t, s, "", code)
+			for _, b := range held {
+				if b != 0 {
+					t.Fatal("the dropped copy is still in memory")
+				}
+			}
+			// An outage right after does not bring it back.
+			c.set("", errOut)
+			time.Sleep(maxNegative + time.Millisecond)
+			want(t, s, "", credential.ProblemUnavailable)
+			// Nor does the Secret stay away when it is mended.
+			c.set("two", nil)
+			time.Sleep(recoverEvery + time.Millisecond)
+			want(t, s, "two", "")
+		})
+	}
+}
+
+func TestWithoutMaxStaleAnOutageRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		s.maxStale = 0
+		c.set("one", nil)
+		want(t, s, "one", "")
+		c.set("", errOut)
+		time.Sleep(maxFresh + time.Millisecond)
+		want(t, s, "", credential.ProblemUnavailable)
+	})
+}
+
+// A pod in a crash loop that asks for a Secret that is not there does not become load on the API server.
+func TestRefusalsAreRepeatedForASecondWithoutAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		c.set("", &credential.Problem{Code: credential.ProblemSecretNotFound})
+		for range 1000 {
+			want(t, s, "", credential.ProblemSecretNotFound)
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := c.fetches.Load(); n > 11 {
+			t.Errorf("%d fetches in 10 s", n)
+		}
+	})
+}
