@@ -1,0 +1,36 @@
+package com
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/windows"
+)
+
+var (
+	// CLSID is the plugin's class. It never changes: users' GMSACredentialSpecs name it.
+	CLSID = guid("{E4781092-F116-4B79-B55E-28EB6A224E26}")
+
+	iidUnknown      = guid("{00000000-0000-0000-C000-000000000046}")
+	iidClassFactory = guid("{00000001-0000-0000-C000-000000000046}")
+	iidCredentials  = guid("{6ECDA518-2010-4437-8BC3-46E752B7B172}") // ICcgDomainAuthCredentials, ccgplugins.h
+)
+
+var (
+	ole32                   = windows.NewLazySystemDLL("ole32.dll")
+	procCoTaskMemAlloc      = ole32.NewProc("CoTaskMemAlloc")
+	procCoCreateInstance    = ole32.NewProc("CoCreateInstance")
+	procCoIncrementMTAUsage = ole32.NewProc("CoIncrementMTAUsage")
+	procCoSuspend           = ole32.NewProc("CoSuspendClassObjects")
+	procCoResume            = ole32.NewProc("CoResumeClassObjects")
+)
+
+func guid(s string) windows.GUID {
+	g, err := windows.GUIDFromString(s)
+	if err != nil {
+		panic(err) // a constant of this package
+	}
+	return g
+}
+
+// foreign makes a pointer of an address outside Go's heap. A plain conversion would be right too, but vet cannot know it.
+func foreign(address uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }

@@ -1,0 +1,31 @@
+package com
+
+import (
+	"fmt"
+
+	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
+)
+
+// HRESULT is the result of a COM call ([MS-ERREF] 2.1). A failed one is an error.
+type HRESULT uint32
+
+const (
+	sOK                     HRESULT = 0
+	sFalse                  HRESULT = 1
+	eNoInterface            HRESULT = 0x80004002
+	classENoAggregation     HRESULT = 0x80040110
+	classEClassNotAvailable HRESULT = 0x80040111
+)
+
+// Failed tells whether the highest bit, the severity, is set.
+func (hr HRESULT) Failed() bool { return hr>>31 == 1 }
+
+// Cause returns the plugin's cause with this HRESULT, or nil.
+func (hr HRESULT) Cause() *cause.Cause { return cause.OfHResult(uint32(hr)) }
+
+func (hr HRESULT) Error() string {
+	if c := hr.Cause(); c != nil {
+		return fmt.Sprintf("0x%08X (%s)", uint32(hr), c.Name)
+	}
+	return fmt.Sprintf("0x%08X", uint32(hr))
+}

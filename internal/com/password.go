@@ -1,0 +1,32 @@
+package com
+
+import (
+	"fmt"
+	"log/slog"
+)
+
+// Password holds the UTF-16 code units of a password as the class gave them, and shows them to nobody who does not ask
+// with Reveal. The zero value is the empty password.
+type Password struct {
+	// Behind a pointer for the reason that credential.Password has.
+	units *[]uint16
+}
+
+const redacted = "[redacted]"
+
+// Reveal returns the code units themselves, not a copy: Wipe clears what it returned.
+func (p Password) Reveal() []uint16 {
+	if p.units == nil {
+		return nil
+	}
+	return *p.units
+}
+
+// Wipe overwrites the password with zeros.
+func (p Password) Wipe() { clear(p.Reveal()) }
+
+func (p Password) String() string               { return redacted }
+func (p Password) GoString() string             { return redacted }
+func (p Password) Format(f fmt.State, _ rune)   { _, _ = f.Write([]byte(redacted)) }
+func (p Password) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (p Password) MarshalText() ([]byte, error) { return []byte(redacted), nil }

@@ -1,0 +1,28 @@
+// Package version tells which version this program is.
+package version
+
+import "runtime/debug"
+
+// version is set by the release build: -ldflags "-X github.com/ccgrkc/ccgrkc/internal/version.version=v1.2.3".
+var version string
+
+// String returns the version of this program: what the build set, or else the module's version or the commit, or else
+// "(devel)".
+func String() string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "(devel)"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return "(devel) " + s.Value[:12]
+		}
+	}
+	return "(devel)"
+}
