@@ -58,7 +58,8 @@ func OpenTrusted(path string) (*os.File, error) {
 	}
 	directory, err := checkHandle(handle, path)
 	if err == nil && directory {
-		err = &os.PathError{Op: "open", Path: path, Err: errors.New("is a directory, a file is wanted")}
+		err = &UntrustedError{Path: path, Reason: "it is a directory, a file is wanted",
+			Remedy: "delete the directory as an administrator and start again"}
 	}
 	if err != nil {
 		windows.CloseHandle(handle)

@@ -1,0 +1,130 @@
+package installer
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
+)
+
+// State says in one word what a value, or the whole host, is like.
+type State string
+
+// States of a row, and of the whole.
+const (
+	OK      State = "ok"
+	Drift   State = "drift"
+	Missing State = "missing"
+
+	Installed    State = "installed"
+	NotInstalled State = "not installed"
+)
+
+// Exit codes of the status command.
+const (
+	ExitInstalled    = 0
+	ExitFailed       = 1
+	ExitNotInstalled = 3
+	ExitDrift        = 4
+)
+
+// Row is one thing that install makes, as it should be and as it is.
+type Row struct {
+	Object   string `json:"object"` // a registry key under HKEY_LOCAL_MACHINE, or a file
+	Value    string `json:"value,omitempty"`
+	Expected string `json:"expected"`
+	Actual   string `json:"actual"`
+	State    State  `json:"state"`
+}
+
+// SelfTest is what the class answered, or why there is no good answer.
+type SelfTest struct {
+	selftest.Report
+	Error string `json:"error,omitempty"`
+}
+
+// Report is what status found.
+type Report struct {
+	State     State     `json:"state"`
+	Rows      []Row     `json:"rows"`
+	Foreign   string    `json:"foreign,omitempty"`   // somebody else's registration of the same class
+	Leftovers []string  `json:"leftovers,omitempty"` // files of other versions, and temporary ones
+	Journal   []string  `json:"journal,omitempty"`   // keys whose owner and DACL a killed installer has not given back
+	Notes     []string  `json:"notes,omitempty"`
+	SelfTest  *SelfTest `json:"selfTest,omitempty"` // nil if there was nothing whole to test
+}
+
+// ExitCode is what a script can tell the states apart by.
+func (r *Report) ExitCode() int {
+	switch r.State {
+	case Installed:
+		return ExitInstalled
+	case NotInstalled:
+		return ExitNotInstalled
+	}
+	return ExitDrift
+}
+
+// conclude derives the state of the whole from the parts. Leftovers alone change nothing: an old DLL stays for as long as a
+// surrogate has it loaded.
+func (r *Report) conclude() {
+	counts := map[State]int{}
+	for _, row := range r.Rows {
+		counts[row.State]++
+	}
+	switch {
+	case r.Foreign != "" || len(r.Journal) > 0:
+		r.State = Drift
+	case counts[Missing] == len(r.Rows):
+		r.State = NotInstalled
+	case counts[OK] < len(r.Rows):
+		r.State = Drift
+	case r.SelfTest == nil || r.SelfTest.Error != "":
+		r.State = Drift
+	default:
+		r.State = Installed
+	}
+}
+
+// WriteText writes the report as a table for people.
+func (r *Report) WriteText(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "STATE\tOBJECT\tVALUE\tEXPECTED\tACTUAL")
+	for _, row := range r.Rows {
+		actual := row.Actual
+		if row.State == OK {
+			actual = "="
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", row.State, row.Object, row.Value, row.Expected, actual)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	var b strings.Builder
+	switch {
+	case r.SelfTest == nil:
+		fmt.Fprintln(&b, "self-test: not run, because the registration is not whole")
+	case r.SelfTest.Error != "":
+		fmt.Fprintln(&b, "self-test: failed:", r.SelfTest.Error)
+	default:
+		fmt.Fprintf(&b, "self-test: version %s answered as %s from %s (process %d)\n",
+			r.SelfTest.Version, r.SelfTest.Identity, r.SelfTest.Module, r.SelfTest.PID)
+	}
+	if r.Foreign != "" {
+		fmt.Fprintln(&b, "foreign registration:", r.Foreign)
+	}
+	for _, key := range r.Journal {
+		fmt.Fprintf(&b, "interrupted change: owner and DACL of %s are still to be given back; run install or uninstall\n", key)
+	}
+	for _, file := range r.Leftovers {
+		fmt.Fprintln(&b, "leftover file:", file)
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintln(&b, "note:", note)
+	}
+	fmt.Fprintln(&b, "state:", r.State)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
