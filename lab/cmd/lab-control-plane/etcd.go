@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+
+	"go.etcd.io/etcd/server/v3/embed"
+)
+
+// etcdEndpoint is a Unix socket in the working directory: no port that another process could take.
+const etcdEndpoint = "unix://etcd.sock"
+
+func startEtcd(ended chan<- error) error {
+	config := embed.NewConfig()
+	config.Dir = "etcd"
+	config.LogLevel = "error"
+	// A crash of the machine may lose the lab; a crash of the process loses nothing.
+	config.UnsafeNoFsync = true
+	// A lone member need not wait for others before it elects itself. Milliseconds.
+	config.TickMs, config.ElectionMs = 10, 100
+	client, peer := url.URL{Scheme: "unix", Host: "etcd.sock"}, url.URL{Scheme: "unix", Host: "etcd-peer.sock"}
+	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	config.InitialCluster = config.InitialClusterFromName(config.Name)
+
+	etcd, err := embed.StartEtcd(config)
+	if err != nil {
+		return fmt.Errorf("etcd does not start: %w", err)
+	}
+	select {
+	case <-etcd.Server.ReadyNotify():
+	case err := <-etcd.Err():
+		return fmt.Errorf("etcd does not start: %w", err)
+	}
+	go func() { ended <- fmt.Errorf("etcd ended: %w", <-etcd.Err()) }()
+	return nil
+}

@@ -1,0 +1,7 @@
+/* mingw-w64 10's unknwnbase.h declares these for C++ only; librpcrt4.a exports them. */
+#define CINTERFACE
+#include <windows.h>
+#include <objbase.h>
+HRESULT STDMETHODCALLTYPE IUnknown_QueryInterface_Proxy(IUnknown *This, REFIID riid, void **object);
+ULONG STDMETHODCALLTYPE IUnknown_AddRef_Proxy(IUnknown *This);
+ULONG STDMETHODCALLTYPE IUnknown_Release_Proxy(IUnknown *This);

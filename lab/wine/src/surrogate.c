@@ -1,0 +1,393 @@
+/* dllhost.exe: the lab's stand-in for Windows' surrogate process.
+ *
+ *   dllhost.exe /PROCESSID:{AppID}
+ *
+ * It loads the in-process classes of an AppID and offers them to other processes, any number of clients at once, from the
+ * multithreaded apartment, as Windows does. Wine's own offers a class to one client per process. What it does as
+ * Windows does, because a plugin can see it:
+ *
+ * - A client gets the surrogate's class factory, never the DLL's, so only objects keep the DLL busy.
+ * - When DllCanUnloadNow has said S_OK for a minute it takes no more clients, looks again, and exits.
+ *   SURROGATE_IDLE_MS, taken from the activating client's environment, replaces the minute.
+ * - CoSuspendClassObjects sends new activations to a new process; the old one exits when its objects are gone. It is a
+ *   stub in Wine, so it is replaced in this process.
+ *
+ * Wine keeps for ever the references of a client that died; then this process does not end by itself.
+ *
+ * It does not use CoRegisterClassObject. In Wine an activation is a pipe named by the class, from which the client reads
+ * a marshalled IServiceProvider, which it asks for the class object. CoRevokeClassObject makes that second step fail for
+ * a client that has done the first. Here the pipe closes first and the provider goes when nobody is on the way to it. */
+
+#define COBJMACROS
+#include <windows.h>
+#include <objbase.h>
+#include <servprov.h>
+#include <stdlib.h>
+#include <string.h>
+#include <wchar.h>
+
+#define MAX_CLASSES 8
+#define LISTENERS 8   /* pipe instances; a client that finds none free may start another surrogate */
+#define POLL_MS 500
+#define GRACE_MS 2000 /* between reading the pipe and being counted as a reference; it takes a client 1 ms */
+
+struct served {
+    IServiceProvider provider;
+    IClassFactory factory;
+    LONG provider_refs, factory_refs, locks, creating;
+
+    CLSID clsid;
+    HRESULT(WINAPI *get_class_object)(REFCLSID, REFIID, void **);
+    HRESULT(WINAPI *can_unload_now)(void);
+
+    IStream *marshalled;
+    BYTE reference[256]; /* what marshalled holds */
+    ULONG reference_size;
+    HANDLE stop, listeners[LISTENERS];
+};
+
+static struct served classes[MAX_CLASSES];
+static int class_count;
+
+static CRITICAL_SECTION lock; /* guards what follows */
+static BOOL serving;
+static ULONGLONG closed_at;
+
+/* ---- the class factory that clients get */
+
+static struct served *of_factory(IClassFactory *f) { return CONTAINING_RECORD(f, struct served, factory); }
+
+static HRESULT WINAPI factory_query(IClassFactory *f, REFIID iid, void **object)
+{
+    *object = NULL;
+    if (!IsEqualIID(iid, &IID_IUnknown) && !IsEqualIID(iid, &IID_IClassFactory))
+        return E_NOINTERFACE;
+    *object = f;
+    IClassFactory_AddRef(f);
+    return S_OK;
+}
+
+static ULONG WINAPI factory_addref(IClassFactory *f) { return InterlockedIncrement(&of_factory(f)->factory_refs); }
+
+static ULONG WINAPI factory_release(IClassFactory *f) { return InterlockedDecrement(&of_factory(f)->factory_refs); }
+
+static HRESULT WINAPI factory_create(IClassFactory *f, IUnknown *outer, REFIID iid, void **object)
+{
+    struct served *s = of_factory(f);
+    IClassFactory *inner;
+    HRESULT hr;
+
+    *object = NULL;
+    if (outer)
+        return CLASS_E_NOAGGREGATION;
+    /* The DLL itself is asked, not COM: an upgrade may have registered another one since. */
+    InterlockedIncrement(&s->creating);
+    hr = s->get_class_object(&s->clsid, &IID_IClassFactory, (void **)&inner);
+    if (SUCCEEDED(hr)) {
+        hr = IClassFactory_CreateInstance(inner, NULL, iid, object);
+        IClassFactory_Release(inner);
+    }
+    InterlockedDecrement(&s->creating);
+    return hr;
+}
+
+static HRESULT WINAPI factory_lock(IClassFactory *f, BOOL on)
+{
+    if (on)
+        InterlockedIncrement(&of_factory(f)->locks);
+    else
+        InterlockedDecrement(&of_factory(f)->locks);
+    return S_OK;
+}
+
+static IClassFactoryVtbl factory_vtbl = {factory_query, factory_addref, factory_release, factory_create, factory_lock};
+
+/* ---- the provider that Wine's client asks for it */
+
+static struct served *of_provider(IServiceProvider *p) { return CONTAINING_RECORD(p, struct served, provider); }
+
+static HRESULT WINAPI provider_query(IServiceProvider *p, REFIID iid, void **object)
+{
+    *object = NULL;
+    if (!IsEqualIID(iid, &IID_IUnknown) && !IsEqualIID(iid, &IID_IServiceProvider))
+        return E_NOINTERFACE;
+    *object = p;
+    IServiceProvider_AddRef(p);
+    return S_OK;
+}
+
+static ULONG WINAPI provider_addref(IServiceProvider *p) { return InterlockedIncrement(&of_provider(p)->provider_refs); }
+
+static ULONG WINAPI provider_release(IServiceProvider *p) { return InterlockedDecrement(&of_provider(p)->provider_refs); }
+
+static HRESULT WINAPI provider_service(IServiceProvider *p, REFGUID service, REFIID iid, void **object)
+{
+    struct served *s = of_provider(p);
+
+    *object = NULL;
+    if (!IsEqualGUID(service, &s->clsid))
+        return REGDB_E_CLASSNOTREG;
+    return IClassFactory_QueryInterface(&s->factory, iid, object);
+}
+
+static IServiceProviderVtbl provider_vtbl = {provider_query, provider_addref, provider_release, provider_service};
+
+/* ---- the pipe */
+
+static void send_reference(struct served *s, HANDLE pipe)
+{
+    OVERLAPPED o = {.hEvent = CreateEventW(NULL, TRUE, FALSE, NULL)};
+    DWORD written;
+
+    if (WriteFile(pipe, s->reference, s->reference_size, NULL, &o) || GetLastError() == ERROR_IO_PENDING)
+        if (GetOverlappedResult(pipe, &o, &written, TRUE))
+            FlushFileBuffers(pipe); /* until the client has read it */
+    CloseHandle(o.hEvent);
+}
+
+static DWORD WINAPI listen_on_pipe(void *arg)
+{
+    struct served *s = arg;
+    OVERLAPPED o = {.hEvent = CreateEventW(NULL, TRUE, FALSE, NULL)};
+    HANDLE events[2] = {o.hEvent, s->stop}, pipe;
+    WCHAR name[64] = L"\\\\.\\pipe\\";
+    BOOL connected, stopping = FALSE;
+    DWORD error, ignored;
+
+    StringFromGUID2(&s->clsid, name + wcslen(name), 39);
+    pipe = CreateNamedPipeW(name, PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED, PIPE_TYPE_BYTE | PIPE_WAIT,
+                            PIPE_UNLIMITED_INSTANCES, 4096, 4096, 500, NULL);
+    while (pipe != INVALID_HANDLE_VALUE && !stopping) {
+        ResetEvent(o.hEvent);
+        connected = ConnectNamedPipe(pipe, &o);
+        error = connected ? 0 : GetLastError();
+        if (error == ERROR_PIPE_CONNECTED)
+            connected = TRUE;
+        if (error == ERROR_IO_PENDING) {
+            if (WaitForMultipleObjects(2, events, FALSE, INFINITE) != WAIT_OBJECT_0)
+                CancelIoEx(pipe, &o);
+            /* One who connected while this stopped is served: it would not ask again. */
+            connected = GetOverlappedResult(pipe, &o, &ignored, TRUE);
+        }
+        if (connected)
+            send_reference(s, pipe);
+        DisconnectNamedPipe(pipe);
+        stopping = WaitForSingleObject(s->stop, 0) == WAIT_OBJECT_0;
+    }
+    CloseHandle(pipe);
+    CloseHandle(o.hEvent);
+    return 0;
+}
+
+static HRESULT marshal(struct served *s)
+{
+    LARGE_INTEGER begin = {.QuadPart = 0};
+    HRESULT hr = CreateStreamOnHGlobal(NULL, TRUE, &s->marshalled);
+
+    if (FAILED(hr))
+        return hr;
+    hr = CoMarshalInterface(s->marshalled, &IID_IServiceProvider, (IUnknown *)&s->provider, MSHCTX_LOCAL, NULL,
+                            MSHLFLAGS_TABLESTRONG);
+    if (FAILED(hr))
+        return hr;
+    IStream_Seek(s->marshalled, begin, STREAM_SEEK_SET, NULL);
+    return IStream_Read(s->marshalled, s->reference, sizeof(s->reference), &s->reference_size);
+}
+
+static void release_reference(struct served *s)
+{
+    LARGE_INTEGER begin = {.QuadPart = 0};
+
+    IStream_Seek(s->marshalled, begin, STREAM_SEEK_SET, NULL);
+    CoReleaseMarshalData(s->marshalled);
+    IStream_Release(s->marshalled);
+    s->marshalled = NULL;
+}
+
+/* ---- serving and not serving; the first two with the lock held */
+
+static HRESULT open_pipes(void)
+{
+    for (int i = 0; i < class_count; i++) {
+        struct served *s = &classes[i];
+        HRESULT hr = s->marshalled ? S_OK : marshal(s);
+
+        if (FAILED(hr))
+            return hr;
+        ResetEvent(s->stop);
+        for (int j = 0; j < LISTENERS; j++)
+            s->listeners[j] = CreateThread(NULL, 0, listen_on_pipe, s, 0, NULL);
+    }
+    serving = TRUE;
+    return S_OK;
+}
+
+/* After it no new client comes; those that have read the pipe go on. */
+static void close_pipes(void)
+{
+    if (!serving)
+        return;
+    for (int i = 0; i < class_count; i++)
+        SetEvent(classes[i].stop);
+    for (int i = 0; i < class_count; i++) {
+        WaitForMultipleObjects(LISTENERS, classes[i].listeners, TRUE, INFINITE);
+        for (int j = 0; j < LISTENERS; j++)
+            CloseHandle(classes[i].listeners[j]);
+    }
+    serving = FALSE;
+    closed_at = GetTickCount64();
+}
+
+static HRESULT WINAPI suspend_class_objects(void)
+{
+    EnterCriticalSection(&lock);
+    close_pipes();
+    LeaveCriticalSection(&lock);
+    return S_OK;
+}
+
+static HRESULT WINAPI resume_class_objects(void)
+{
+    HRESULT hr = S_OK;
+
+    EnterCriticalSection(&lock);
+    if (!serving)
+        hr = open_pipes();
+    LeaveCriticalSection(&lock);
+    return hr;
+}
+
+/* No objects and no creation under way. Not with the lock held: the DLL may hold one of its own over a suspension. */
+static BOOL unused(void)
+{
+    for (int i = 0; i < class_count; i++)
+        if (classes[i].creating || classes[i].locks > 0 || classes[i].can_unload_now() != S_OK)
+            return FALSE;
+    return TRUE;
+}
+
+/* With the pipes closed: nobody holds, or is about to get, a reference to a provider or a factory. */
+static BOOL drained(void)
+{
+    BOOL all = TRUE;
+
+    EnterCriticalSection(&lock);
+    if (serving || GetTickCount64() - closed_at < GRACE_MS)
+        all = FALSE;
+    for (int i = 0; all && i < class_count; i++)
+        if (classes[i].marshalled)
+            release_reference(&classes[i]);
+    for (int i = 0; all && i < class_count; i++)
+        all = classes[i].provider_refs == 1 && classes[i].factory_refs == 1;
+    LeaveCriticalSection(&lock);
+    return all;
+}
+
+/* ---- start */
+
+/* Makes every caller of a system function in this process come to ours: a jump over its first bytes. */
+static BOOL replace(const WCHAR *dll, const char *name, void *with)
+{
+    BYTE jump[14] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0], and the address follows */
+    HMODULE module = LoadLibraryW(dll);
+    BYTE *at = module ? (BYTE *)(void *)GetProcAddress(module, name) : NULL;
+    DWORD before;
+
+    if (!at || !VirtualProtect(at, sizeof(jump), PAGE_EXECUTE_READWRITE, &before))
+        return FALSE;
+    memcpy(jump + 6, &with, sizeof(with));
+    memcpy(at, jump, sizeof(jump));
+    VirtualProtect(at, sizeof(jump), before, &before);
+    return FlushInstructionCache(GetCurrentProcess(), at, sizeof(jump));
+}
+
+static BOOL read_class_value(const WCHAR *clsid, const WCHAR *subkey, const WCHAR *value, WCHAR *out, DWORD size)
+{
+    WCHAR key[128];
+
+    swprintf(key, 128, L"SOFTWARE\\Classes\\CLSID\\%ls%ls", clsid, subkey);
+    return !RegGetValueW(HKEY_LOCAL_MACHINE, key, value, RRF_RT_REG_SZ | RRF_RT_REG_EXPAND_SZ, NULL, out, &size);
+}
+
+static BOOL add_class(const WCHAR *name)
+{
+    struct served *s = &classes[class_count];
+    WCHAR path[MAX_PATH];
+    HMODULE dll;
+
+    if (class_count == MAX_CLASSES || FAILED(CLSIDFromString(name, &s->clsid)))
+        return FALSE;
+    if (!read_class_value(name, L"\\InprocServer32", NULL, path, sizeof(path)))
+        return TRUE; /* a class without a DLL is none of the surrogate's */
+    dll = LoadLibraryExW(path, NULL, LOAD_WITH_ALTERED_SEARCH_PATH);
+    if (!dll)
+        return FALSE;
+    s->get_class_object = (void *)GetProcAddress(dll, "DllGetClassObject");
+    s->can_unload_now = (void *)GetProcAddress(dll, "DllCanUnloadNow");
+    if (!s->get_class_object || !s->can_unload_now)
+        return FALSE;
+    s->provider.lpVtbl = &provider_vtbl;
+    s->factory.lpVtbl = &factory_vtbl;
+    s->provider_refs = s->factory_refs = 1;
+    s->stop = CreateEventW(NULL, TRUE, FALSE, NULL);
+    class_count++;
+    return TRUE;
+}
+
+/* Adds the classes whose AppID is the one on the command line. Windows passes the AppID, Wine 8 the class. */
+static BOOL add_classes(const WCHAR *id)
+{
+    WCHAR appid[64], clsid[64], value[64];
+    DWORD length;
+    HKEY key;
+
+    if (!read_class_value(id, L"", L"AppID", appid, sizeof(appid)))
+        wcsncpy(appid, id, 63)[63] = 0;
+    if (RegOpenKeyExW(HKEY_LOCAL_MACHINE, L"SOFTWARE\\Classes\\CLSID", 0, KEY_ENUMERATE_SUB_KEYS, &key))
+        return FALSE;
+    for (DWORD i = 0; length = 64, !RegEnumKeyExW(key, i, clsid, &length, NULL, NULL, NULL, NULL); i++)
+        if (read_class_value(clsid, L"", L"AppID", value, sizeof(value)) && !_wcsicmp(value, appid) && !add_class(clsid))
+            return FALSE;
+    RegCloseKey(key);
+    return class_count > 0;
+}
+
+int wmain(int argc, WCHAR **argv)
+{
+    static const WCHAR option[] = L"/PROCESSID:";
+    WCHAR text[16], *id = NULL;
+    ULONGLONG used_at;
+    DWORD idle_ms = 60000;
+    HRESULT hr;
+
+    for (int i = 1; i < argc; i++)
+        if (!_wcsnicmp(argv[i], option, wcslen(option)))
+            id = argv[i] + wcslen(option);
+    if (!id)
+        return 2;
+    if (GetEnvironmentVariableW(L"SURROGATE_IDLE_MS", text, 16))
+        idle_ms = wcstoul(text, NULL, 10);
+    if (FAILED(CoInitializeEx(NULL, COINIT_MULTITHREADED)))
+        return 3;
+    InitializeCriticalSection(&lock);
+    if (!replace(L"combase.dll", "CoSuspendClassObjects", (void *)suspend_class_objects) ||
+        !replace(L"combase.dll", "CoResumeClassObjects", (void *)resume_class_objects))
+        return 4;
+    if (!add_classes(id))
+        return 5;
+    EnterCriticalSection(&lock);
+    hr = open_pipes();
+    LeaveCriticalSection(&lock);
+    if (FAILED(hr))
+        return 6;
+
+    used_at = GetTickCount64();
+    do {
+        Sleep(idle_ms < POLL_MS ? idle_ms : POLL_MS);
+        if (!unused())
+            used_at = GetTickCount64();
+        if (GetTickCount64() - used_at >= idle_ms)
+            suspend_class_objects();
+    } while (!drained() || !unused());
+    ExitProcess(0);
+}
