@@ -40,7 +40,7 @@ func (p *Plugin) Report(c *cause.Cause, input, detail string) {
 
 // quoteInput makes a plugin input fit for an event, whatever it holds.
 func quoteInput(input string) string {
-	runes := []rune(input[:min(len(input), 4*maxInput)])
+	runes := []rune(input[:min(len(input), 4*(maxInput+1))])
 	cut := ""
 	if len(runes) > maxInput {
 		runes, cut = runes[:maxInput], " (cut)"
