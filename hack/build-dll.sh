@@ -15,10 +15,13 @@ go run ./hack/messages -dir "$work" -version "$version"
 	x86_64-w64-mingw32-windres plugin.rc resources.o
 )
 
-# The resources go to the external linker, so that nothing built lies in the source tree. Their path is part of what Go hashes
-# into its build ID; without one, equal sources give an equal file, on which the installer's naming by hash rests.
+# Equal sources give an equal file, on which the installer's naming by hash rests: no build ID (Go hashes the flags into it,
+# and with them the temporary path of the resources), and a fixed image base (ld makes one of the output's temporary path;
+# Windows places the DLL by itself anyway). The resources go to the external linker, so that nothing built lies in the
+# source tree.
 GOOS=windows GOARCH=amd64 CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go build -buildmode=c-shared -trimpath -buildvcs=false \
-	-ldflags "-s -w -buildid= -X github.com/ccgrkc/ccgrkc/internal/version.version=$version -extldflags=$work/resources.o" \
+	-ldflags "-s -w -buildid= -X github.com/ccgrkc/ccgrkc/internal/version.version=$version \
+		'-extldflags=-Wl,--image-base,0x180000000 $work/resources.o'" \
 	-o "$work/ccg-plugin.dll" ./cmd/ccg-plugin
 mkdir -p "$(dirname "$output")"
 mv "$work/ccg-plugin.dll" "$output" # without the C header that Go puts beside it

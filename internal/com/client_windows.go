@@ -64,8 +64,7 @@ func (o *Object) GetPasswordCredentials(input string) (Result, error) {
 		// The class could only be given what stands before the NUL, which is another input.
 		return Result{}, fmt.Errorf("plugin input %q holds a NUL: %w", input, HRESULT(cause.InvalidInput.HResult))
 	}
-	// On the heap: the stack may move while the call is under way.
-	out := new([3]*uint16)
+	var out [3]*uint16
 	r, _, _ := syscall.SyscallN(o.p.table[3], uintptr(unsafe.Pointer(o.p)), uintptr(unsafe.Pointer(in)),
 		uintptr(unsafe.Pointer(&out[0])), uintptr(unsafe.Pointer(&out[1])), uintptr(unsafe.Pointer(&out[2])))
 	runtime.KeepAlive(in)
@@ -73,7 +72,7 @@ func (o *Object) GetPasswordCredentials(input string) (Result, error) {
 		return Result{}, HRESULT(r) // the out pointers are null
 	}
 	domainName, username, password := takeString(out[0]), takeString(out[1]), takeString(out[2])
-	result := Result{string(windows.UTF16ToString(domainName)), windows.UTF16ToString(username), Password{&password}}
+	result := Result{windows.UTF16ToString(domainName), windows.UTF16ToString(username), Password{&password}}
 	if out[0] == nil || out[1] == nil || out[2] == nil {
 		result.Password.Wipe()
 		return Result{}, errors.New("the class returned success and a null pointer: its proxy/stub or its server is defective")

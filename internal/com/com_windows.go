@@ -24,6 +24,14 @@ var (
 	procCoResume            = ole32.NewProc("CoResumeClassObjects")
 )
 
+const (
+	sOK                     HRESULT = 0
+	sFalse                  HRESULT = 1
+	eNoInterface            HRESULT = 0x80004002
+	classENoAggregation     HRESULT = 0x80040110
+	classEClassNotAvailable HRESULT = 0x80040111
+)
+
 func guid(s string) windows.GUID {
 	g, err := windows.GUIDFromString(s)
 	if err != nil {

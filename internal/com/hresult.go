@@ -9,14 +9,6 @@ import (
 // HRESULT is the result of a COM call ([MS-ERREF] 2.1). A failed one is an error.
 type HRESULT uint32
 
-const (
-	sOK                     HRESULT = 0
-	sFalse                  HRESULT = 1
-	eNoInterface            HRESULT = 0x80004002
-	classENoAggregation     HRESULT = 0x80040110
-	classEClassNotAvailable HRESULT = 0x80040111
-)
-
 // Failed tells whether the highest bit, the severity, is set.
 func (hr HRESULT) Failed() bool { return hr>>31 == 1 }
 
