@@ -1,0 +1,134 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+	"github.com/ccgrkc/ccgrkc/lab/stage"
+)
+
+// nextInstaller builds an installer with a DLL of another version in it.
+func nextInstaller(t *testing.T) string {
+	t.Helper()
+	top := filepath.Dir(stage.Dist())
+	dir := t.TempDir()
+	dll, exe := filepath.Join(dir, "ccg-plugin.dll"), filepath.Join(dir, "ccg-plugin-installer.exe")
+	run := func(env []string, name string, args ...string) {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = top
+		cmd.Env = append(os.Environ(), env...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+	}
+	run(nil, filepath.Join(top, "hack", "build-dll.sh"), dll, "v999.0.0")
+	overlay := filepath.Join(dir, "overlay.json")
+	b, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(top, "internal", "installer", "dll", "ccg-plugin.dll"): dll}})
+	must(t, err)
+	must(t, os.WriteFile(overlay, b, 0o600))
+	run([]string{"GOOS=windows", "CGO_ENABLED=0"}, "go", "build", "-trimpath", "-overlay", overlay, "-o", exe, "./cmd/ccg-plugin-installer")
+	return exe
+}
+
+// An upgrade while a surrogate has the old DLL loaded and calls are in flight: no call fails, new activations use the new
+// DLL, and the old file goes away.
+func TestUpgradeUnderLoad(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	next := nextInstaller(t)
+	s := newStage(t)
+	install(t, s)
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	startProvider(t, s, web)
+	old := dlls(t, s)
+	if len(old) != 1 {
+		t.Fatalf("installed: %q", old)
+	}
+	if v := selfTest(t, s); strings.HasPrefix(v, "v999") {
+		t.Fatalf("the old DLL answers %q", v)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	type result struct {
+		out []byte
+		err error
+	}
+	loads := make(chan result, 2)
+	go func() { // objects that live through the upgrade
+		out, err := s.CCG(ctx, "--input", webInput, "--calls", "20000", "--parallel", "4")
+		loads <- result{out, err}
+	}()
+	stop := make(chan struct{})
+	go func() { // and activations before, while and after
+		for {
+			select {
+			case <-stop:
+				loads <- result{}
+				return
+			default:
+			}
+			if out, err := s.CCG(ctx, "--input", webInput, "--calls", "20", "--parallel", "2", "--activations"); err != nil {
+				loads <- result{out, err}
+				return
+			}
+		}
+	}()
+	time.Sleep(3 * time.Second)
+
+	must(t, s.Node.Install(next, `C:\lab\ccg-plugin-installer.exe`))
+	if out, err := s.Installer(ctx, "install"); err != nil {
+		t.Errorf("upgrade: %v\n%s", err, out)
+	}
+	if v := selfTest(t, s); !strings.HasPrefix(v, "v999") {
+		t.Errorf("after the upgrade a new activation is answered by %q", v)
+	}
+	close(stop)
+	for range 2 {
+		if r := <-loads; r.err != nil {
+			t.Errorf("calls failed: %v\n%s", r.err, r.out)
+		}
+	}
+	// The old surrogate ends when nobody uses it any more; then the next pass removes its file.
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		if out, err := s.Installer(ctx, "install"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		now := dlls(t, s)
+		if len(now) == 1 && now[0] != old[0] {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatalf("a minute after the load ended there are %q", now)
+		}
+	}
+}
+
+func dlls(t *testing.T, s *stage.Stage) []string {
+	t.Helper()
+	found, err := filepath.Glob(s.Node.Path(`C:\Program Files\CCGRKC\*.dll`))
+	must(t, err)
+	return found
+}
+
+// selfTest returns the version of the DLL that a new activation is answered by.
+func selfTest(t *testing.T, s *stage.Stage) string {
+	t.Helper()
+	a := fetch(t, s, "?self-test")
+	var report struct{ Version string }
+	if err := json.Unmarshal([]byte(a.Domain), &report); err != nil {
+		t.Fatalf("self-test: %+v", a)
+	}
+	if a.Username != "" || a.PasswordUnits != 0 {
+		t.Errorf("the self-test returned more than a report: %+v", a)
+	}
+	return report.Version
+}

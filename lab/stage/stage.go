@@ -1,0 +1,245 @@
+// Package stage puts the product's Windows programs on a Wine node and runs them there against the lab's control plane: the
+// Account Provider as a pod would run it, the installer, and the ccg.exe emulator. The demo and the end-to-end tests are
+// built on it.
+package stage
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+	"unicode/utf16"
+
+	"github.com/ccgrkc/ccgrkc/lab/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+	"github.com/ccgrkc/ccgrkc/lab/wine"
+)
+
+// HostPath is where providers publish, on a node's drive.
+const HostPath = `C:\var\lib\rancher\gmsa`
+
+// programs is where the product's programs are put on a node.
+const programs = `C:\lab`
+
+// Dist is the directory that make build fills: dist at the top of the checkout that the working directory is in.
+func Dist() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "dist"
+	}
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "hack", "build-dll.sh")); err == nil {
+			return filepath.Join(dir, "dist")
+		}
+	}
+	return "dist"
+}
+
+// Stage is one node, one control plane, and a directory for what programs print.
+type Stage struct {
+	ControlPlane *controlplane.ControlPlane
+	Node         *wine.Node
+	Logs         string
+}
+
+// Put copies programs from make build's directory to the node.
+func (s *Stage) Put(names ...string) error {
+	for _, name := range names {
+		from := filepath.Join(Dist(), name)
+		if _, err := os.Stat(from); err != nil {
+			return fmt.Errorf("%w; make build makes it", err)
+		}
+		if err := s.Node.Install(from, programs+`\`+filepath.Base(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Program is a running program of the node.
+type Program struct {
+	LogFile string
+	process *child.Process
+}
+
+// StartProvider runs the Account Provider of an account as a pod under containerd 1.6 would see its world: its own
+// ServiceAccount token and CA below %CONTAINER_SANDBOX_MOUNT_POINT%, the API server in the environment.
+func (s *Stage) StartProvider(ctx context.Context, account controlplane.Account, args ...string) (*Program, error) {
+	sandbox := `C:\containers\` + account.Namespace + "-" + account.Release
+	if err := s.ControlPlane.WriteServiceAccountFiles(ctx, account, s.Node.Path(sandbox+`\var\run\secrets\kubernetes.io\serviceaccount`), time.Hour); err != nil {
+		return nil, err
+	}
+	server, err := url.Parse(s.ControlPlane.Server)
+	if err != nil {
+		return nil, err
+	}
+	args = append([]string{"run", "--namespace", account.Namespace, "--secret", account.Secret}, args...)
+	cmd := s.Node.Command(context.Background(), programs+`\gmsa-account-provider.exe`, args...)
+	cmd.Env = append(cmd.Env, "KUBERNETES_SERVICE_HOST="+server.Hostname(), "KUBERNETES_SERVICE_PORT="+server.Port(), "CONTAINER_SANDBOX_MOUNT_POINT="+sandbox)
+	log, err := os.CreateTemp(s.Logs, "provider-"+account.Release+"-*.log")
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	process, err := child.Start(cmd, syscall.SIGKILL)
+	if err != nil {
+		return nil, err
+	}
+	p := &Program{LogFile: log.Name(), process: process}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		out, err := s.Provider(ctx, "healthcheck", "--namespace", account.Namespace, "--secret", account.Secret)
+		if err == nil {
+			return p, nil
+		}
+		if p.Ended() || time.Now().After(deadline) {
+			said, _ := os.ReadFile(p.LogFile)
+			p.Kill()
+			return nil, fmt.Errorf("provider of %s/%s: %s; its log:\n%s", account.Namespace, account.Release, bytes.TrimSpace(out), said)
+		}
+	}
+}
+
+// Ended tells whether the program is no longer running.
+func (p *Program) Ended() bool {
+	select {
+	case <-p.process.Done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Stop asks the program to end, as Ctrl-C does: Wine cannot deliver what ends a container.
+func (p *Program) Stop() error {
+	_ = p.process.Signal(syscall.SIGINT)
+	select {
+	case <-p.process.Done:
+		return nil
+	case <-time.After(20 * time.Second):
+		p.Kill()
+		return fmt.Errorf("the program did not end within 20 s; its log is %s", p.LogFile)
+	}
+}
+
+// Kill ends the program as a power failure would.
+func (p *Program) Kill() {
+	_ = p.process.Signal(syscall.SIGKILL)
+	<-p.process.Done
+}
+
+// Provider runs a short command of the Account Provider on the node.
+func (s *Stage) Provider(ctx context.Context, args ...string) ([]byte, error) {
+	return s.run(ctx, "gmsa-account-provider.exe", args...)
+}
+
+// Installer runs a command of the installer on the node.
+func (s *Stage) Installer(ctx context.Context, args ...string) ([]byte, error) {
+	return s.run(ctx, "ccg-plugin-installer.exe", args...)
+}
+
+func (s *Stage) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+	out, err := s.Node.Run(ctx, programs+`\`+program, args...)
+	if s.Logs != "" {
+		log := filepath.Join(s.Logs, program+".log")
+		f, openErr := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if openErr == nil {
+			fmt.Fprintf(f, "%s %q\n%s\n", program, args, out)
+			f.Close()
+		}
+	}
+	return out, err
+}
+
+// Answer is what the emulator got, or did not get.
+type Answer struct {
+	Domain              string   `json:"domain"`
+	Username            string   `json:"username"`
+	PasswordFingerprint string   `json:"passwordFingerprint"`
+	PasswordUnits       int      `json:"passwordUnits"`
+	PasswordUTF16       []uint16 `json:"passwordUTF16"`
+	ElapsedMs           float64  `json:"elapsedMs"`
+	HResult             string   `json:"hresult"`
+	Error               string   `json:"error"`
+}
+
+// Fetch has the emulator start a container with a credential spec that names the plugin input, as far as the plugin's
+// part goes. A refusal is an Answer with an HResult, not an error.
+func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answer, error) {
+	spec, err := os.CreateTemp(s.Node.Path(programs), "spec-*.json")
+	if err != nil {
+		return Answer{}, err
+	}
+	defer os.Remove(spec.Name())
+	if err := json.NewEncoder(spec).Encode(CredentialSpec(input)); err != nil {
+		return Answer{}, err
+	}
+	if err := spec.Close(); err != nil {
+		return Answer{}, err
+	}
+	out, err := s.CCG(ctx, append(flags, programs+`\`+filepath.Base(spec.Name()))...)
+	var a Answer
+	if jsonErr := json.Unmarshal(out, &a); jsonErr != nil {
+		return Answer{}, fmt.Errorf("the emulator printed %q: %v, %v", out, jsonErr, err)
+	}
+	return a, nil
+}
+
+// CCG runs the emulator with arguments of one's own and returns what it printed.
+func (s *Stage) CCG(ctx context.Context, args ...string) ([]byte, error) {
+	out, err := os.CreateTemp("", "ccg-*.json")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	// What a surrogate that is started by the activation writes goes elsewhere, lest it stand in the answer.
+	noise, err := os.OpenFile(filepath.Join(s.Logs, "surrogates.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer noise.Close()
+	cmd := s.Node.Command(ctx, programs+`\ccg.exe`, args...)
+	cmd.Stdout, cmd.Stderr = out, noise
+	runErr := cmd.Run()
+	b, err := os.ReadFile(out.Name())
+	if err != nil {
+		return nil, err
+	}
+	return b, runErr
+}
+
+// CredentialSpec is a credential spec with a plugin input; what is about Active Directory in it is made up.
+func CredentialSpec(input string) map[string]any {
+	return map[string]any{
+		"CmsPlugins": []string{"ActiveDirectory"},
+		"DomainJoinConfig": map[string]any{
+			"Sid": "S-1-5-21-1004336348-1177238915-682003330", "Guid": "244818ae-87ac-4fcd-92ec-e79e5252348a", "MachineAccountName": "web01",
+			"DnsTreeName": "corp.example.com", "DnsName": "corp.example.com", "NetBiosName": "CORP",
+		},
+		"ActiveDirectoryConfig": map[string]any{
+			"GroupManagedServiceAccounts": []map[string]string{{"Name": "web01", "Scope": "corp.example.com"}, {"Name": "web01", "Scope": "CORP"}},
+			"HostAccountConfig": map[string]string{
+				"PortableCcgVersion": "1", "PluginGUID": "{E4781092-F116-4B79-B55E-28EB6A224E26}", "PluginInput": input,
+			},
+		},
+	}
+}
+
+// Fingerprint is what the emulator prints for a password.
+func Fingerprint(password string) string {
+	var b []byte
+	for _, u := range utf16.Encode([]rune(password)) {
+		b = binary.LittleEndian.AppendUint16(b, u)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
