@@ -14,36 +14,29 @@
  *
  * Wine keeps for ever the references of a client that died; then this process does not end by itself.
  *
- * It does not use CoRegisterClassObject. In Wine an activation is a pipe named by the class, from which the client reads
- * a marshalled IServiceProvider, which it asks for the class object. CoRevokeClassObject makes that second step fail for
- * a client that has done the first. Here the pipe closes first and the provider goes when nobody is on the way to it. */
+ * One weakness is Wine's own: an activation is two steps, and a client that has done the first when the class is revoked
+ * fails in the second with an HRESULT of its own. The window is under a millisecond. */
 
 #define COBJMACROS
 #include <windows.h>
 #include <objbase.h>
-#include <servprov.h>
 #include <stdlib.h>
 #include <string.h>
 #include <wchar.h>
 
 #define MAX_CLASSES 8
-#define LISTENERS 8   /* pipe instances; a client that finds none free may start another surrogate */
 #define POLL_MS 500
-#define GRACE_MS 2000 /* between reading the pipe and being counted as a reference; it takes a client 1 ms */
+#define GRACE_MS 2000 /* between an activation's steps; it takes a client 1 ms */
 
 struct served {
-    IServiceProvider provider;
     IClassFactory factory;
-    LONG provider_refs, factory_refs, locks, creating;
+    LONG factory_refs, locks, creating;
 
     CLSID clsid;
     HRESULT(WINAPI *get_class_object)(REFCLSID, REFIID, void **);
     HRESULT(WINAPI *can_unload_now)(void);
 
-    IStream *marshalled;
-    BYTE reference[256]; /* what marshalled holds */
-    ULONG reference_size;
-    HANDLE stop, listeners[LISTENERS];
+    DWORD cookie;
 };
 
 static struct served classes[MAX_CLASSES];
@@ -102,138 +95,26 @@ static HRESULT WINAPI factory_lock(IClassFactory *f, BOOL on)
 
 static IClassFactoryVtbl factory_vtbl = {factory_query, factory_addref, factory_release, factory_create, factory_lock};
 
-/* ---- the provider that Wine's client asks for it */
-
-static struct served *of_provider(IServiceProvider *p) { return CONTAINING_RECORD(p, struct served, provider); }
-
-static HRESULT WINAPI provider_query(IServiceProvider *p, REFIID iid, void **object)
-{
-    *object = NULL;
-    if (!IsEqualIID(iid, &IID_IUnknown) && !IsEqualIID(iid, &IID_IServiceProvider))
-        return E_NOINTERFACE;
-    *object = p;
-    IServiceProvider_AddRef(p);
-    return S_OK;
-}
-
-static ULONG WINAPI provider_addref(IServiceProvider *p) { return InterlockedIncrement(&of_provider(p)->provider_refs); }
-
-static ULONG WINAPI provider_release(IServiceProvider *p) { return InterlockedDecrement(&of_provider(p)->provider_refs); }
-
-static HRESULT WINAPI provider_service(IServiceProvider *p, REFGUID service, REFIID iid, void **object)
-{
-    struct served *s = of_provider(p);
-
-    *object = NULL;
-    if (!IsEqualGUID(service, &s->clsid))
-        return REGDB_E_CLASSNOTREG;
-    return IClassFactory_QueryInterface(&s->factory, iid, object);
-}
-
-static IServiceProviderVtbl provider_vtbl = {provider_query, provider_addref, provider_release, provider_service};
-
-/* ---- the pipe */
-
-static void send_reference(struct served *s, HANDLE pipe)
-{
-    OVERLAPPED o = {.hEvent = CreateEventW(NULL, TRUE, FALSE, NULL)};
-    DWORD written;
-
-    if (WriteFile(pipe, s->reference, s->reference_size, NULL, &o) || GetLastError() == ERROR_IO_PENDING)
-        if (GetOverlappedResult(pipe, &o, &written, TRUE))
-            FlushFileBuffers(pipe); /* until the client has read it */
-    CloseHandle(o.hEvent);
-}
-
-static DWORD WINAPI listen_on_pipe(void *arg)
-{
-    struct served *s = arg;
-    OVERLAPPED o = {.hEvent = CreateEventW(NULL, TRUE, FALSE, NULL)};
-    HANDLE events[2] = {o.hEvent, s->stop}, pipe;
-    WCHAR name[64] = L"\\\\.\\pipe\\";
-    BOOL connected, stopping = FALSE;
-    DWORD error, ignored;
-
-    StringFromGUID2(&s->clsid, name + wcslen(name), 39);
-    pipe = CreateNamedPipeW(name, PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED, PIPE_TYPE_BYTE | PIPE_WAIT,
-                            PIPE_UNLIMITED_INSTANCES, 4096, 4096, 500, NULL);
-    while (pipe != INVALID_HANDLE_VALUE && !stopping) {
-        ResetEvent(o.hEvent);
-        connected = ConnectNamedPipe(pipe, &o);
-        error = connected ? 0 : GetLastError();
-        if (error == ERROR_PIPE_CONNECTED)
-            connected = TRUE;
-        if (error == ERROR_IO_PENDING) {
-            if (WaitForMultipleObjects(2, events, FALSE, INFINITE) != WAIT_OBJECT_0)
-                CancelIoEx(pipe, &o);
-            /* One who connected while this stopped is served: it would not ask again. */
-            connected = GetOverlappedResult(pipe, &o, &ignored, TRUE);
-        }
-        if (connected)
-            send_reference(s, pipe);
-        DisconnectNamedPipe(pipe);
-        stopping = WaitForSingleObject(s->stop, 0) == WAIT_OBJECT_0;
-    }
-    CloseHandle(pipe);
-    CloseHandle(o.hEvent);
-    return 0;
-}
-
-static HRESULT marshal(struct served *s)
-{
-    LARGE_INTEGER begin = {.QuadPart = 0};
-    HRESULT hr = CreateStreamOnHGlobal(NULL, TRUE, &s->marshalled);
-
-    if (FAILED(hr))
-        return hr;
-    hr = CoMarshalInterface(s->marshalled, &IID_IServiceProvider, (IUnknown *)&s->provider, MSHCTX_LOCAL, NULL,
-                            MSHLFLAGS_TABLESTRONG);
-    if (FAILED(hr))
-        return hr;
-    IStream_Seek(s->marshalled, begin, STREAM_SEEK_SET, NULL);
-    return IStream_Read(s->marshalled, s->reference, sizeof(s->reference), &s->reference_size);
-}
-
-static void release_reference(struct served *s)
-{
-    LARGE_INTEGER begin = {.QuadPart = 0};
-
-    IStream_Seek(s->marshalled, begin, STREAM_SEEK_SET, NULL);
-    CoReleaseMarshalData(s->marshalled);
-    IStream_Release(s->marshalled);
-    s->marshalled = NULL;
-}
-
 /* ---- serving and not serving; the first two with the lock held */
 
-static HRESULT open_pipes(void)
+static HRESULT register_classes(void)
 {
     for (int i = 0; i < class_count; i++) {
-        struct served *s = &classes[i];
-        HRESULT hr = s->marshalled ? S_OK : marshal(s);
-
+        HRESULT hr = CoRegisterClassObject(&classes[i].clsid, (IUnknown *)&classes[i].factory, CLSCTX_LOCAL_SERVER,
+                                           REGCLS_MULTIPLEUSE, &classes[i].cookie);
         if (FAILED(hr))
             return hr;
-        ResetEvent(s->stop);
-        for (int j = 0; j < LISTENERS; j++)
-            s->listeners[j] = CreateThread(NULL, 0, listen_on_pipe, s, 0, NULL);
     }
     serving = TRUE;
     return S_OK;
 }
 
-/* After it no new client comes; those that have read the pipe go on. */
-static void close_pipes(void)
+static void revoke_classes(void)
 {
     if (!serving)
         return;
     for (int i = 0; i < class_count; i++)
-        SetEvent(classes[i].stop);
-    for (int i = 0; i < class_count; i++) {
-        WaitForMultipleObjects(LISTENERS, classes[i].listeners, TRUE, INFINITE);
-        for (int j = 0; j < LISTENERS; j++)
-            CloseHandle(classes[i].listeners[j]);
-    }
+        CoRevokeClassObject(classes[i].cookie);
     serving = FALSE;
     closed_at = GetTickCount64();
 }
@@ -241,7 +122,7 @@ static void close_pipes(void)
 static HRESULT WINAPI suspend_class_objects(void)
 {
     EnterCriticalSection(&lock);
-    close_pipes();
+    revoke_classes();
     LeaveCriticalSection(&lock);
     return S_OK;
 }
@@ -252,7 +133,7 @@ static HRESULT WINAPI resume_class_objects(void)
 
     EnterCriticalSection(&lock);
     if (!serving)
-        hr = open_pipes();
+        hr = register_classes();
     LeaveCriticalSection(&lock);
     return hr;
 }
@@ -266,19 +147,15 @@ static BOOL unused(void)
     return TRUE;
 }
 
-/* With the pipes closed: nobody holds, or is about to get, a reference to a provider or a factory. */
+/* Revoked, and nobody holds, or is about to get, a reference to a factory. */
 static BOOL drained(void)
 {
-    BOOL all = TRUE;
+    BOOL all;
 
     EnterCriticalSection(&lock);
-    if (serving || GetTickCount64() - closed_at < GRACE_MS)
-        all = FALSE;
+    all = !serving && GetTickCount64() - closed_at >= GRACE_MS;
     for (int i = 0; all && i < class_count; i++)
-        if (classes[i].marshalled)
-            release_reference(&classes[i]);
-    for (int i = 0; all && i < class_count; i++)
-        all = classes[i].provider_refs == 1 && classes[i].factory_refs == 1;
+        all = classes[i].factory_refs == 1;
     LeaveCriticalSection(&lock);
     return all;
 }
@@ -306,7 +183,7 @@ static BOOL read_class_value(const WCHAR *clsid, const WCHAR *subkey, const WCHA
     WCHAR key[128];
 
     swprintf(key, 128, L"SOFTWARE\\Classes\\CLSID\\%ls%ls", clsid, subkey);
-    return !RegGetValueW(HKEY_LOCAL_MACHINE, key, value, RRF_RT_REG_SZ | RRF_RT_REG_EXPAND_SZ, NULL, out, &size);
+    return !RegGetValueW(HKEY_LOCAL_MACHINE, key, value, RRF_RT_REG_SZ, NULL, out, &size);
 }
 
 static BOOL add_class(const WCHAR *name)
@@ -326,10 +203,8 @@ static BOOL add_class(const WCHAR *name)
     s->can_unload_now = (void *)GetProcAddress(dll, "DllCanUnloadNow");
     if (!s->get_class_object || !s->can_unload_now)
         return FALSE;
-    s->provider.lpVtbl = &provider_vtbl;
     s->factory.lpVtbl = &factory_vtbl;
-    s->provider_refs = s->factory_refs = 1;
-    s->stop = CreateEventW(NULL, TRUE, FALSE, NULL);
+    s->factory_refs = 1;
     class_count++;
     return TRUE;
 }
@@ -376,7 +251,7 @@ int wmain(int argc, WCHAR **argv)
     if (!add_classes(id))
         return 5;
     EnterCriticalSection(&lock);
-    hr = open_pipes();
+    hr = register_classes();
     LeaveCriticalSection(&lock);
     if (FAILED(hr))
         return 6;

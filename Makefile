@@ -1,0 +1,97 @@
+# make help lists what there is. V=1 shows the commands.
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME ?= 20s
+
+Q      := $(if $(V),,@)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+LDFLAGS := -s -w -X github.com/ccgrkc/ccgrkc/internal/version.version=$(VERSION)
+BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+WINDOWS := GOOS=windows GOARCH=amd64
+# As the control plane is built, so that what it shares with the tests is compiled once. See lab/controlplane/build.go.
+LABGO   := -trimpath -gcflags=all=-dwarf=false
+DLL     := internal/installer/dll/ccg-plugin.dll
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: deps
+deps: ## install the Debian packages that the lab and the DLL need
+	@hack/apt.sh
+
+.PHONY: build
+build: deps ## build everything into dist/
+	@echo "build  dist/ccg-plugin.dll"
+	$(Q)hack/build-dll.sh dist/ccg-plugin.dll $(VERSION)
+	$(Q)cp dist/ccg-plugin.dll $(DLL)
+	@echo "build  dist/ccg-plugin-installer.exe"
+	$(Q)$(WINDOWS) $(BUILD) -o dist/ccg-plugin-installer.exe ./cmd/ccg-plugin-installer
+	@echo "build  dist/gmsa-account-provider, .exe"
+	$(Q)$(BUILD) -o dist/gmsa-account-provider ./cmd/gmsa-account-provider
+	$(Q)$(WINDOWS) $(BUILD) -o dist/gmsa-account-provider.exe ./cmd/gmsa-account-provider
+	@echo "build  dist/lab/ccg.exe"
+	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ccg.exe ./ccg
+
+# The same programs, which a test can stop at the moments that package faultpoint names. Never released.
+.PHONY: faultpoints
+faultpoints: build
+	@echo "build  dist/faultpoints/"
+	$(Q)$(WINDOWS) $(BUILD) -tags faultpoints -o dist/faultpoints/ ./cmd/ccg-plugin-installer ./cmd/gmsa-account-provider
+	$(Q)$(BUILD) -tags faultpoints -o dist/faultpoints/ ./cmd/gmsa-account-provider
+
+# The DLL must lie where the installer embeds it, hence build.
+.PHONY: lint
+lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
+	@echo "lint   gofmt"
+	$(Q)unformatted=$$(git ls-files -z '*.go' | xargs -0 gofmt -l) && \
+		{ [ -z "$$unformatted" ] || { echo "run gofmt -w on: $$unformatted" >&2; exit 1; }; }
+	@echo "lint   go vet"
+	$(Q)go vet ./...
+	$(Q)go vet -tags faultpoints ./...
+	$(Q)$(WINDOWS) CGO_ENABLED=0 go vet $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
+	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
+	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg
+	@echo "lint   staticcheck"
+	$(Q)go run $(STATICCHECK) ./...
+	$(Q)go run $(STATICCHECK) -tags faultpoints ./...
+	$(Q)mkdir -p dist && GOFLAGS= GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
+	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
+	$(Q)cd lab && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg
+
+.PHONY: prepare
+prepare: deps
+	@echo "lab    control plane and Wine prefix (the first time some minutes)"
+	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/lab-prepare
+
+.PHONY: test
+test: deps faultpoints lint ## everything, the lab included; fails where the lab cannot start
+	@echo "test   packages"
+	$(Q)go test -count=1 -timeout 10m ./...
+	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/...
+	$(Q)$(MAKE) --no-print-directory prepare
+	@echo "test   lab"
+	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -timeout 30m ./...
+
+.PHONY: demo
+demo: build prepare ## the path of a credential, shown on this machine
+	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./demo
+
+.PHONY: bench
+bench: build prepare ## latency, memory and size, as ratios measured in one run
+	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./bench
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	$(Q)git ls-files '*_test.go' | xargs grep -H '^func Fuzz' | sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | \
+		while read -r package target; do \
+			echo "fuzz   $$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "./$$package" || exit 1; \
+		done
+
+.PHONY: clean
+clean: ## remove what was built; the lab's cache stays, in ~/.cache/ccgrkc
+	$(Q)rm -rf dist $(DLL)
