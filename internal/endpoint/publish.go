@@ -67,7 +67,7 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 	generation := filepath.Join(dir, pub.Generation)
 	defer func() {
 		if err != nil {
-			_ = os.RemoveAll(generation) // best effort: the next publication sweeps it
+			_ = removeGeneration(generation) // best effort: the next publication sweeps it
 		}
 	}()
 	if err := p.secureDir(generation); err != nil {
@@ -119,12 +119,12 @@ func (p *Publication) Intact() bool {
 // Withdraw removes the generation that is this process's own, and no other. What is then empty goes too.
 func (p *Publication) Withdraw() error {
 	if name, err := currentIn(p.dir); err == nil && name == p.Generation {
-		if err := os.Remove(filepath.Join(p.dir, currentFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeOne(filepath.Join(p.dir, currentFile)); err != nil {
 			return fmt.Errorf("withdraw the endpoint: %w", err)
 		}
 		faultpoint.Reached("withdraw.current")
 	}
-	if err := os.RemoveAll(filepath.Join(p.dir, p.Generation)); err != nil {
+	if err := removeGeneration(filepath.Join(p.dir, p.Generation)); err != nil {
 		return fmt.Errorf("withdraw the endpoint: %w", err)
 	}
 	faultpoint.Reached("withdraw.generation")
@@ -149,7 +149,7 @@ func Remove(root string, ref credential.Reference, names []string) error {
 		if err := sweep(dir, ""); err != nil {
 			return fmt.Errorf("account %s: %w", ref, err)
 		}
-		if err := os.Remove(filepath.Join(dir, currentFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeOne(filepath.Join(dir, currentFile)); err != nil {
 			return fmt.Errorf("account %s: %w", ref, err)
 		}
 		removeEmpty(dir)
@@ -177,9 +177,30 @@ func sweep(dir, keep string) error {
 		if name == keep || !isGeneration(name) && !strings.HasPrefix(name, currentFile+"-") {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+		if err := removeGeneration(filepath.Join(dir, name)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// removeGeneration removes a directory of files, or one file. It does not go deeper: nothing of ours does. (Nor does
+// os.RemoveAll work under Wine 8.)
+func removeGeneration(path string) error {
+	entries, err := os.ReadDir(path)
+	if err == nil {
+		for _, entry := range entries {
+			if err := removeOne(filepath.Join(path, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return removeOne(path)
+}
+
+func removeOne(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
