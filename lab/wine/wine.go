@@ -41,6 +41,7 @@ type Option func(*options)
 type options struct {
 	containersFeature bool
 	surrogateIdle     time.Duration
+	debug             string
 }
 
 // WithoutContainersFeature leaves out the registry key of CCG, which Windows has only with the Containers feature.
@@ -49,10 +50,13 @@ func WithoutContainersFeature() Option { return func(o *options) { o.containersF
 // WithSurrogateIdle makes surrogates end after this time without use, instead of a minute.
 func WithSurrogateIdle(d time.Duration) Option { return func(o *options) { o.surrogateIdle = d } }
 
+// WithDebug sets Wine's debug channels, such as trace+eventlog. What they say goes to the programs' standard error.
+func WithDebug(channels string) Option { return func(o *options) { o.debug = channels } }
+
 // New makes a node in dir, which must not exist, from a template that is made once and kept in the user's cache. The node
 // runs until Stop, and dies with this process.
 func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
-	opts := options{containersFeature: true, surrogateIdle: time.Minute}
+	opts := options{containersFeature: true, surrogateIdle: time.Minute, debug: "-all"}
 	for _, option := range with {
 		option(&opts)
 	}
@@ -127,7 +131,7 @@ func makeTemplate(ctx context.Context, prefix string) error {
 	if err := os.Mkdir(prefix, 0o700); err != nil {
 		return err
 	}
-	node, err := open(prefix, options{})
+	node, err := open(prefix, options{debug: "-all"})
 	if err != nil {
 		return err
 	}
@@ -170,7 +174,7 @@ func unlinkProfile(users string) error {
 func open(dir string, opts options) (*Node, error) {
 	n := &Node{dir: dir, env: []string{
 		"WINEPREFIX=" + dir,
-		"WINEDEBUG=-all",
+		"WINEDEBUG=" + opts.debug,
 		"WINELOADER=" + wine64,
 		"WINESERVER=" + wineserver,
 		// Not needed, and Wine would ask to download them.
