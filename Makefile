@@ -4,7 +4,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 FUZZTIME ?= 20s
 
 Q      := $(if $(V),,@)
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 LDFLAGS := -s -w -X github.com/ccgrkc/ccgrkc/internal/version.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
@@ -55,9 +55,9 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg
 	@echo "lint   staticcheck"
-	$(Q)go run $(STATICCHECK) ./...
-	$(Q)go run $(STATICCHECK) -tags faultpoints ./...
-	$(Q)mkdir -p dist && GOFLAGS= GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
+	$(Q)GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
+	$(Q)dist/tools/staticcheck ./...
+	$(Q)dist/tools/staticcheck -tags faultpoints ./...
 	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)cd lab && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg
