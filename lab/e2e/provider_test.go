@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/plugin"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
