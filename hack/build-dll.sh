@@ -20,7 +20,7 @@ go run ./hack/messages -dir "$work" -version "$version"
 # Windows places the DLL by itself anyway). The resources go to the external linker, so that nothing built lies in the
 # source tree.
 GOOS=windows GOARCH=amd64 CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go build -buildmode=c-shared -trimpath -buildvcs=false \
-	-ldflags "-s -w -buildid= -X github.com/ccgrkc/ccgrkc/internal/version.version=$version \
+	-ldflags "-s -w -buildid= -X 'github.com/ccgrkc/ccgrkc/internal/version.version=$version' \
 		'-extldflags=-Wl,--image-base,0x180000000 $work/resources.o'" \
 	-o "$work/ccg-plugin.dll" ./cmd/ccg-plugin
 mkdir -p "$(dirname "$output")"
