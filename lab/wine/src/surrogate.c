@@ -160,6 +160,36 @@ static BOOL drained(void)
     return all;
 }
 
+/* ---- a stub that never goes */
+
+/* When the last stub of an interface is released, Wine 8 unregisters the interface and waits for the calls on it to end,
+ * in a thread of the pool that is to serve them. If that is the only one, it waits for ever: about once in 600 activations.
+ * So an object that does nothing is marshaled once, and never released. */
+static const IID credentials = {0x6ECDA518, 0x2010, 0x4437, {0x8B, 0xC3, 0x46, 0xE7, 0x52, 0xB7, 0xB1, 0x72}};
+
+static HRESULT WINAPI idle_query(IUnknown *self, REFIID iid, void **object)
+{
+    BOOL known = IsEqualIID(iid, &IID_IUnknown) || IsEqualIID(iid, &credentials);
+
+    *object = known ? self : NULL;
+    return known ? S_OK : E_NOINTERFACE;
+}
+
+static ULONG WINAPI idle_count(IUnknown *self) { return self ? 1 : 0; }
+
+static IUnknownVtbl idle_vtbl = {idle_query, idle_count, idle_count};
+static IUnknown idle = {&idle_vtbl};
+
+static HRESULT keep_interface(void)
+{
+    IStream *stream; /* the marshaled reference lives as long as this is not released */
+    HRESULT hr = CreateStreamOnHGlobal(NULL, TRUE, &stream);
+
+    if (SUCCEEDED(hr))
+        hr = CoMarshalInterface(stream, &credentials, &idle, MSHCTX_LOCAL, NULL, MSHLFLAGS_TABLESTRONG);
+    return hr;
+}
+
 /* ---- start */
 
 /* Makes every caller of a system function in this process come to ours: a jump over its first bytes. */
@@ -250,6 +280,8 @@ int wmain(int argc, WCHAR **argv)
         return 4;
     if (!add_classes(id))
         return 5;
+    if (FAILED(keep_interface()))
+        return 7;
     EnterCriticalSection(&lock);
     hr = register_classes();
     LeaveCriticalSection(&lock);
