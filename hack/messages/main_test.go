@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
@@ -89,5 +90,21 @@ func TestVersionsBecomeNumbersWhereTheyHaveSome(t *testing.T) {
 	}
 	if got := resourceScript(`a"b\c`); !strings.Contains(got, `VALUE "FileVersion", "a""b\\c"`) {
 		t.Error("a version can break out of its string")
+	}
+}
+
+// docs/errors.md holds the table as the code has it, and every problem code.
+func TestTheDocumentationHoldsTheTable(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(doc), "\n"+table(cause.All)) {
+		t.Error("docs/errors.md has another table of causes: replace it by what go run ./hack/messages -markdown prints")
+	}
+	for _, code := range credential.ProblemCodes {
+		if !strings.Contains(string(doc), "\n| `"+string(code)+"` |") {
+			t.Errorf("docs/errors.md has no row for the problem code %s", code)
+		}
 	}
 }

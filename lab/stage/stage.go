@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -147,16 +148,29 @@ func (s *Stage) Installer(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 func (s *Stage) run(ctx context.Context, program string, args ...string) ([]byte, error) {
-	out, err := s.Node.Run(ctx, programs+`\`+program, args...)
-	if s.Logs != "" {
-		log := filepath.Join(s.Logs, program+".log")
-		f, openErr := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if openErr == nil {
-			fmt.Fprintf(f, "%s %q\n%s\n", program, args, out)
-			f.Close()
+	var out []byte
+	var err error
+	for range startTries {
+		out, err = s.Node.Run(ctx, programs+`\`+program, args...)
+		if !neverRan(out, err) {
+			break
 		}
 	}
+	log, openErr := os.OpenFile(filepath.Join(s.Logs, program+".log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if openErr != nil {
+		return out, errors.Join(err, openErr)
+	}
+	defer log.Close()
+	fmt.Fprintf(log, "%s %q\n%s\n", program, args, out)
 	return out, err
+}
+
+// About one in 1,500 programs does not get to its first line under Wine 8: it ends with no output, or a system DLL fails to
+// initialize. The product's programs and the emulator always say why they fail, so that is told apart, and tried again.
+const startTries = 3
+
+func neverRan(out []byte, err error) bool {
+	return err != nil && (len(out) == 0 || bytes.Contains(out, []byte("DLL initialization failed")))
 }
 
 // Answer is what the emulator got, or did not get.
@@ -195,26 +209,33 @@ func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answe
 
 // CCG runs the emulator with arguments of one's own and returns what it printed.
 func (s *Stage) CCG(ctx context.Context, args ...string) ([]byte, error) {
-	out, err := os.CreateTemp("", "ccg-*.json")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(out.Name())
-	defer out.Close()
 	// What a surrogate that is started by the activation writes goes elsewhere, lest it stand in the answer.
 	noise, err := os.OpenFile(filepath.Join(s.Logs, "surrogates.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer noise.Close()
+	var out []byte
+	for range startTries {
+		if out, err = s.ccg(ctx, noise, args...); err == nil || len(out) > 0 || ctx.Err() != nil {
+			break
+		}
+	}
+	return out, err
+}
+
+func (s *Stage) ccg(ctx context.Context, noise *os.File, args ...string) ([]byte, error) {
+	out, err := os.CreateTemp("", "ccg-*.json")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
 	cmd := s.Node.Command(ctx, programs+`\ccg.exe`, args...)
 	cmd.Stdout, cmd.Stderr = out, noise
 	runErr := cmd.Run()
 	b, err := os.ReadFile(out.Name())
-	if err != nil {
-		return nil, err
-	}
-	return b, runErr
+	return b, errors.Join(runErr, err)
 }
 
 // CredentialSpec is a credential spec with a plugin input; what is about Active Directory in it is made up.
