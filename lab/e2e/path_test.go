@@ -324,3 +324,25 @@ func TestCleanupAfterAKilledProvider(t *testing.T) {
 		t.Errorf("the health check says: %s", out)
 	}
 }
+
+// Attack: an ordinary user made the account's directory, with an endpoint of his own in it. The plugin does not believe it,
+// and the provider does not publish into it.
+func TestPlantedEndpointIsRefusedOnTheNode(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	install(t, s)
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	startProvider(t, s, web)
+	account := s.Node.Path(stage.HostPath + `\gmsa-system\web-creds`)
+	must(t, os.Chown(account, 12345, 12345)) // which Wine shows as another owner's
+	if a := fetch(t, s, webInput); a.HResult != "0xA0040003" {
+		t.Errorf("%+v", a)
+	}
+	if p, err := s.StartProvider(t.Context(), web); err == nil {
+		p.Kill()
+		t.Error("a second provider published into it")
+	} else if !strings.Contains(err.Error(), "not trusted") {
+		t.Errorf("the provider says: %v", err)
+	}
+}

@@ -161,7 +161,7 @@ func TestNodesAreApartAndLeaveNoProcess(t *testing.T) {
 func TestHelperHoldsANode(t *testing.T) {
 	ready := os.Getenv("LAB_NODE_READY")
 	if ready == "" {
-		t.Skip("part of TestNodeDiesWithItsMaker")
+		return // nobody started this binary as that process
 	}
 	node := probeNode(t, "1m")
 	ccg(t, node, "--input", "pid")
