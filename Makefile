@@ -74,7 +74,7 @@ test: deps faultpoints lint ## everything, the lab included; fails where the lab
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
 	$(Q)$(MAKE) --no-print-directory prepare
 	@echo "test   lab"
-	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -timeout 30m ./...
+	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 5 -timeout 40m ./...
 
 .PHONY: demo
 demo: build prepare ## the path of a credential, shown on this machine

@@ -19,7 +19,7 @@ func TestWindowsPackages(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	top := filepath.Dir(stage.Dist())
-	for _, name := range []string{"winsec", "com", "installer"} {
+	for _, name := range []string{"winsec", "endpoint", "com", "installer"} {
 		t.Run(name, func(t *testing.T) {
 			exe := filepath.Join(t.TempDir(), name+".test.exe")
 			build := exec.Command("go", "test", "-c", "-trimpath", "-tags", "faultpoints", "-o", exe, "./internal/"+name)
@@ -35,7 +35,8 @@ func TestWindowsPackages(t *testing.T) {
 			must(t, node.Install(exe, `C:\lab\`+name+`.test.exe`))
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			out, err := node.Run(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", "-test.skip=OnWindowsOnly$")
+			// Wine keeps no descriptors of files, and has no final path beyond MAX_PATH.
+			out, err := node.Run(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", "-test.skip=OnWindowsOnly$|^TestTheLongestNames")
 			if err != nil || !strings.Contains(string(out), "--- PASS") || strings.Contains(string(out), "--- SKIP") {
 				t.Errorf("%v\n%s", err, out)
 			}

@@ -1,0 +1,74 @@
+//go:build !windows
+
+package endpoint
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// Attack: somebody else made the directory, or a link in its place, before the first provider came.
+func TestPlantedDirectoriesAreNotTrusted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root, to make files of another user")
+	}
+	const stranger = 12345
+	plant := map[string]func(t *testing.T, root string){
+		"account directory": func(t *testing.T, root string) {
+			publish(t, root, ref, 1)
+			chown(t, directory(root, ref), stranger)
+		},
+		"namespace directory": func(t *testing.T, root string) {
+			publish(t, root, ref, 1)
+			chown(t, filepath.Dir(directory(root, ref)), stranger)
+		},
+		"link to a directory": func(t *testing.T, root string) {
+			elsewhere := t.TempDir()
+			publish(t, elsewhere, ref, 1)
+			if err := os.Symlink(filepath.Join(elsewhere, ref.Namespace), filepath.Join(root, ref.Namespace)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+	for name, f := range plant {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			f(t, root)
+			if e, err := Resolve(root, ref); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("resolved %v, %v", e, err)
+			}
+			if _, err := (Publisher{Root: root}).Publish(ref, sample(2)); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("published into it: %v", err)
+			}
+		})
+	}
+}
+
+// Attack: a file is a link to something else, or no file at all.
+func TestPlantedFilesAreNotFollowed(t *testing.T) {
+	for _, name := range []string{portFile, caFile, clientCertFile, clientKeyFile, "../" + currentFile} {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			root := t.TempDir()
+			p := publish(t, root, ref, 1)
+			path := filepath.Join(directory(root, ref), p.Generation, name)
+			if err := os.Rename(path, path+".moved"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(path+".moved", path); err != nil {
+				t.Fatal(err)
+			}
+			if e, err := Resolve(root, ref); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("%v, %v", e, err)
+			}
+		})
+	}
+}
+
+func chown(t *testing.T, path string, uid int) {
+	t.Helper()
+	if err := os.Chown(path, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+}
