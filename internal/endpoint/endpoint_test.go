@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,9 @@ func tempDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("", "endpoint-")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if runtime.GOOS == "windows" {
+		dir = `\\?\` + dir // as DefaultRoot has it
 	}
 	t.Cleanup(func() {
 		var paths []string
@@ -145,16 +149,16 @@ func TestWithdrawTakesItsOwnGenerationAndNoOther(t *testing.T) {
 	if e, err := Resolve(root, ref); err != nil || e.Port != 2 {
 		t.Fatalf("the second provider's endpoint is gone: %v, %v", e, err)
 	}
-	if !second.Intact() || !first.Intact() {
-		t.Error("an endpoint that can be resolved is not intact")
+	if !second.InForce() || first.InForce() {
+		t.Error("the second publication is in force, and the first is not")
 	}
 	other := credential.Reference{Namespace: ref.Namespace, Secret: "other-creds"}
 	publish(t, root, other, 3)
 	if err := second.Withdraw(); err != nil {
 		t.Fatal(err)
 	}
-	if second.Intact() {
-		t.Error("withdrawn and yet intact")
+	if second.InForce() {
+		t.Error("withdrawn and yet in force")
 	}
 	if _, err := Resolve(root, ref); !errors.Is(err, ErrAbsent) {
 		t.Errorf("after Withdraw: %v", err)

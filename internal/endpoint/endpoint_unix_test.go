@@ -66,6 +66,42 @@ func TestPlantedFilesAreNotFollowed(t *testing.T) {
 	}
 }
 
+// Attack: a link under a generation's name, so that the sweep empties the directory that it leads to.
+func TestLinksAmongTheGenerationsAreRemovedAndNotFollowed(t *testing.T) {
+	for name, remove := range map[string]func(root string) error{
+		"publication": func(root string) error { _, err := Publisher{Root: root}.Publish(ref, sample(2)); return err },
+		"clean-up": func(root string) error {
+			whole, broken, err := Generations(root, ref)
+			for _, e := range whole {
+				broken = append(broken, e.Generation)
+			}
+			return errors.Join(err, Remove(root, ref, broken))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, elsewhere := t.TempDir(), t.TempDir()
+			publish(t, root, ref, 1)
+			precious := filepath.Join(elsewhere, "precious")
+			if err := os.WriteFile(precious, []byte("data"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			link := filepath.Join(directory(root, ref), generationPrefix+"00000000000000000000000000000000")
+			if err := os.Symlink(elsewhere, link); err != nil {
+				t.Fatal(err)
+			}
+			if err := remove(root); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(precious); err != nil {
+				t.Errorf("the link was followed: %v", err)
+			}
+			if _, err := os.Lstat(link); err == nil {
+				t.Error("the link is left")
+			}
+		})
+	}
+}
+
 func chown(t *testing.T, path string, uid int) {
 	t.Helper()
 	if err := os.Chown(path, uid, uid); err != nil {

@@ -68,7 +68,7 @@ func TestKilledProviderLeavesAWholeGenerationOrAClearError(t *testing.T) {
 			if !errors.Is(err, ErrAbsent) && !errors.Is(err, ErrDamaged) {
 				t.Errorf("%s: %v, %v", point, e, err)
 			}
-			if survivor.Intact() {
+			if survivor.InForce() {
 				t.Errorf("%s: the other provider does not see that it must publish again", point)
 			}
 		case err != nil:

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/windows"
 
@@ -23,24 +24,38 @@ var descriptors = map[string]string{
 	"system":          winsec.DirAdminOnly,
 }
 
-// makeAncestors makes what is missing above root. Those directories are shared with the kubelet and others, so an existing
-// one is checked and not changed.
+// makeAncestors makes what is missing above root, from the drive down: nothing is made in a directory that was not checked.
+// Those directories are shared with the kubelet and others, so an existing one is not changed.
 func makeAncestors(root string) error {
-	if err := os.MkdirAll(filepath.Dir(root), 0o700); err != nil {
-		return err
-	}
-	return checkAncestors(root)
-}
-
-// checkAncestors checks every directory between the drive and root: whoever owns one can put another tree in its place.
-func checkAncestors(root string) error {
-	drive := filepath.VolumeName(root) + `\`
-	for dir := filepath.Dir(root); len(dir) > len(drive); dir = filepath.Dir(dir) {
+	for _, dir := range ancestors(root) {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 		if err := checkTrusted(dir); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// checkAncestors checks every directory between the drive and root: whoever owns one can put another tree in its place.
+func checkAncestors(root string) error {
+	for _, dir := range ancestors(root) {
+		if err := checkTrusted(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ancestors are the directories above root, the drive's left out, from the top down.
+func ancestors(root string) (dirs []string) {
+	drive := filepath.VolumeName(root) + `\`
+	for dir := filepath.Dir(root); len(dir) > len(drive); dir = filepath.Dir(dir) {
+		dirs = append(dirs, dir)
+	}
+	slices.Reverse(dirs)
+	return dirs
 }
 
 func (p Publisher) secureDir(path string) error {
@@ -69,9 +84,9 @@ func trustError(err error) error {
 	return err
 }
 
-// isBusy tells that another process has the file open just now.
+// isBusy tells that another process has the file open just now, or has one open in a directory that is to be removed.
 func isBusy(err error) bool {
-	return errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION)
+	return errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION) || errors.Is(err, windows.ERROR_DIR_NOT_EMPTY)
 }
 
 // isGone tells that a file went away while its generation was being read.

@@ -89,7 +89,7 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 		return nil, err
 	}
 	faultpoint.Reached("publish.next")
-	if err := replace(next, filepath.Join(dir, currentFile)); err != nil {
+	if err := whileBusy(func() error { return os.Rename(next, filepath.Join(dir, currentFile)) }); err != nil {
 		_ = os.Remove(next)
 		return nil, err
 	}
@@ -101,11 +101,10 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 	return pub, nil
 }
 
-// Intact tells whether readers find a whole generation, this one or another provider's. If not, the provider publishes
-// again.
-func (p *Publication) Intact() bool {
+// InForce tells whether readers find this very generation, whole.
+func (p *Publication) InForce() bool {
 	name, err := currentIn(p.dir)
-	if err != nil {
+	if err != nil || name != p.Generation {
 		return false
 	}
 	e, err := load(p.dir, name)
@@ -184,11 +183,12 @@ func sweep(dir, keep string) error {
 	return nil
 }
 
-// removeGeneration removes a directory of files, or one file. It does not go deeper: nothing of ours does. (Nor does
-// os.RemoveAll work under Wine 8.)
+// removeGeneration removes a directory of files, or one file. What somebody else put there under such a name, a link above
+// all, is removed itself and never followed. It does not go deeper: nothing of ours does. (Nor does os.RemoveAll work
+// under Wine 8.)
 func removeGeneration(path string) error {
-	entries, err := os.ReadDir(path)
-	if err == nil {
+	if checkTrusted(path) == nil {
+		entries, _ := os.ReadDir(path) // of a file there are none
 		for _, entry := range entries {
 			if err := removeOne(filepath.Join(path, entry.Name())); err != nil {
 				return err
@@ -199,10 +199,11 @@ func removeGeneration(path string) error {
 }
 
 func removeOne(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := whileBusy(func() error { return os.Remove(path) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 func newGeneration() string {
@@ -221,11 +222,11 @@ func writeNew(path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// replace renames from over to. Windows refuses that while a reader has the old file open, so it is tried for a while.
-func replace(from, to string) error {
+// whileBusy tries what Windows refuses while a reader has a file open: replacing it, or removing it for good.
+func whileBusy(f func() error) error {
 	deadline := time.Now().Add(2 * time.Second)
 	for {
-		err := os.Rename(from, to)
+		err := f()
 		if err == nil || !isBusy(err) || time.Now().After(deadline) {
 			return err
 		}

@@ -21,8 +21,8 @@ type Material struct {
 	NotAfter              time.Time // when the first of them expires
 }
 
-// backdate is how long before now a certificate begins, for hosts whose clock is behind.
-const backdate = time.Hour
+// Backdate is how long before now a certificate of Issue begins, for hosts whose clock is behind.
+const Backdate = time.Hour
 
 // Issue makes a CA, has it sign one certificate for each side, and forgets its key: nobody, this process included, can ever
 // sign a third.
@@ -36,7 +36,7 @@ func Issue(ref credential.Reference, now time.Time, lifetime time.Duration) (*Ma
 	ca := &x509.Certificate{
 		SerialNumber: nil, // CreateCertificate makes a random one
 		Subject:      pkix.Name{CommonName: "CCGRKC " + rand.Text()},
-		NotBefore:    now.Add(-backdate), NotAfter: m.NotAfter,
+		NotBefore:    now.Add(-Backdate), NotAfter: m.NotAfter,
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign,
 	}

@@ -24,8 +24,8 @@ type Certificates interface {
 	next(credential.Reference) (*mtls.Material, error)
 	// renewIn is how long after now a generation that expires at notAfter is replaced.
 	renewIn(notAfter time.Time) time.Duration
-	// changed tells that next would return others than the last time.
-	changed() bool
+	// due tells that a generation that expires at notAfter is to be replaced now, whatever renewIn said.
+	due(notAfter time.Time) bool
 }
 
 // Embedded makes certificates of its own for each generation, each with its own CA.
@@ -40,7 +40,11 @@ func (Embedded) renewIn(notAfter time.Time) time.Duration {
 	return max(time.Until(notAfter)*2/3, time.Second/2)
 }
 
-func (Embedded) changed() bool { return false }
+// due looks at the wall clock, which may have jumped, or have stood still for a timer: in a machine that was suspended.
+func (e Embedded) due(notAfter time.Time) bool {
+	left := time.Until(notAfter)
+	return left < e.Lifetime/3-watchEvery || left > e.Lifetime+mtls.Backdate
+}
 
 // FromSecrets reads certificates from two mounted Secrets of type kubernetes.io/tls, each with tls.crt, tls.key and the
 // same ca.crt, as cert-manager makes them.
@@ -55,7 +59,7 @@ func (f *FromSecrets) next(ref credential.Reference) (*mtls.Material, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.read = sum // also when it is refused below: the same files would be refused again
+	f.read = sum
 	m := &mtls.Material{ServerCert: files[0], ServerKey: files[1], CA: files[2], ClientCert: files[3], ClientKey: files[4]}
 	if string(files[2]) != string(files[5]) {
 		return nil, fmt.Errorf("certificates of account %s: ca.crt differs between %s and %s; one CA must sign both", ref, f.ServerDir, f.ClientDir)
@@ -76,11 +80,12 @@ func (f *FromSecrets) next(ref credential.Reference) (*mtls.Material, error) {
 	return m, nil
 }
 
-// renewIn is never: the maker of the Secrets renews, and changed sees it.
+// renewIn is never: the maker of the Secrets renews, and due sees it.
 func (*FromSecrets) renewIn(time.Time) time.Duration { return math.MaxInt64 }
 
-// changed is also false while a file is missing or unreadable: the kubelet swaps them one after the other.
-func (f *FromSecrets) changed() bool {
+// due is when the files have changed, but not while one is missing or unreadable: the kubelet swaps them one after the
+// other.
+func (f *FromSecrets) due(time.Time) bool {
 	_, sum, err := f.files()
 	return err == nil && sum != f.read
 }

@@ -88,6 +88,7 @@ type provider struct {
 	publication *endpoint.Publication
 	older       []*generation
 	expiry      atomic.Int64 // of current, Unix seconds
+	complaint   string       // why the last renewal failed
 }
 
 func (p *provider) serve(ctx context.Context) {
@@ -102,11 +103,11 @@ func (p *provider) serve(ctx context.Context) {
 		case <-renewal.C:
 			p.renewOrRetry(renewal)
 		case <-watch.C:
-			if p.config.Certificates.changed() {
+			if p.config.Certificates.due(p.current.notAfter) {
 				p.renewOrRetry(renewal)
 			}
-			if !p.publication.Intact() {
-				p.log.Info("the endpoint on the host is gone or damaged; publishing it again")
+			if !p.found(ctx) {
+				p.log.Info("the endpoint on the host leads to no provider; publishing this one again")
 				if err := p.publish(p.current); err != nil {
 					p.log.Error("the plugin cannot find this provider", "error", err)
 				}
@@ -116,12 +117,28 @@ func (p *provider) serve(ctx context.Context) {
 	}
 }
 
+// found tells whether readers find a provider: this one or, in a rolling update, another one of the account that answers.
+// One that was killed leaves an endpoint that looks whole.
+func (p *provider) found(ctx context.Context) bool {
+	if p.publication.InForce() {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, watchEvery)
+	defer cancel()
+	_, err := Check(ctx, p.config.Publisher.Root, p.config.Account)
+	return err == nil || ctx.Err() == context.Canceled
+}
+
 func (p *provider) renewOrRetry(timer *time.Timer) {
 	if err := p.renew(); err != nil {
-		p.log.Error("certificates were not renewed; the old ones serve until they expire", "error", err, "expire", p.current.notAfter)
+		if err.Error() != p.complaint { // once, not with every try
+			p.log.Error("certificates were not renewed; the old ones serve until they expire", "error", err, "expire", p.current.notAfter)
+		}
+		p.complaint = err.Error()
 		timer.Reset(retryEvery)
 		return
 	}
+	p.complaint = ""
 	p.log.Info("certificates renewed", "port", p.current.endpoint.Port, "expire", p.current.notAfter)
 	timer.Reset(p.config.Certificates.renewIn(p.current.notAfter))
 }

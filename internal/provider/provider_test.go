@@ -1,7 +1,6 @@
 package provider
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -455,7 +454,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// Attack: a process without a certificate opens connections and holds them, or sends one byte a second.
+// Attack: a process without a certificate opens connections and holds them.
 func TestHeldConnectionsDoNotKeepThePluginOut(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
@@ -464,8 +463,6 @@ func TestHeldConnectionsDoNotKeepThePluginOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := heap()
-	began := time.Now()
-	var held []net.Conn
 	for range 1000 {
 		c, err := net.Dial("tcp", address(e))
 		if err != nil {
@@ -473,7 +470,6 @@ func TestHeldConnectionsDoNotKeepThePluginOut(t *testing.T) {
 		}
 		defer c.Close()
 		_, _ = c.Write([]byte{0x16}) // the first byte of a ClientHello
-		held = append(held, c)
 	}
 	if _, err := call(t, root, web); err != nil {
 		t.Errorf("with 1,000 connections held: %v", err)
@@ -481,23 +477,70 @@ func TestHeldConnectionsDoNotKeepThePluginOut(t *testing.T) {
 	if grown := int64(heap()) - int64(before); grown > 16<<20 { // both ends are in this process
 		t.Errorf("the memory grew by %d bytes", grown)
 	}
-	slow := held[len(held)-1]
-	ended := make(chan struct{})
-	go func() { defer close(ended); _, _ = bufio.NewReader(slow).ReadByte() }()
-	for {
-		select {
-		case <-ended:
-			if took := time.Since(began); took > 2*readTimeout+5*time.Second {
-				t.Errorf("one byte a second was borne for %v", took)
-			}
-			return
-		case <-time.After(time.Second):
-			_, _ = slow.Write([]byte{0})
-			if time.Since(began) > 4*readTimeout {
-				t.Fatal("one byte a second is borne for ever")
-			}
-		}
+}
+
+// Attack: one byte a second, of a real ClientHello without a certificate, and of a request with a good one.
+func TestOneByteASecondIsNotBorneForLong(t *testing.T) {
+	a, root := newAPIServer(t), t.TempDir()
+	start(t, root, web, a)
+	e, err := endpoint.Resolve(root, web)
+	if err != nil {
+		t.Fatal(err)
 	}
+	good, err := tls.X509KeyPair(e.ClientCert, e.ClientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := net.Dial("tcp", address(e))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := tls.Dial("tcp", address(e), &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{good}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var drips sync.WaitGroup
+	for what, c := range map[string]struct {
+		conn net.Conn
+		send []byte
+	}{
+		"ClientHello": {stranger, clientHello(t)},
+		"request":     {known, []byte("GET /v1/credentials HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 1000))},
+	} {
+		drips.Go(func() {
+			defer c.conn.Close()
+			ended := make(chan struct{})
+			go func() { defer close(ended); _, _ = io.Copy(io.Discard, c.conn) }()
+			began := time.Now()
+			for _, b := range c.send {
+				_, _ = c.conn.Write([]byte{b})
+				select {
+				case <-ended:
+					return
+				case <-time.After(time.Second):
+				}
+				if time.Since(began) > 4*readTimeout {
+					t.Errorf("%s: borne for %v", what, time.Since(began))
+					return
+				}
+			}
+		})
+	}
+	drips.Wait()
+}
+
+// clientHello is the first thing that a TLS client sends.
+func clientHello(t *testing.T) []byte {
+	t.Helper()
+	client, server := net.Pipe()
+	go func() { _ = tls.Client(client, &tls.Config{InsecureSkipVerify: true}).Handshake() }()
+	b := make([]byte, 4096)
+	n, err := server.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	return b[:n]
 }
 
 func TestTheProviderTakesItsFilesWithIt(t *testing.T) {
@@ -520,6 +563,46 @@ func TestTheSurvivorOfARollingUpdatePublishesAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() error { _, err := call(t, root, web); return err })
+}
+
+// A killed provider's endpoint looks whole. The survivor sees that nobody answers there.
+func TestTheSurvivorOfAKilledProviderIsFoundAgain(t *testing.T) {
+	a, root := newAPIServer(t), t.TempDir()
+	start(t, root, web, a)
+	m, err := mtls.Issue(web, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	dead := endpoint.Endpoint{Port: uint16(l.Addr().(*net.TCPAddr).Port), CA: m.CA, ClientCert: m.ClientCert, ClientKey: m.ClientKey}
+	if _, err := (endpoint.Publisher{Root: root}).Publish(web, dead); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { _, err := call(t, root, web); return err })
+}
+
+// Timers stand still in a machine that is suspended, and clocks jump.
+func TestRenewalIsDueByTheWallClockToo(t *testing.T) {
+	e := Embedded{24 * time.Hour}
+	for name, c := range map[string]struct {
+		left time.Duration
+		want bool
+	}{
+		"just made":                    {24 * time.Hour, false},
+		"before two thirds":            {9 * time.Hour, false},
+		"long after two thirds":        {7 * time.Hour, true},
+		"expired":                      {-time.Hour, true},
+		"clock set back by 30 minutes": {24*time.Hour + 30*time.Minute, false},
+		"clock set back by 2 hours":    {26 * time.Hour, true},
+	} {
+		if got := e.due(time.Now().Add(c.left).Round(0)); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }
 
 // The server's key and the CA's key never touch the disk.

@@ -50,7 +50,7 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, ga
 		http: &http.Server{
 			Handler:   handler,
 			TLSConfig: config,
-			// An entry for h2 that does nothing keeps HTTP/2 out: less code that a stranger's bytes reach.
+			// An empty map keeps HTTP/2 out: less code that bytes from outside reach.
 			TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){},
 			MaxHeaderBytes:    maxHeaderBytes,
 			ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
@@ -60,7 +60,11 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, ga
 		endpoint: endpoint.Endpoint{Port: uint16(l.Addr().(*net.TCPAddr).Port), CA: m.CA, ClientCert: m.ClientCert, ClientKey: m.ClientKey},
 		notAfter: m.NotAfter,
 	}
-	go func() { _ = g.http.ServeTLS(l, "", "") }() // ends by close, and only so
+	go func() {
+		if err := g.http.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("the provider stopped listening", "port", g.endpoint.Port, "error", err)
+		}
+	}()
 	return g, nil
 }
 

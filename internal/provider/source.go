@@ -108,6 +108,9 @@ func (s *source) fetch(f *fetch) {
 	defer s.mu.Unlock()
 	defer close(f.done)
 	f.err, s.running = err, nil
+	if s.ctx.Err() != nil {
+		return // the provider ends; what a request that was broken off says means nothing
+	}
 	s.logWarnings(warnings)
 
 	var problem *credential.Problem
