@@ -156,9 +156,9 @@ func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
 		"URL for a domain":    {secret("ldap://corp.example.com", "web", marker), []string{"DNS name"}},
 		"final dot":           {secret("corp.example.com.", "web", marker), []string{"leave the dot out"}},
 		"domain with space":   {secret("corp.example.com ", "web", marker), []string{"DNS name"}},
-		"not a DNS character": {secret("corp.exämple.com", "web", marker), []string{"not allowed"}},
-		"down-level user":     {secret("corp.example.com", `CORP\web`, marker), []string{`bare account name "web"`}},
-		"user principal name": {secret("corp.example.com", "web@corp.example.com", marker), []string{`"web"`}},
+		"not a DNS character": {secret("corp.exämple.com", "web", marker), []string{"something other than letters"}},
+		"down-level user":     {secret("corp.example.com", `CORP\web`, marker), []string{`bare account name`}},
+		"user principal name": {secret("corp.example.com", "web@corp.example.com", marker), []string{`before the @`}},
 		"user with space":     {secret("corp.example.com", "web ", marker), []string{"space"}},
 		"user with bracket":   {secret("corp.example.com", "web[1]", marker), []string{"sAMAccountName"}},
 		"NUL in password":     {secret("corp.example.com", "web", marker+"\x00x"), []string{"password", "U+0000"}},
@@ -166,6 +166,12 @@ func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
 		"C1 in password":      {secret("corp.example.com", "web", marker+"\u0085x"), []string{"password", "U+0085"}},
 		"long password":       {secret("corp.example.com", "web", marker+strings.Repeat("x", 1024)), []string{"password", "1024 at most"}},
 		"Latin-1 password":    {secret("corp.example.com", "web", marker+"\xe9"), []string{"password", "UTF-8"}},
+		"password as user":    {secret("corp.example.com", marker+`\\x`, "x"), []string{"username", "backslash"}},
+		"password as UPN":     {secret("corp.example.com", marker+"@x", "x"), []string{"username", "@"}},
+		"password as account": {secret("corp.example.com", marker+"+", "x"), []string{"username"}},
+		"password as domain":  {secret(marker, "web", "x"), []string{"domainName"}},
+		"password with dots":  {secret("x."+marker, "web", "x"), []string{"domainName"}},
+		"password and slash":  {secret(marker+"/", "web", "x"), []string{"domainName"}},
 		"nothing":             {nil, []string{"is missing"}},
 	} {
 		_, warnings, err := FromSecret(c.data)
@@ -187,7 +193,7 @@ func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
 func TestAnswersThatAreNoCredentialAreRefused(t *testing.T) {
 	for name, body := range map[string]string{
 		"empty": "", "not JSON": "hello", "null": "null", "list": "[]", "no fields": "{}", "cut": `{"domainName":"corp.example.com","username":"web","password":"eA==`,
-		"goes on": `{"domainName":"corp.example.com","username":"web","password":"eA=="}{}`, "unknown field": `{"domainName":"corp.example.com","username":"web","password":"eA==","x":1}`,
+		"goes on":             `{"domainName":"corp.example.com","username":"web","password":"eA=="}{}`,
 		"password not base64": `{"domainName":"corp.example.com","username":"web","password":"m4rker-!"}`,
 		"empty password":      `{"domainName":"corp.example.com","username":"web","password":""}`,
 		"down-level user":     `{"domainName":"corp.example.com","username":"CORP\\web","password":"eA=="}`,

@@ -20,7 +20,7 @@ const (
 const MaxValueLength = 1024
 
 // FromSecret checks the data of a Secret. It returns warnings for what it mended: one line end after a value, which is
-// what echo leaves in a file. Errors name the key and say what to write; neither ever quotes a password. The password is
+// what echo leaves in a file. Errors name the key and say what to write; neither ever quotes a value. The password is
 // copied, so the caller may wipe data.
 func FromSecret(data map[string][]byte) (Credential, []string, error) {
 	var warnings []string
@@ -57,13 +57,13 @@ func (c Credential) check() error {
 		return fmt.Errorf("key %q %w", KeyDomainName, err)
 	}
 	if err := checkDomainName(c.DomainName); err != nil {
-		return fmt.Errorf("key %q: %w", KeyDomainName, err)
+		return fmt.Errorf("key %q %w", KeyDomainName, err)
 	}
 	if err := checkText([]byte(c.Username)); err != nil {
 		return fmt.Errorf("key %q %w", KeyUsername, err)
 	}
 	if err := checkUsername(c.Username); err != nil {
-		return fmt.Errorf("key %q: %w", KeyUsername, err)
+		return fmt.Errorf("key %q %w", KeyUsername, err)
 	}
 	if err := checkText(c.Password.Reveal()); err != nil {
 		return fmt.Errorf("key %q %w", KeyPassword, err)
@@ -93,25 +93,27 @@ func checkText(v []byte) error {
 	return nil
 }
 
+// The errors of the next two say the shape of what is wrong and never quote it: keys get swapped, and then the value is
+// the password.
 func checkDomainName(v string) error {
 	switch {
 	case strings.ContainsAny(v, `\/@: `):
-		return fmt.Errorf("%q is not a DNS name; write the domain's DNS name alone, such as corp.example.com", v)
+		return errors.New("is not a DNS name; write the domain's DNS name alone, such as corp.example.com")
 	case strings.HasSuffix(v, "."):
-		return fmt.Errorf("%q ends with a dot; leave the dot out", v)
+		return errors.New("ends with a dot; leave the dot out")
 	case !strings.Contains(v, "."):
-		return fmt.Errorf("%q looks like a NetBIOS name; write the domain's DNS name, such as corp.example.com", v)
+		return errors.New("looks like a NetBIOS name; write the domain's DNS name, such as corp.example.com")
 	case len(v) > 253:
-		return fmt.Errorf("the DNS name has %d characters, 253 at most", len(v))
+		return fmt.Errorf("has %d characters, a DNS name at most 253", len(v))
 	}
 	for label := range strings.SplitSeq(v, ".") {
 		if label == "" || len(label) > 63 || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") {
-			return fmt.Errorf("%q is not a DNS name: each part has 1 to 63 characters and does not begin or end with a hyphen", v)
+			return errors.New("is not a DNS name: each part has 1 to 63 characters and does not begin or end with a hyphen")
 		}
 		for _, r := range label {
 			// The underscore is no host name's, but Active Directory has domains with it.
 			if !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_') {
-				return fmt.Errorf("%q is not a DNS name: %q is not allowed in it", v, r)
+				return errors.New("is not a DNS name: it holds something other than letters, digits, hyphens and dots")
 			}
 		}
 	}
@@ -119,18 +121,16 @@ func checkDomainName(v string) error {
 }
 
 func checkUsername(v string) error {
-	if _, user, ok := strings.Cut(v, `\`); ok {
-		return fmt.Errorf("%q has a domain in front; write the bare account name %q", v, user)
-	}
-	if user, _, ok := strings.Cut(v, "@"); ok {
-		return fmt.Errorf("%q is a user principal name; write the bare account name, probably %q", v, user)
-	}
-	if strings.TrimSpace(v) != v {
-		return fmt.Errorf("%q begins or ends with a space", v)
-	}
-	// What sAMAccountName never holds: [MS-SAMR] 3.1.1.6.
-	if i := strings.IndexAny(v, `"/[]:;|=,+*?<>`); i >= 0 {
-		return fmt.Errorf("%q holds %q, which no sAMAccountName does", v, v[i])
+	switch {
+	case strings.Contains(v, `\`):
+		return errors.New(`has a domain and a backslash in front; write the bare account name, without DOMAIN\`)
+	case strings.Contains(v, "@"):
+		return errors.New("is a user principal name; write the bare account name, usually what stands before the @")
+	case strings.TrimSpace(v) != v:
+		return errors.New("begins or ends with a space")
+	case strings.ContainsAny(v, `"/[]:;|=,+*?<>`):
+		// What sAMAccountName never holds: [MS-SAMR] 3.1.1.6.
+		return errors.New(`holds one of "/[]:;|=,+*?<>, which no sAMAccountName does`)
 	}
 	return nil
 }

@@ -1,11 +1,10 @@
 package credential
 
 import (
-	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 )
 
 // The wire form is a JSON object whose password is base64 of UTF-8: encoding/json then never makes a Go string of it,
@@ -22,11 +21,21 @@ const MaxWireLength = 3*6*MaxValueLength + 64
 
 // Encode returns the wire form. The caller wipes it.
 func Encode(c Credential) ([]byte, error) {
-	b, err := json.Marshal(wire{c.DomainName, c.Username, c.Password.Reveal()})
+	// Put together by hand, because json.Marshal leaves what it wrote in a buffer that it keeps for others.
+	domain, err := json.Marshal(c.DomainName)
 	if err != nil {
-		return nil, errors.New("credential cannot be encoded") // the cause could quote a value
+		return nil, err
 	}
-	return b, nil
+	user, err := json.Marshal(c.Username)
+	if err != nil {
+		return nil, err
+	}
+	password := c.Password.Reveal()
+	b := make([]byte, 0, len(domain)+len(user)+base64.StdEncoding.EncodedLen(len(password))+64)
+	b = append(append(b, `{"domainName":`...), domain...)
+	b = append(append(b, `,"username":`...), user...)
+	b = base64.StdEncoding.AppendEncode(append(b, `,"password":"`...), password)
+	return append(b, `"}`...), nil
 }
 
 // DecodeCredential reads the wire form and checks it as strictly as the Secret was checked: the reader does not trust the
@@ -36,15 +45,10 @@ func DecodeCredential(body []byte) (Credential, error) {
 		return Credential{}, fmt.Errorf("answer of %d bytes is longer than a credential can be", len(body))
 	}
 	var w wire
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&w); err != nil {
+	// Not a json.Decoder, which would copy the body. Fields that a later version adds are passed over.
+	if err := json.Unmarshal(body, &w); err != nil {
 		clear(w.Password)
 		return Credential{}, errors.New("answer is not the JSON of a credential")
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		clear(w.Password)
-		return Credential{}, errors.New("answer goes on after the credential")
 	}
 	c := Credential{DomainName: w.DomainName, Username: w.Username, Password: NewPassword(w.Password)}
 	if err := c.check(); err != nil {
