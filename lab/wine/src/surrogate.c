@@ -13,9 +13,7 @@
  *   stub in Wine, so it is replaced in this process.
  *
  * Wine keeps for ever the references of a client that died; then this process does not end by itself.
- *
- * One weakness is Wine's own: an activation is several steps, and a client that has done some of them when the class is
- * revoked fails in the next with E_FAIL, or crashes. Of 1,500 activations from 4 clients around one suspension 2 failed. */
+ */
 
 #define COBJMACROS
 #include <windows.h>
@@ -30,7 +28,7 @@
 
 struct served {
     IClassFactory factory;
-    LONG factory_refs, locks, creating;
+    LONG locks, creating;
 
     CLSID clsid;
     HRESULT(WINAPI *get_class_object)(REFCLSID, REFIID, void **);
@@ -60,9 +58,10 @@ static HRESULT WINAPI factory_query(IClassFactory *f, REFIID iid, void **object)
     return S_OK;
 }
 
-static ULONG WINAPI factory_addref(IClassFactory *f) { return InterlockedIncrement(&of_factory(f)->factory_refs); }
+/* The factories live as long as the process. */
+static ULONG WINAPI factory_addref(IClassFactory *f) { return f ? 2 : 0; }
 
-static ULONG WINAPI factory_release(IClassFactory *f) { return InterlockedDecrement(&of_factory(f)->factory_refs); }
+static ULONG WINAPI factory_release(IClassFactory *f) { return f ? 1 : 0; }
 
 static HRESULT WINAPI factory_create(IClassFactory *f, IUnknown *outer, REFIID iid, void **object)
 {
@@ -147,15 +146,13 @@ static BOOL unused(void)
     return TRUE;
 }
 
-/* Revoked, and nobody holds, or is about to get, a reference to a factory. */
+/* Revoked, and whoever read a factory before has made its object by now, or never will. */
 static BOOL drained(void)
 {
     BOOL all;
 
     EnterCriticalSection(&lock);
     all = !serving && GetTickCount64() - closed_at >= GRACE_MS;
-    for (int i = 0; all && i < class_count; i++)
-        all = classes[i].factory_refs == 1;
     LeaveCriticalSection(&lock);
     return all;
 }
@@ -180,13 +177,23 @@ static ULONG WINAPI idle_count(IUnknown *self) { return self ? 1 : 0; }
 static IUnknownVtbl idle_vtbl = {idle_query, idle_count, idle_count};
 static IUnknown idle = {&idle_vtbl};
 
-static HRESULT keep_interface(void)
+static HRESULT keep(const IID *iid, IUnknown *object)
 {
     IStream *stream; /* the marshaled reference lives as long as this is not released */
     HRESULT hr = CreateStreamOnHGlobal(NULL, TRUE, &stream);
 
     if (SUCCEEDED(hr))
-        hr = CoMarshalInterface(stream, &credentials, &idle, MSHCTX_LOCAL, NULL, MSHLFLAGS_TABLESTRONG);
+        hr = CoMarshalInterface(stream, iid, object, MSHCTX_LOCAL, NULL, MSHLFLAGS_TABLESTRONG);
+    return hr;
+}
+
+/* The factories are kept too: a client that has read one when the class is revoked can then still use it. */
+static HRESULT keep_interfaces(void)
+{
+    HRESULT hr = keep(&credentials, &idle);
+
+    for (int i = 0; SUCCEEDED(hr) && i < class_count; i++)
+        hr = keep(&IID_IClassFactory, (IUnknown *)&classes[i].factory);
     return hr;
 }
 
@@ -234,7 +241,6 @@ static BOOL add_class(const WCHAR *name)
     if (!s->get_class_object || !s->can_unload_now)
         return FALSE;
     s->factory.lpVtbl = &factory_vtbl;
-    s->factory_refs = 1;
     class_count++;
     return TRUE;
 }
@@ -280,7 +286,7 @@ int wmain(int argc, WCHAR **argv)
         return 4;
     if (!add_classes(id))
         return 5;
-    if (FAILED(keep_interface()))
+    if (FAILED(keep_interfaces()))
         return 7;
     EnterCriticalSection(&lock);
     hr = register_classes();
