@@ -735,9 +735,9 @@ func TestRunHealsWhatChangesAndEndsWhenTold(t *testing.T) {
 	waitFor(t, h, "installed, watching")
 	time.Sleep(200 * time.Millisecond) // until the watch stands
 	for _, drift := range []func(){
+		func() { deleteTree(h.clsidKey()) }, // first: while a key is being deleted it can be opened and not watched
 		func() { setValue(t, h.clsidKey()+`\InprocServer32`, text("", `C:\evil.dll`)) },
 		func() { setValue(t, h.appIDKey(), text("RunAs", "Interactive User")) },
-		func() { deleteTree(h.clsidKey()) },
 	} {
 		before := strings.Count(h.log.String(), "msg=healed")
 		drift()
@@ -753,6 +753,21 @@ func TestRunHealsWhatChangesAndEndsWhenTold(t *testing.T) {
 		t.Errorf("run ended with %v", err)
 	}
 	h.wantState(t, Installed)
+}
+
+func TestRunSaysAtOnceThatItCannotWatchAnyMore(t *testing.T) {
+	h := newHost(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, &h.Config, time.Hour) }()
+	waitFor(t, h, "installed, watching")
+	err := winsec.RunWithPrivileges(ownershipPrivileges, func() error { return restoreDescriptor(h.EventSource, "O:BAD:P") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, h, "not watched any more") // the watch is set up anew every 5 s
+	cancel()
+	<-ended
 }
 
 func TestRunChecksAtEveryIntervalWhatTheRegistryDoesNotTell(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/windows"
@@ -18,14 +19,17 @@ func Run(ctx context.Context, c *Config, interval time.Duration) error {
 	}
 	c.Log.Info("installed, watching", "dll", c.dllPath(), "interval", interval)
 	changed := make(chan struct{}, 1)
-	stopped := make(chan error, 1)
+	stopped := make(chan struct{})
 	watching, stop := context.WithCancel(ctx)
-	go func() { stopped <- c.watch(watching, changed) }()
+	go func() {
+		defer close(stopped)
+		if err := c.watch(watching, changed); err != nil {
+			c.Log.Warn("the registry is not watched any more, only checked at every interval", "error", err)
+		}
+	}()
 	defer func() {
 		stop()
-		if err := <-stopped; err != nil {
-			c.Log.Warn("the registry was not watched, only checked at every interval", "error", err)
-		}
+		<-stopped
 	}()
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -70,7 +74,7 @@ func (c *Config) heal(ctx context.Context) {
 	c.Log.Info("healed", "dll", c.dllPath())
 }
 
-// watch sends to changed when one of the keys changes or goes away, until ctx ends. A key that is absent is left to the
+// watch sends to changed when one of the keys changes or goes away, until ctx ends. A key that stays absent is left to the
 // interval.
 func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 	cancel, err := windows.CreateEvent(nil, 1, 0, nil)
@@ -106,19 +110,28 @@ func (c *Config) watchOnce(cancel windows.Handle) (seen bool, err error) {
 		return false, err
 	}
 	defer windows.CloseHandle(event)
+	var absent []string
 	for _, path := range []string{c.clsidKey(), c.appIDKey(), c.comClassesKey(), c.EventSource} {
 		h, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.NOTIFY|registry.WOW64_64KEY)
-		if errors.Is(err, registry.ErrNotExist) {
+		if errors.Is(err, registry.ErrNotExist) || errors.Is(err, windows.ERROR_KEY_DELETED) {
+			absent = append(absent, path)
 			continue
 		}
 		if err != nil {
 			return false, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
 		}
 		defer h.Close()
-		if err := windows.RegNotifyChangeKeyValue(windows.Handle(h), true, filter, event, true); err != nil {
+		err = windows.RegNotifyChangeKeyValue(windows.Handle(h), true, filter, event, true)
+		if errors.Is(err, windows.ERROR_KEY_DELETED) { // since it was opened: whoever deletes a tree wakes the watch with the first subkey
+			absent = append(absent, path)
+			continue
+		}
+		if err != nil {
 			return false, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
 		}
 	}
 	signalled, err := windows.WaitForMultipleObjects([]windows.Handle{event, cancel}, false, uint32(rearm.Milliseconds()))
-	return signalled == windows.WAIT_OBJECT_0, err
+	// A key that was made again could be changed unseen until now.
+	madeAgain := slices.ContainsFunc(absent, func(path string) bool { present, _ := keyExists(path); return present })
+	return signalled == windows.WAIT_OBJECT_0 || madeAgain, err
 }
