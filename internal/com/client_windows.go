@@ -72,7 +72,7 @@ func (o *Object) GetPasswordCredentials(input string) (Result, error) {
 		return Result{}, HRESULT(r) // the out pointers are null
 	}
 	domainName, username, password := takeString(out[0]), takeString(out[1]), takeString(out[2])
-	result := Result{windows.UTF16ToString(domainName), windows.UTF16ToString(username), Password{&password}}
+	result := Result{windows.UTF16ToString(domainName), windows.UTF16ToString(username), newPassword(password)}
 	if out[0] == nil || out[1] == nil || out[2] == nil {
 		result.Password.Wipe()
 		return Result{}, errors.New("the class returned success and a null pointer: its proxy/stub or its server is defective")

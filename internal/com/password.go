@@ -8,18 +8,20 @@ import (
 // Password holds the UTF-16 code units of a password as the class gave them, and shows them to nobody who does not ask
 // with Reveal. The zero value is the empty password.
 type Password struct {
-	// Behind a pointer for the reason that credential.Password has.
-	units *[]uint16
+	// A function for the reason that credential.Password has.
+	units func() []uint16
 }
 
 const redacted = "[redacted]"
+
+func newPassword(units []uint16) Password { return Password{units: func() []uint16 { return units }} }
 
 // Reveal returns the code units themselves, not a copy: Wipe clears what it returned.
 func (p Password) Reveal() []uint16 {
 	if p.units == nil {
 		return nil
 	}
-	return *p.units
+	return p.units()
 }
 
 // Wipe overwrites the password with zeros.

@@ -3,6 +3,8 @@ package com
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -35,26 +37,54 @@ func TestWhatIsNotUTF8BecomesReplacementCharacters(t *testing.T) {
 	}
 }
 
-func TestNoFormattingShowsAPassword(t *testing.T) {
-	units := utf16.Encode([]rune("S3cret"))
-	result := Result{DomainName: "corp.example.com", Username: "web", Password: Password{&units}}
-	encoded, err := json.Marshal(result)
-	if err != nil {
-		t.Fatal(err)
-	}
-	unitsShown := strings.Trim(fmt.Sprint(units), "[]")
-	for _, s := range []string{
-		string(encoded), fmt.Sprint(result), fmt.Sprintf("%+v", result), fmt.Sprintf("%#v", result), fmt.Sprintf("%s", result.Password),
-		fmt.Sprintf("%x %d", result.Password, result.Password), fmt.Sprintf("%+v", struct{ r Result }{result}),
-	} {
-		if strings.Contains(s, unitsShown) || strings.Contains(s, "S3cret") || strings.Contains(s, "53") {
-			t.Errorf("the password shows in %s", s)
+// A password that is formatted, logged or encoded by somebody who did not think of it stays unseen.
+func TestPasswordShowsItselfToNobody(t *testing.T) {
+	const marker = "m4rker"
+	units := utf16.Encode([]rune(marker))
+	p := newPassword(units)
+	result := Result{DomainName: "corp.example.com", Username: "web", Password: p}
+	type hidden struct{ r Result } // fmt reads unexported fields without calling their methods
+	type bare struct{ p Password }
+	h, b := hidden{result}, bare{p}
+
+	var out strings.Builder
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T", "%t", "%e", "%c", "%U", "%b", "%o"} {
+		for _, v := range []any{p, &p, result, &result, h, &h, b, &b, []any{h, p}, map[string]Password{"p": p}, fmt.Errorf("wrapped: %v", p)} {
+			fmt.Fprintf(&out, verb+"\n", v)
 		}
 	}
-	result.Password.Wipe()
-	if units[0] != 0 || units[5] != 0 {
-		t.Error("the password outlived Wipe")
+	for _, l := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
+		slog.New(l).Info("result", "password", p, "result", result, "hidden", h, "bare", b)
 	}
+	for _, v := range []any{p, result, map[string]any{"p": p}} {
+		encoded, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Write(encoded)
+	}
+	forms := []string{marker}
+	for _, verb := range []string{"%d", "%x", "%X", "%#x", "%#v", "%q", "%c", "%U", "%b", "%o"} {
+		forms = append(forms, strings.Trim(fmt.Sprintf(verb, units), "[]{}"))
+	}
+	for _, form := range forms {
+		if strings.Contains(out.String(), form) {
+			t.Errorf("the password got out as %q", form)
+		}
+	}
+	if got := string(utf16.Decode(p.Reveal())); got != marker {
+		t.Errorf("Reveal gives %q", got)
+	}
+}
+
+func TestWipeClearsWhatRevealReturned(t *testing.T) {
+	p := newPassword(utf16.Encode([]rune("S3cret")))
+	units := p.Reveal()
+	p.Wipe()
+	if slices.ContainsFunc(units, func(unit uint16) bool { return unit != 0 }) {
+		t.Errorf("left over: %v", units)
+	}
+	Password{}.Wipe()
 }
 
 func TestAnHResultPrintsAsInWindowsWithOurName(t *testing.T) {
