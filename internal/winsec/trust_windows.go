@@ -36,8 +36,9 @@ func (e *UntrustedError) Is(target error) bool { return target == ErrUntrusted }
 const trustedInstaller = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 
 // CheckTrusted returns nil if path is a real directory or file (neither it nor a directory above it is a link) that is
-// owned by SYSTEM, Administrators, TrustedInstaller or the user that this process runs as. Any other owner, and a link,
-// is an error that matches ErrUntrusted. A path that does not exist is an error that matches fs.ErrNotExist.
+// owned by SYSTEM, Administrators, TrustedInstaller or the user that this process runs as, LOCAL SERVICE and NETWORK
+// SERVICE excepted. Any other owner, and a link, is an error that matches ErrUntrusted. A path that does not exist is an
+// error that matches fs.ErrNotExist.
 //
 // A file that is read afterwards is better opened with OpenTrusted, which leaves nothing between check and use.
 func CheckTrusted(path string) error {
@@ -104,7 +105,7 @@ func checkHandle(handle windows.Handle, path string) (directory bool, err error)
 	if !trusted {
 		return directory, &UntrustedError{
 			Path: path, Owner: accountName(owner),
-			Reason: "only SYSTEM, Administrators, TrustedInstaller and this process's own user may own it",
+			Reason: "only SYSTEM, Administrators, TrustedInstaller and this process's own user (unless services share it) may own it",
 			Remedy: "find out who put it there, then delete it as an administrator and start again",
 		}
 	}
@@ -150,15 +151,24 @@ func ownerOf(handle windows.Handle, path string) (*windows.SID, error) {
 }
 
 func isTrusted(owner *windows.SID) (bool, error) {
-	if owner.IsWellKnown(windows.WinLocalSystemSid) || owner.IsWellKnown(windows.WinBuiltinAdministratorsSid) ||
-		owner.String() == trustedInstaller {
-		return true, nil
-	}
 	user, err := windows.GetCurrentProcessToken().GetTokenUser()
 	if err != nil {
 		return false, fmt.Errorf("read the user of this process: %w", err)
 	}
-	return owner.Equals(user.User.Sid), nil
+	return trusts(user.User.Sid, owner), nil
+}
+
+// trusts tells whether a process of this user trusts what the owner made. Its own user vouches for nothing when it is LOCAL
+// SERVICE or NETWORK SERVICE, which many services share: what one of them owns, any other may have made.
+func trusts(user, owner *windows.SID) bool {
+	switch {
+	case owner.IsWellKnown(windows.WinLocalSystemSid), owner.IsWellKnown(windows.WinBuiltinAdministratorsSid),
+		owner.String() == trustedInstaller:
+		return true
+	case owner.IsWellKnown(windows.WinLocalServiceSid), owner.IsWellKnown(windows.WinNetworkServiceSid):
+		return false
+	}
+	return owner.Equals(user)
 }
 
 // accountName writes an owner as an administrator would look for it.

@@ -289,6 +289,40 @@ func TestCheckTrustedAndOpenTrustedRefuseAnothersFile(t *testing.T) {
 	}
 }
 
+// Attack: another service that runs as LOCAL SERVICE or NETWORK SERVICE, as the plugin does, plants a file.
+func TestTheProcesssOwnUserIsTrustedUnlessServicesShareIt(t *testing.T) {
+	const system, localService, networkService, administrators = "S-1-5-18", "S-1-5-19", "S-1-5-20", "S-1-5-32-544"
+	const person, other, virtual = "S-1-5-21-1-2-3-1001", "S-1-5-21-1-2-3-1002", "S-1-5-80-1-2-3-4-5"
+	for _, c := range []struct {
+		user, owner string
+		want        bool
+	}{
+		{networkService, networkService, false},
+		{localService, localService, false},
+		{localService, networkService, false},
+		{person, networkService, false},
+		{person, other, false},
+		{system, person, false},
+		{person, person, true},
+		{virtual, virtual, true},
+		{networkService, system, true},
+		{networkService, administrators, true},
+		{localService, trustedInstaller, true},
+	} {
+		user, err := windows.StringToSid(c.user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner, err := windows.StringToSid(c.owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := trusts(user, owner); got != c.want {
+			t.Errorf("a process of %s trusts what %s owns: %v, want %v", c.user, c.owner, got, c.want)
+		}
+	}
+}
+
 func TestWhatIsAbsentIsNotExistAndNotUntrusted(t *testing.T) {
 	path := filepath.Join(tempDir(t), "absent")
 	if err := CheckTrusted(path); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrUntrusted) {
