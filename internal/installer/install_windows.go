@@ -74,7 +74,8 @@ func (c *Config) runSteps(ctx context.Context, what string, steps []step) error 
 func (c *Config) locked(ctx context.Context, fn func() error) error {
 	runtime.LockOSThread() // a mutex belongs to the thread that waited for it
 	defer runtime.UnlockOSThread()
-	// Without a DACL of its own the mutex could be held by any user, for good.
+	// The DACL keeps other users from a mutex that an installer made. It does not keep a user from making one of this name
+	// first and holding it: that denies the installation, and gives nothing else away.
 	descriptor, err := windows.SecurityDescriptorFromString("D:P(A;;GA;;;SY)(A;;GA;;;BA)")
 	if err != nil {
 		return err

@@ -276,12 +276,11 @@ func TestTheRegistrationIsTheOneThatTheDesignNames(t *testing.T) {
 	h := newHost(t)
 	h.install(t)
 	for path, want := range map[string]map[string]string{
-		h.clsidKey():                       {"": description, "AppID": CLSID},
-		h.clsidKey() + `\InprocServer32`:   {"": h.dllPath(), "ThreadingModel": "Both"},
-		h.appIDKey():                       {"": description, "DllSurrogate": "", "RunAs": `NT AUTHORITY\NetworkService`},
-		h.comClassesKey():                  {"": ""},
-		h.EventSource:                      {"EventMessageFile": h.dllPath()},
-		h.Classes + `\CLSID\` + CLSID[:10]: {},
+		h.clsidKey():                     {"": description, "AppID": CLSID},
+		h.clsidKey() + `\InprocServer32`: {"": h.dllPath(), "ThreadingModel": "Both"},
+		h.appIDKey():                     {"": description, "DllSurrogate": "", "RunAs": `NT AUTHORITY\NetworkService`},
+		h.comClassesKey():                {"": ""},
+		h.EventSource:                    {"EventMessageFile": h.dllPath()},
 	} {
 		for name, data := range want {
 			if got := readText(path, name); got != data {
