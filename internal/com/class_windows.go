@@ -67,7 +67,7 @@ func GetClassObject(clsid, iid *windows.GUID, out *unsafe.Pointer) (hr HRESULT) 
 		class.Report(cause.Unexpected, "", fmt.Sprintf("the module cannot be pinned: %v", err))
 		return HRESULT(cause.Unexpected.HResult)
 	}
-	if *clsid != CLSID {
+	if *clsid != ClassID {
 		return classEClassNotAvailable
 	}
 	startWatch()

@@ -7,8 +7,8 @@ import (
 )
 
 var (
-	// CLSID is the plugin's class. It never changes: users' GMSACredentialSpecs name it.
-	CLSID = guid("{E4781092-F116-4B79-B55E-28EB6A224E26}")
+	// ClassID is CLSID as Activate takes it.
+	ClassID = guid(CLSID)
 
 	iidUnknown      = guid("{00000000-0000-0000-C000-000000000046}")
 	iidClassFactory = guid("{00000001-0000-0000-C000-000000000046}")

@@ -20,7 +20,7 @@ import (
 // gone, the process's class objects are suspended (CoSuspendClassObjects). The next activation then starts a surrogate
 // with the new DLL, while calls and references that exist go on here undisturbed.
 
-const registration = `SOFTWARE\Classes\CLSID\{E4781092-F116-4B79-B55E-28EB6A224E26}`
+const registration = `SOFTWARE\Classes\CLSID\` + CLSID
 
 // absentPause is the time between two looks at a registration that is gone: there is no key whose change could be waited
 // for, and nothing hurries, since without a registration nobody is activated.

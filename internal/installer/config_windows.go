@@ -7,12 +7,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 	"golang.org/x/sys/windows"
 )
 
-// CLSID is the plugin's class. Users' GMSACredentialSpecs name it, so it never changes.
-const CLSID = "{E4781092-F116-4B79-B55E-28EB6A224E26}"
+// CLSID is the plugin's class.
+const CLSID = com.CLSID
 
 // RunAs is the account that the surrogate, and so the plugin, runs as.
 type RunAs string

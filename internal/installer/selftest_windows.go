@@ -9,7 +9,6 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
-	"golang.org/x/sys/windows"
 )
 
 // selfTestUntil activates the class, out of process as ccg.exe does, until the DLL that was installed answers. It has to be
@@ -75,11 +74,7 @@ func (s SelfTest) asError() error {
 }
 
 func activateByCOM() (selftest.Report, error) {
-	class, err := windows.GUIDFromString(CLSID)
-	if err != nil {
-		return selftest.Report{}, err
-	}
-	object, err := com.Activate(class)
+	object, err := com.Activate(com.ClassID)
 	if err != nil {
 		return selftest.Report{}, err
 	}
