@@ -18,6 +18,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 	"github.com/ccgrkc/ccgrkc/internal/winsec"
 	"github.com/google/go-cmp/cmp"
@@ -693,6 +694,25 @@ func TestTheSelfTestWaitsForASurrogateOfTheLastVersion(t *testing.T) {
 	h.install(t)
 	if asked != 3 {
 		t.Errorf("asked %d times, want 3", asked)
+	}
+}
+
+func TestInstallDoesNotWaitWhereItMayNotActivate(t *testing.T) {
+	h := newHost(t)
+	h.SelfTestWait = time.Minute
+	asked := 0
+	h.activate = func() (selftest.Report, error) {
+		if asked++; asked > 1 { // let a failing test end
+			return selftest.Report{Module: h.dllPath()}, nil
+		}
+		return selftest.Report{}, fmt.Errorf("activate class %s: %w", CLSID, com.HRESULT(0x80070005))
+	}
+	err := Install(t.Context(), &h.Config)
+	if err == nil || !strings.Contains(err.Error(), "0x80070005") || !strings.Contains(err.Error(), "run the installer as SYSTEM") {
+		t.Errorf("got %v", err)
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times, want once", asked)
 	}
 }
 
