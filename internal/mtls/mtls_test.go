@@ -50,7 +50,7 @@ func client(t *testing.T, ref credential.Reference, m *Material) *tls.Config {
 }
 
 // connect runs one handshake and gives each side's error. got is how many bytes of the client's request the server read.
-func connect(t *testing.T, srv, cli *tls.Config) (serverErr, clientErr error, got int) {
+func connect(t *testing.T, srv, cli *tls.Config) (got int, serverErr, clientErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -88,12 +88,12 @@ func connect(t *testing.T, srv, cli *tls.Config) (serverErr, clientErr error, go
 	}
 	raw.Close()
 	<-done
-	return serverErr, clientErr, got
+	return got, serverErr, clientErr
 }
 
 func TestTheTwoSidesOfOneAccountMeet(t *testing.T) {
 	m := issue(t, web)
-	s, c, got := connect(t, server(t, web, m), client(t, web, m))
+	got, s, c := connect(t, server(t, web, m), client(t, web, m))
 	if s != nil || c != nil || got == 0 {
 		t.Errorf("server: %v, client: %v, %d bytes", s, c, got)
 	}
@@ -175,14 +175,14 @@ func TestAttackersWithOtherCertificatesAreRefusedByTheServer(t *testing.T) {
 		"another account's":                  raw(t, shopMaterial.ClientCert, shopMaterial.ClientKey),
 		"a certificate of the wrong root CA": raw(t, ca.pem(), func() []byte { k, _ := x509.MarshalPKCS8PrivateKey(ca.key); return encode("PRIVATE KEY", k) }()),
 	} {
-		s, c, got := connect(t, server(t, web, m), cli)
+		got, s, c := connect(t, server(t, web, m), cli)
 		if s == nil || c == nil || got > 0 {
 			t.Errorf("%s: server: %v, client: %v, %d bytes", name, s, c, got)
 		}
 	}
 	old := raw(t, m.ClientCert, m.ClientKey)
 	old.MaxVersion = tls.VersionTLS12
-	if s, c, _ := connect(t, server(t, web, m), old); s == nil || c == nil {
+	if _, s, c := connect(t, server(t, web, m), old); s == nil || c == nil {
 		t.Error("TLS 1.2 was accepted")
 	}
 }
@@ -197,7 +197,7 @@ func TestAttackersOnTheProvidersPortAreSentNothing(t *testing.T) {
 		"an earlier generation's":                     raw(t, other.ServerCert, other.ServerKey),
 		"another account's":                           raw(t, shopMaterial.ServerCert, shopMaterial.ServerKey),
 	} {
-		s, c, got := connect(t, srv, client(t, web, m))
+		got, s, c := connect(t, srv, client(t, web, m))
 		var peer *PeerError
 		if c == nil || got > 0 || !errors.As(c, &peer) {
 			t.Errorf("%s: server: %v, client: %v, %d bytes", name, s, c, got)
@@ -220,13 +220,13 @@ func TestASharedCADoesNotOpenTheOtherAccount(t *testing.T) {
 		return c
 	}
 	ws, wc := config(ServerConfig, web, webServer, webServerKey), config(ClientConfig, web, webClient, webClientKey)
-	if s, c, _ := connect(t, ws, wc); s != nil || c != nil {
+	if _, s, c := connect(t, ws, wc); s != nil || c != nil {
 		t.Fatalf("the same account: %v, %v", s, c)
 	}
-	if s, _, got := connect(t, ws, raw(t, shopClient, shopClientKey)); s == nil || got > 0 {
+	if got, s, _ := connect(t, ws, raw(t, shopClient, shopClientKey)); s == nil || got > 0 {
 		t.Error("the other account's client was let in")
 	}
-	if _, c, got := connect(t, raw(t, shopServer, shopServerKey), wc); c == nil || got > 0 {
+	if got, _, c := connect(t, raw(t, shopServer, shopServerKey), wc); c == nil || got > 0 {
 		t.Error("the other account's server was believed")
 	}
 	if _, err := ServerConfig(web, ca.pem(), shopServer, shopServerKey); err == nil {
@@ -306,7 +306,7 @@ func TestClocksMayBeFiveMinutesApart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s, c, _ := connect(t, srv, cli); s != nil || c != nil {
+		if _, s, c := connect(t, srv, cli); s != nil || c != nil {
 			t.Errorf("%v: %v, %v", d, s, c)
 		}
 	}
@@ -319,7 +319,7 @@ func TestAnExpiredCertificateIsRefusedOnAConnectionThatBeginsLater(t *testing.T)
 	}
 	srv, cli := server(t, web, m), client(t, web, m)
 	time.Sleep(time.Until(m.NotAfter) + 1100*time.Millisecond)
-	if s, c, got := connect(t, srv, cli); s == nil && c == nil || got > 0 {
+	if got, s, c := connect(t, srv, cli); s == nil && c == nil || got > 0 {
 		t.Errorf("server: %v, client: %v", s, c)
 	}
 }
