@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ccgrkc/ccgrkc/internal/installer"
+	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -41,9 +41,9 @@ type exitCode int
 func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func command() *cobra.Command {
-	var logLevel, logFormat string
+	var logs logging.Flags
 	config := func() (installer.Config, error) {
-		log, err := logger(os.Stderr, logLevel, logFormat)
+		log, err := logs.Logger(os.Stderr)
 		if err != nil {
 			return installer.Config{}, err
 		}
@@ -66,8 +66,7 @@ moment: the next install or uninstall repairs what was left half done.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	root.PersistentFlags().StringVar(&logFormat, "log-format", "text", "text or json; the log goes to standard error")
+	logs.Add(root.PersistentFlags())
 	root.AddCommand(installCommand(config), uninstallCommand(config), statusCommand(config), runCommand(config), versionCommand())
 	return root
 }
@@ -228,19 +227,4 @@ func versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
 	}
-}
-
-func logger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log level %q is not known: use debug, info, warn or error", level)
-	}
-	options := &slog.HandlerOptions{Level: l}
-	switch format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	}
-	return nil, fmt.Errorf("log format %q is not known: use text or json", format)
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
+	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/provider"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
@@ -26,7 +25,7 @@ func main() {
 	defer stop()
 	root := command()
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
+		fmt.Fprintln(os.Stderr, "gmsa-account-provider:", err)
 		stop()
 		os.Exit(1)
 	}
@@ -69,7 +68,8 @@ func run() *cobra.Command {
 		api                                  provider.APIServer
 		identity, mode, serverDir, clientDir string
 		lifetime, maxStale                   time.Duration
-		metrics, logLevel, logFormat         string
+		metrics                              string
+		logs                                 logging.Flags
 	)
 	c := &cobra.Command{
 		Use:   "run",
@@ -91,7 +91,7 @@ answered from a copy at most 5 seconds old. If the API server cannot be reached,
 			if err != nil {
 				return err
 			}
-			log, err := logger(cmd.ErrOrStderr(), logLevel, logFormat)
+			log, err := logs.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -115,7 +115,7 @@ answered from a copy at most 5 seconds old. If the API server cannot be reached,
 	}
 	a.flags(c)
 	f := c.Flags()
-	f.StringVar(&identity, "plugin-identity", endpoint.Readers[0], fmt.Sprintf("identity that the plugin runs as and that may read the endpoint files, one of %q", endpoint.Readers))
+	f.StringVar(&identity, "plugin-identity", endpoint.Readers[0], fmt.Sprintf("identity that the plugin runs as and that may read the endpoint files, as the installer's --run-as: one of %q", endpoint.Readers))
 	f.StringVar(&mode, "certificates", "embedded", "where certificates come from: embedded (made here) or secrets (mounted)")
 	f.DurationVar(&lifetime, "certificate-lifetime", provider.DefaultLifetime, "lifetime of embedded certificates; renewed at two thirds of it")
 	f.StringVar(&serverDir, "server-certificate-dir", "", "with --certificates secrets: directory with tls.crt, tls.key and ca.crt of the server")
@@ -125,8 +125,7 @@ answered from a copy at most 5 seconds old. If the API server cannot be reached,
 	f.StringVar(&api.URL, "kube-api-server", "", "URL of the API server (default: as Kubernetes tells a pod)")
 	f.StringVar(&api.TokenFile, "kube-token-file", "", "file with the ServiceAccount's token; with --kube-api-server")
 	f.StringVar(&api.CAFile, "kube-ca-file", "", "file with the API server's CA; with --kube-api-server")
-	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&logFormat, "log-format", "text", "text or json")
+	logs.Add(f)
 	c.MarkFlagsRequiredTogether("kube-api-server", "kube-token-file", "kube-ca-file")
 	c.MarkFlagsRequiredTogether("server-certificate-dir", "client-certificate-dir")
 	return c
@@ -233,21 +232,5 @@ func certificatesFrom(mode string, lifetime time.Duration, serverDir, clientDir 
 		return &provider.FromSecrets{ServerDir: serverDir, ClientDir: clientDir}, nil
 	default:
 		return nil, fmt.Errorf("--certificates %q: want embedded or secrets", mode)
-	}
-}
-
-func logger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
-	}
-	opts := &slog.HandlerOptions{Level: l}
-	switch format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, opts)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, opts)), nil
-	default:
-		return nil, fmt.Errorf("--log-format %q: want text or json", format)
 	}
 }

@@ -21,7 +21,7 @@ const DefaultRoot = `\\?\C:\var\lib\rancher\gmsa`
 var descriptors = map[string]string{
 	"network-service": winsec.DirPluginReadable,
 	"local-service":   winsec.DirAdminOnly + "(A;OICI;0x1200a9;;;LS)",
-	"system":          winsec.DirAdminOnly,
+	"launching-user":  winsec.DirAdminOnly,
 }
 
 // makeAncestors makes what is missing above root, from the drive down: nothing is made in a directory that was not checked.

@@ -24,8 +24,9 @@ type Publisher struct {
 	Reader string
 }
 
-// Readers lists the identities that the plugin can run as, the default first.
-var Readers = []string{"network-service", "local-service", "system"}
+// Readers lists the identities that the plugin can run as, the default first. The last one is whoever activates it, which
+// is ccg.exe as SYSTEM.
+var Readers = []string{"network-service", "local-service", "launching-user"}
 
 // Publication is one generation that this process made.
 type Publication struct {

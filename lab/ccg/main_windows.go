@@ -26,7 +26,7 @@ import (
 )
 
 // pluginClass is this project's plugin, for when there is no credential spec.
-const pluginClass = "{E4781092-F116-4B79-B55E-28EB6A224E26}"
+const pluginClass = com.CLSID
 
 func main() {
 	showPassword := flag.Bool("show-password", false, "print the password too")

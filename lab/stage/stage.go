@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 	"github.com/ccgrkc/ccgrkc/lab/wine"
@@ -249,7 +250,7 @@ func CredentialSpec(input string) map[string]any {
 		"ActiveDirectoryConfig": map[string]any{
 			"GroupManagedServiceAccounts": []map[string]string{{"Name": "web01", "Scope": "corp.example.com"}, {"Name": "web01", "Scope": "CORP"}},
 			"HostAccountConfig": map[string]string{
-				"PortableCcgVersion": "1", "PluginGUID": "{E4781092-F116-4B79-B55E-28EB6A224E26}", "PluginInput": input,
+				"PortableCcgVersion": "1", "PluginGUID": com.CLSID, "PluginInput": input,
 			},
 		},
 	}
