@@ -173,13 +173,14 @@ func TestHelperHoldsANode(t *testing.T) {
 
 func TestNodeDiesWithItsMaker(t *testing.T) {
 	labtest.Require(t)
-	ready := filepath.Join(t.TempDir(), "ready")
+	dir := t.TempDir() // also the temporary directory of the process that is killed, so that nothing of it stays
+	ready := filepath.Join(dir, "ready")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "-test.run=^TestHelperHoldsANode$")
-	cmd.Env = append(os.Environ(), "LAB_NODE_READY="+ready)
+	cmd.Env = append(os.Environ(), "LAB_NODE_READY="+ready, "TMPDIR="+dir)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +190,6 @@ func TestNodeDiesWithItsMaker(t *testing.T) {
 		t.Fatal(err)
 	}
 	prefix := filepath.Dir(string(drive))
-	t.Cleanup(func() { os.RemoveAll(filepath.Dir(prefix)) })
 
 	if len(processesOf(t, prefix)) == 0 {
 		t.Fatal("the node has no processes to begin with")
