@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+	"github.com/ccgrkc/ccgrkc/lab/tools"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -36,7 +37,7 @@ type ControlPlane struct {
 // Start builds the control plane if need be and starts it on the state in dir, which is made if it is missing. It
 // returns when the API server is ready and service accounts work. The process dies with this one.
 func Start(ctx context.Context, dir string) (*ControlPlane, error) {
-	program, err := Build(ctx, os.Stderr)
+	program, err := tools.Path(ctx, tools.ControlPlane, os.Stderr)
 	if err != nil {
 		return nil, err
 	}

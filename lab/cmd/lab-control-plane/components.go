@@ -35,6 +35,9 @@ func startAPIServer(ctx context.Context, listener net.Listener, ended chan<- err
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--allow-privileged=true", // HostProcess pods are privileged
+		// The lab's nodes have names that no DNS knows.
+		"--kubelet-preferred-address-types=InternalIP",
+		"--audit-policy-file=audit-policy.yaml", "--audit-log-path=audit.log",
 		"--service-cluster-ip-range=10.0.0.0/16",
 		"--endpoint-reconciler-type=none", // Endpoints refuse a loopback address
 		"--enable-aggregator-routing=true",

@@ -5,7 +5,7 @@
 // the objects are the same.
 //
 // When the cluster answers it prints one line of JSON on standard output: {"kubeconfig": "<file>", "server": "<URL>"}.
-// The components log to control-plane.log in the directory.
+// The components log to control-plane.log in the directory; audit.log says what pods have asked.
 package main
 
 import (
@@ -60,6 +60,9 @@ func run(ctx context.Context, dir, listen string) error {
 		return err
 	}
 
+	if err := os.WriteFile("audit-policy.yaml", []byte(auditPolicy), 0o600); err != nil {
+		return err
+	}
 	listener, err := net.Listen("tcp", listen)
 	if err != nil {
 		return fmt.Errorf("API server's address: %w", err)
@@ -109,6 +112,19 @@ func run(ctx context.Context, dir, listen string) error {
 		return err
 	}
 }
+
+// auditPolicy records every request of a ServiceAccount that is not the control plane's own, without bodies: what a chart's
+// pods have asked for, and how often.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  userGroups: ["system:serviceaccounts:kube-system"]
+- level: Metadata
+  userGroups: ["system:serviceaccounts"]
+- level: None
+`
 
 func duplicate(f *os.File) (*os.File, error) {
 	fd, err := syscall.Dup(int(f.Fd()))

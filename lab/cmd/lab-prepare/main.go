@@ -1,4 +1,4 @@
-// Command lab-prepare makes what the lab's tests, demo and bench need once and then keep: the control plane's program and
+// Command lab-prepare makes what the lab's tests, demo and bench need once and then keep: the programs of package tools and
 // the template of a Wine node. Tests would make them too, but silently.
 package main
 
@@ -9,7 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/ccgrkc/ccgrkc/lab/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/tools"
 	"github.com/ccgrkc/ccgrkc/lab/wine"
 )
 
@@ -19,8 +19,10 @@ func main() {
 	if _, err := wine.Template(ctx, os.Stderr); err != nil {
 		fail(err)
 	}
-	if _, err := controlplane.Build(ctx, os.Stderr); err != nil {
-		fail(err)
+	for _, tool := range tools.All {
+		if _, err := tools.Path(ctx, tool, os.Stderr); err != nil {
+			fail(err)
+		}
 	}
 }
 

@@ -1,4 +1,6 @@
-package controlplane
+// Package tools builds the programs that the lab is made of, from the Go modules that their projects publish, and keeps
+// them in the user's cache for as long as their sources, their dependencies and Go's version stay the same.
+package tools
 
 import (
 	"bytes"
@@ -14,11 +16,29 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/cache"
 )
 
+// Tool is a program of the lab.
+type Tool struct {
+	name, pkg string
+	note      string // said before a build that takes long
+}
+
+// The programs. All but ControlPlane and CertManager are unchanged commands of their projects.
+var (
+	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane", "; once, some minutes"}
+	CertManager  = Tool{"cert-manager", labModule + "/cmd/lab-cert-manager", "; once"}
+	Kubectl      = Tool{"kubectl", "k8s.io/kubernetes/cmd/kubectl", "; once"}
+	Helm3        = Tool{"helm3", "helm.sh/helm/v3/cmd/helm", "; once"}
+	Helm4        = Tool{"helm4", "helm.sh/helm/v4/cmd/helm", "; once"}
+)
+
+// All is every program, the one that takes longest first: the others share most of what it compiles.
+var All = []Tool{ControlPlane, CertManager, Kubectl, Helm3, Helm4}
+
 const labModule = "github.com/ccgrkc/ccgrkc/lab"
 
-// Build returns the path of the control plane's program. It is built once, which takes about 6 minutes on two cores with
-// an empty build cache, and kept for as long as its sources, its dependencies and Go's version stay the same.
-func Build(ctx context.Context, progress io.Writer) (string, error) {
+// Path returns the path of a program and builds it if need be. With an empty build cache ControlPlane takes about 6
+// minutes on two cores.
+func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	goVersion, err := goOutput(ctx, "", "env", "GOVERSION")
 	if err != nil {
 		return "", err
@@ -33,12 +53,16 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	}
 	flags := buildFlags(version)
 
-	parts := [][]byte{[]byte(goVersion), []byte(strings.Join(flags, " "))}
-	sources, err := filepath.Glob(filepath.Join(dir, "cmd/lab-control-plane/*.go"))
-	if err != nil {
-		return "", err
+	parts := [][]byte{[]byte(goVersion), []byte(strings.Join(flags, " ")), []byte(tool.pkg)}
+	sources := []string{filepath.Join(dir, "go.sum")}
+	if own, ok := strings.CutPrefix(tool.pkg, labModule+"/"); ok {
+		files, err := filepath.Glob(filepath.Join(dir, own, "*.go"))
+		if err != nil {
+			return "", err
+		}
+		sources = append(sources, files...)
 	}
-	for _, path := range append(sources, filepath.Join(dir, "go.sum")) {
+	for _, path := range sources {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			return "", err
@@ -46,13 +70,13 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 		parts = append(parts, content)
 	}
 
-	return cache.Get(ctx, "control-plane-"+cache.Key(parts...), progress, func(path string) error {
-		fmt.Fprintf(progress, "building the Kubernetes %s control plane; once, some minutes\n", version)
-		cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build"}, flags, []string{"-o", path, "./cmd/lab-control-plane"})...)
+	return cache.Get(ctx, tool.name+"-"+cache.Key(parts...), progress, func(path string) error {
+		fmt.Fprintf(progress, "building %s%s\n", tool.name, tool.note)
+		cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build"}, flags, []string{"-o", path, tool.pkg})...)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("building the control plane: %w\n%s", err, out)
+			return fmt.Errorf("building %s: %w\n%s", tool.name, err, out)
 		}
 		return nil
 	})
