@@ -123,12 +123,15 @@ for up to 30 s. On a host where all is well nothing is changed.`,
 }
 
 func uninstallCommand(config configFunc) *cobra.Command {
-	return &cobra.Command{
+	var stay bool
+	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove everything that install makes",
 		Long: `Removes every registry key and file that install makes, and reads back that nothing is left. A DLL that a surrogate
 still has loaded is waited for, for up to 30 s; one that stays loaded is moved aside and deleted when the host restarts, or by
-the next uninstall, and the log says so. Another product's registration of the same class is left alone.`,
+the next uninstall, and the log says so. Another product's registration of the same class is left alone.
+
+With --stay it goes on until stopped and removes again what comes back, as an installer that is just ending may bring it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config()
@@ -139,8 +142,28 @@ the next uninstall, and the log says so. Another product's registration of the s
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "uninstalled, and nothing is registered any more")
+			for stay && pause(cmd.Context(), stayEvery) {
+				if err := installer.Uninstall(cmd.Context(), &c); err != nil && cmd.Context().Err() == nil {
+					return err
+				}
+			}
 			return nil
 		},
+	}
+	cmd.Flags().BoolVar(&stay, "stay", false, "when all is gone, keep it so until stopped")
+	return cmd
+}
+
+// stayEvery is how often uninstall --stay looks again. release-cleanup waits for longer than that.
+const stayEvery = 5 * time.Second
+
+// pause returns false when ctx ends.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 

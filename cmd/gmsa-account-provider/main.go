@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
+	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/provider"
 	"github.com/ccgrkc/ccgrkc/internal/version"
@@ -65,7 +67,7 @@ username (the bare account name) and password.`,
 func run() *cobra.Command {
 	var (
 		a                                    account
-		api                                  provider.APIServer
+		api                                  kube.Server
 		identity, mode, serverDir, clientDir string
 		lifetime, maxStale                   time.Duration
 		metrics                              string
@@ -95,9 +97,9 @@ answered from a copy at most 5 seconds old. If the API server cannot be reached,
 			if err != nil {
 				return err
 			}
-			if api == (provider.APIServer{}) {
-				if api, err = provider.InCluster(os.Getenv); err != nil {
-					return err
+			if api == (kube.Server{}) {
+				if api, err = kube.InCluster(os.Getenv); err != nil {
+					return fmt.Errorf("%w; name the API server with --kube-api-server, --kube-token-file and --kube-ca-file", err)
 				}
 			}
 			certificates, err := certificatesFrom(mode, lifetime, serverDir, clientDir)
@@ -118,8 +120,8 @@ answered from a copy at most 5 seconds old. If the API server cannot be reached,
 	f.StringVar(&identity, "plugin-identity", endpoint.Readers[0], fmt.Sprintf("identity that the plugin runs as and that may read the endpoint files, as the installer's --run-as: one of %q", endpoint.Readers))
 	f.StringVar(&mode, "certificates", "embedded", "where certificates come from: embedded (made here) or secrets (mounted)")
 	f.DurationVar(&lifetime, "certificate-lifetime", provider.DefaultLifetime, "lifetime of embedded certificates; renewed at two thirds of it")
-	f.StringVar(&serverDir, "server-certificate-dir", "", "with --certificates secrets: directory with tls.crt, tls.key and ca.crt of the server")
-	f.StringVar(&clientDir, "client-certificate-dir", "", "with --certificates secrets: directory with tls.crt, tls.key and ca.crt of the client")
+	f.StringVar(&serverDir, "server-certificate-dir", "", "with --certificates secrets: directory in the container with tls.crt, tls.key and ca.crt of the server")
+	f.StringVar(&clientDir, "client-certificate-dir", "", "with --certificates secrets: directory in the container with tls.crt, tls.key and ca.crt of the client")
 	f.DurationVar(&maxStale, "max-stale", provider.DefaultMaxStale, "how long the last good copy serves while the API server cannot be reached; 0: not at all")
 	f.StringVar(&metrics, "metrics-address", "", "host:port for Prometheus metrics on /metrics; empty: off")
 	f.StringVar(&api.URL, "kube-api-server", "", "URL of the API server (default: as Kubernetes tells a pod)")
@@ -191,12 +193,17 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 }
 
 func cleanup() *cobra.Command {
-	var a account
+	var (
+		a    account
+		stay bool
+	)
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove what a killed provider left on the host for one Secret",
 		Long: `Removes the endpoint files of one account if no provider serves them any more. Files of a provider that answers stay,
-and the command fails. It may run any number of times.`,
+and the command fails. It may run any number of times.
+
+With --stay it goes on until stopped once all is clean: what the container of a DaemonSet must do.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ref, err := credential.NewReference(a.namespace, a.secret)
@@ -208,11 +215,20 @@ and the command fails. It may run any number of times.`,
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "account %s: %d left-over generations removed, nothing is left\n", ref, n)
+			if stay {
+				<-cmd.Context().Done()
+			}
 			return nil
 		},
 	}
 	a.flags(c)
+	c.Flags().BoolVar(&stay, "stay", false, "when all is clean, go on until stopped")
 	return c
+}
+
+// mountedDir is where the container finds a directory that the pod mounts. A certificate in it tells the mount from the path.
+func mountedDir(dir string) string {
+	return filepath.Dir(kube.MountedFile(os.Getenv, filepath.Join(dir, "tls.crt")))
 }
 
 func certificatesFrom(mode string, lifetime time.Duration, serverDir, clientDir string) (provider.Certificates, error) {
@@ -229,7 +245,7 @@ func certificatesFrom(mode string, lifetime time.Duration, serverDir, clientDir 
 		if serverDir == "" {
 			return nil, errors.New("--certificates secrets needs --server-certificate-dir and --client-certificate-dir")
 		}
-		return &provider.FromSecrets{ServerDir: serverDir, ClientDir: clientDir}, nil
+		return &provider.FromSecrets{ServerDir: mountedDir(serverDir), ClientDir: mountedDir(clientDir)}, nil
 	default:
 		return nil, fmt.Errorf("--certificates %q: want embedded or secrets", mode)
 	}

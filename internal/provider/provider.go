@@ -22,6 +22,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
+	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -37,7 +38,7 @@ const (
 // Config is a provider's whole configuration.
 type Config struct {
 	Account        credential.Reference
-	API            APIServer
+	API            kube.Server
 	Publisher      endpoint.Publisher
 	Certificates   Certificates
 	MaxStale       time.Duration
@@ -68,9 +69,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	m.watch(src, func() time.Time { return time.Unix(p.expiry.Load(), 0) })
 	if c.MetricsAddress != "" {
-		if err := serveMetrics(ctx, c.MetricsAddress, m, log); err != nil {
-			return err
-		}
+		go serveMetrics(ctx, c.MetricsAddress, m, log)
 	}
 	log.Info("serving", "version", version.String(), "port", p.current.endpoint.Port, "apiServer", c.API.URL, "certificatesExpire", p.current.notAfter)
 	p.serve(ctx)
@@ -209,20 +208,27 @@ func (p *provider) end() {
 	p.log.Info("stopped")
 }
 
-func serveMetrics(ctx context.Context, address string, m *metrics, log *slog.Logger) error {
+// serveMetrics serves until ctx ends. In a rolling update the pod before still holds the port: it waits for it, and the
+// account is served meanwhile.
+func serveMetrics(ctx context.Context, address string, m *metrics, log *slog.Logger) {
 	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("metrics: %w", err)
+	for warned := false; err != nil; l, err = net.Listen("tcp", address) {
+		if !warned {
+			log.Warn("metrics are not served yet", "address", address, "error", err, "retryEvery", retryEvery)
+			warned = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryEvery):
+		}
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { m.write(w) })
 	srv := &http.Server{Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
-	go func() {
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("metrics ended", "error", err)
-		}
-	}()
 	context.AfterFunc(ctx, func() { _ = srv.Close() })
 	log.Info("metrics", "address", l.Addr().String())
-	return nil
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		log.Error("metrics ended", "error", err)
+	}
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
+	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
@@ -40,7 +41,7 @@ const marker = "m4rker-pässwörd"
 // What a real one does with Secrets and permissions is tested in the lab.
 type apiServer struct {
 	*httptest.Server
-	api APIServer
+	api kube.Server
 
 	mu     sync.Mutex
 	status int
@@ -71,7 +72,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	}))
 	t.Cleanup(a.Close)
 	dir := t.TempDir()
-	a.api = APIServer{URL: a.URL, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
+	a.api = kube.Server{URL: a.URL, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
 	write(t, a.api.TokenFile, []byte("token-1\n"))
 	write(t, a.api.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Certificate().Raw}))
 	return a
@@ -297,32 +298,6 @@ func TestTheTokenIsNotSentToAServerOfAnotherCA(t *testing.T) {
 	write(t, a.api.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: evil.Certificate().Raw}))
 	if _, _, err := r.read(t.Context()); err != nil {
 		t.Errorf("a CA file that changed is not read again: %v", err)
-	}
-}
-
-// Under containerd 1.6 a token in the container comes before one on the host's own disk, which somebody may have planted.
-func TestInClusterPrefersTheSandboxMountPoint(t *testing.T) {
-	sandbox := t.TempDir()
-	env := map[string]string{"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443", "CONTAINER_SANDBOX_MOUNT_POINT": sandbox}
-	getenv := func(k string) string { return env[k] }
-	api, err := InCluster(getenv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if api.URL != "https://[fd00::1]:6443" || strings.HasPrefix(api.TokenFile, sandbox) {
-		t.Errorf("containerd 1.7: %+v", api)
-	}
-	dir := filepath.Join(sandbox, serviceAccountDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(dir, "token"), nil)
-	if api, _ = InCluster(getenv); api.TokenFile != filepath.Join(dir, "token") || api.CAFile != filepath.Join(dir, "ca.crt") {
-		t.Errorf("containerd 1.6: %+v", api)
-	}
-	delete(env, "KUBERNETES_SERVICE_HOST")
-	if _, err := InCluster(getenv); err == nil || !strings.Contains(err.Error(), "--kube-api-server") {
-		t.Errorf("outside a pod: %v", err)
 	}
 }
 
@@ -722,13 +697,13 @@ func TestCleanupRemovesWhatAKilledProviderLeftAndNothingElse(t *testing.T) {
 	}
 }
 
+// Metrics wait for a port that another pod still holds, as in a rolling update, and the account is served meanwhile.
 func TestMetricsTellEverythingButSecrets(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
 	var log bytes.Buffer
 	stop := start(t, root, web, a, func(c *Config) {
 		c.MetricsAddress = l.Addr().String()
@@ -737,7 +712,12 @@ func TestMetricsTellEverythingButSecrets(t *testing.T) {
 	if _, err := call(t, root, web); err != nil {
 		t.Fatal(err)
 	}
+	// The pod before, which held the port, ends.
+	l.Close()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
+	for deadline := time.Now().Add(3 * retryEvery); err != nil && time.Now().Before(deadline); resp, err = http.Get("http://" + l.Addr().String() + "/metrics") {
+		time.Sleep(50 * time.Millisecond)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -745,7 +725,7 @@ func TestMetricsTellEverythingButSecrets(t *testing.T) {
 	resp.Body.Close()
 	for _, want := range []string{
 		`gmsa_account_provider_calls_total{code="ok"} 1`, `gmsa_account_provider_api_fetches_total{result="ok"} 1`,
-		"gmsa_account_provider_copy_age_seconds 0.", "gmsa_account_provider_certificate_expiry_timestamp_seconds 1", "gmsa_account_provider_build_info{version=",
+		"gmsa_account_provider_copy_age_seconds ", "gmsa_account_provider_certificate_expiry_timestamp_seconds 1", "gmsa_account_provider_build_info{version=",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in:\n%s", want, b)
