@@ -2,6 +2,7 @@
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME ?= 20s
+REGISTRY ?=
 
 Q      := $(if $(V),,@)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -12,6 +13,11 @@ WINDOWS := GOOS=windows GOARCH=amd64
 # As the control plane is built, so that what it shares with the tests is compiled once. See lab/controlplane/build.go.
 LABGO   := -trimpath -gcflags=all=-dwarf=false
 DLL     := internal/installer/dll/ccg-plugin.dll
+
+# What make release runs on each Windows program; nothing otherwise.
+SIGN    := :
+IMAGES  := cd images && CGO_ENABLED=0 go run -trimpath .
+TAG     := $(subst +,_,$(VERSION))
 
 .PHONY: help
 help: ## list the targets
@@ -25,12 +31,15 @@ deps: ## install the Debian packages that the lab and the DLL need
 build: deps ## build everything into dist/
 	@echo "build  dist/ccg-plugin.dll"
 	$(Q)hack/build-dll.sh dist/ccg-plugin.dll $(VERSION)
+	$(Q)$(SIGN) dist/ccg-plugin.dll
 	$(Q)cp dist/ccg-plugin.dll $(DLL)
 	@echo "build  dist/ccg-plugin-installer.exe"
 	$(Q)$(WINDOWS) $(BUILD) -o dist/ccg-plugin-installer.exe ./cmd/ccg-plugin-installer
 	@echo "build  dist/gmsa-account-provider, .exe"
 	$(Q)$(BUILD) -o dist/gmsa-account-provider ./cmd/gmsa-account-provider
 	$(Q)$(WINDOWS) $(BUILD) -o dist/gmsa-account-provider.exe ./cmd/gmsa-account-provider
+	$(Q)$(SIGN) dist/ccg-plugin-installer.exe
+	$(Q)$(SIGN) dist/gmsa-account-provider.exe
 	@echo "build  dist/lab/ccg.exe"
 	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ccg.exe ./ccg
 
@@ -53,6 +62,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)$(WINDOWS) CGO_ENABLED=0 go vet $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
+	$(Q)cd images && CGO_ENABLED=0 go vet ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg
 	@echo "lint   staticcheck"
 	$(Q)GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
@@ -60,6 +70,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)dist/tools/staticcheck -tags faultpoints ./...
 	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...
+	$(Q)cd images && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg
 
 .PHONY: prepare
@@ -72,6 +83,7 @@ test: deps faultpoints lint ## everything, the lab included; fails where the lab
 	@echo "test   packages"
 	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
+	$(Q)cd images && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./...
 	$(Q)$(MAKE) --no-print-directory prepare
 	@echo "test   lab"
 	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 5 -timeout 40m ./...
@@ -83,6 +95,27 @@ demo: build prepare ## the path of a credential, shown on this machine
 .PHONY: bench
 bench: build prepare ## latency, memory and size, as ratios measured in one run
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./bench
+
+.PHONY: images
+images: build ## container images for Windows and Linux, as an OCI layout in dist/image
+	@echo "build  dist/linux-amd64/, dist/linux-arm64/"
+	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/release-cleanup ./cmd/release-cleanup
+	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/release-cleanup ./cmd/release-cleanup
+	@echo "image  dist/image"
+	$(Q)$(IMAGES) build --version $(VERSION) --revision "$$(git rev-parse HEAD)"
+
+# Pushes what was made last, and makes nothing: what was signed stays as it is.
+.PHONY: push
+push: ## push dist/image to REGISTRY=host[:port] as ccgrkc/ccgrkc:VERSION
+	$(Q)[ -n "$(REGISTRY)" ] || { echo "say where to: make push REGISTRY=host[:port]" >&2; exit 1; }
+	$(Q)$(IMAGES) push --to $(REGISTRY)/ccgrkc/ccgrkc:$(TAG)
+
+.PHONY: release
+release: ## make images with signed Windows programs, and checksums: SIGN_CERT=cert.pem SIGN_KEY=key.pem
+	$(Q)[ -r "$(SIGN_CERT)" ] && [ -r "$(SIGN_KEY)" ] || { echo "a release is signed: make release SIGN_CERT=cert.pem SIGN_KEY=key.pem (more in docs/images.md)" >&2; exit 1; }
+	$(Q)$(MAKE) --no-print-directory images SIGN=hack/sign.sh
+	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup sbom/*.json image/index.json >SHA256SUMS
+	@echo "sums   dist/SHA256SUMS"
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (20s)

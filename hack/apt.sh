@@ -8,7 +8,8 @@ needed='wine                        runs the Windows binaries
 wine64                      the 64-bit part of it
 gcc-mingw-w64-x86-64        compiles the C that is in a Windows DLL
 binutils-mingw-w64-x86-64   compiles the event messages and the version resource
-mingw-w64-tools             widl, for the proxy and stub that Windows has and Wine has not'
+mingw-w64-tools             widl, for the proxy and stub that Windows has and Wine has not
+osslsigncode                signs the Windows programs of a release'
 
 missing= reasons=
 while read -r package reason; do
