@@ -4,6 +4,7 @@
 package wine
 
 import (
+	"bytes"
 	"context"
 	"embed"
 	"errors"
@@ -11,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,11 +31,15 @@ const (
 //go:embed build.sh src
 var sources embed.FS
 
-// Node is one prefix with a running session.
+// Node is one prefix, with a session while it runs.
 type Node struct {
-	dir     string
-	env     []string
-	session *child.Process
+	dir  string
+	env  []string
+	opts options
+
+	mu          sync.Mutex
+	session     *child.Process
+	mountPoints map[string]int // made for views on the node's disk, with the number of views that need them; see view.go
 }
 
 // Option changes how a node is made.
@@ -78,11 +85,28 @@ func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := node.boot(ctx, opts); err != nil {
+	if err := node.firstProgram(ctx); err != nil {
 		node.Stop()
 		return nil, err
 	}
 	return node, nil
+}
+
+// Boot starts a node again that was stopped or killed. One that runs is left as it is.
+func (n *Node) Boot(ctx context.Context) error {
+	n.mu.Lock()
+	select {
+	case <-n.session.Done:
+	default:
+		n.mu.Unlock()
+		return nil
+	}
+	err := errors.Join(n.clearMountPoints(), n.startSession())
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return n.firstProgram(ctx)
 }
 
 // Template returns the directory that nodes are copied from. It is made once for each version of Wine and of the lab's
@@ -172,7 +196,7 @@ func unlinkProfile(users string) error {
 // open starts a session on the prefix: a server of its own that stays when the last program has ended, so that COM's
 // services and the registry's DACLs stay too.
 func open(dir string, opts options) (*Node, error) {
-	n := &Node{dir: dir, env: []string{
+	n := &Node{dir: dir, opts: opts, mountPoints: map[string]int{}, env: []string{
 		"WINEPREFIX=" + dir,
 		"WINEDEBUG=" + opts.debug,
 		"WINELOADER=" + wine64,
@@ -185,22 +209,26 @@ func open(dir string, opts options) (*Node, error) {
 		"LC_ALL=C.UTF-8",
 		fmt.Sprintf("SURROGATE_IDLE_MS=%d", opts.surrogateIdle.Milliseconds()),
 	}}
+	return n, n.startSession()
+}
+
+func (n *Node) startSession() error {
 	server := exec.Command(wineserver, "--foreground", "--persistent")
 	server.Env = n.env
 	// On SIGINT the server ends every process of the session, writes the registry and exits.
 	session, err := child.Start(server, syscall.SIGINT)
 	if err != nil {
-		return nil, fmt.Errorf("starting wineserver: %w", err)
+		return fmt.Errorf("starting wineserver: %w", err)
 	}
 	n.session = session
-	return n, nil
+	return nil
 }
 
-// boot runs a first program, with which Windows' services start, and turns the Containers feature on.
-func (n *Node) boot(ctx context.Context, opts options) error {
+// firstProgram runs a program, with which Windows' services start, and turns the Containers feature on.
+func (n *Node) firstProgram(ctx context.Context) error {
 	const ccg = `HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses`
 	args := []string{"query", `HKLM\SYSTEM\CurrentControlSet\Control`}
-	if opts.containersFeature {
+	if n.opts.containersFeature {
 		args = []string{"add", ccg, "/f"}
 	}
 	if out, err := n.Run(ctx, "reg", args...); err != nil {
@@ -209,18 +237,65 @@ func (n *Node) boot(ctx context.Context, opts options) error {
 	return nil
 }
 
-// Stop ends the session and every process in it.
+// Stop ends the session and every process in it, in order. A node that does not run stays so.
 func (n *Node) Stop() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	stopServer(n.session, n.env)
+}
+
+func stopServer(server *child.Process, env []string) {
 	kill := exec.Command(wineserver, "--kill")
-	kill.Env = n.env
+	kill.Env = env
 	// It fails when the session has ended already, which is what is wanted.
 	_ = kill.Run()
 	select {
-	case <-n.session.Done:
+	case <-server.Done:
 	case <-time.After(10 * time.Second):
-		_ = n.session.Signal(syscall.SIGKILL)
-		<-n.session.Done
+		_ = server.Signal(syscall.SIGKILL)
+		<-server.Done
 	}
+}
+
+// Kill ends every process at once, as a power failure does. What the registry had not written to the disk is lost: the
+// server writes every 30 s.
+func (n *Node) Kill() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_ = n.session.Signal(syscall.SIGKILL)
+	<-n.session.Done
+	killProcesses(n.dir)
+}
+
+// killProcesses ends the processes of a prefix whose server is dead, so that no new ones come.
+func killProcesses(prefix string) {
+	for range 100 {
+		pids := processes(prefix)
+		if len(pids) == 0 {
+			return
+		}
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// processes are the Unix ids of the processes of a prefix.
+func processes(prefix string) []int {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	var pids []int
+	for _, file := range files {
+		// A process that ends meanwhile is none, and one that has ended and was not waited for has no environment.
+		environ, _ := os.ReadFile(file)
+		if !bytes.Contains(append([]byte{0}, environ...), []byte("\x00WINEPREFIX="+prefix+"\x00")) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // Path is the Unix path of an absolute Windows path on the node's drive C.
@@ -262,13 +337,17 @@ func (n *Node) Command(ctx context.Context, exe string, args ...string) *exec.Cm
 
 // Run runs a program to its end and returns what it, and what it started, wrote to standard output and error.
 func (n *Node) Run(ctx context.Context, exe string, args ...string) ([]byte, error) {
+	return output(n.Command(ctx, exe, args...))
+}
+
+// output uses a file and not a pipe, for the reason that Command names.
+func output(cmd *exec.Cmd) ([]byte, error) {
 	out, err := os.CreateTemp("", "lab-wine-output-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
-	cmd := n.Command(ctx, exe, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	runErr := cmd.Run()
 	content, err := os.ReadFile(out.Name())
