@@ -1,0 +1,100 @@
+package charts
+
+import (
+	"strings"
+	"testing"
+)
+
+// wrong is values that cannot work, and what Helm must say of them.
+var wrong = []struct {
+	chart, name string
+	release     string
+	values      string
+	want        []string
+}{
+	{provider, "an unknown key", "", `foo: 1`, []string{"additional properties 'foo' not allowed"}},
+	{provider, "an unknown key deeper", "", `credentials: {maxStael: 1h}`, []string{"/credentials", "'maxStael' not allowed"}},
+	{provider, "a bad duration", "", `credentials: {maxStale: 1 day}`, []string{"/credentials/maxStale", "'1 day'", "duration_such_as_90s_30m_or_24h"}},
+	{provider, "a duration without unit", "", `credentials: {maxStale: 3600}`, []string{"/credentials/maxStale", "got number, want string"}},
+	{provider, "a secret name with a slash", "", `credentials: {secretName: a/b}`, []string{"/credentials/secretName", "'a/b'", "lower_case_letters_digits_hyphens_and_dots"}},
+	{provider, "a secret name in capitals", "", `credentials: {secretName: Web}`, []string{"/credentials/secretName", "lower_case"}},
+	{provider, "an unknown mode", "", `certificates: {mode: none}`, []string{"/certificates/mode", "'embedded', 'secrets', 'certManager'"}},
+	{provider, "cert-manager is not there", "", `certificates: {mode: certManager}`, []string{"does not know cert-manager.io/v1", "Install cert-manager", "--api-versions cert-manager.io/v1"}},
+	{provider, "certificate Secrets without names", "", `certificates: {mode: secrets, secrets: {server: a}}`, []string{"certificates.secrets.server and certificates.secrets.client"}},
+	{provider, "one certificate Secret for both", "", `certificates: {mode: secrets, secrets: {server: a, client: a}}`, []string{"name the same Secret"}},
+	{provider, "the credentials in a certificate Secret", "", `{credentials: {secretName: a}, certificates: {mode: secrets, secrets: {server: a, client: b}}}`, []string{"must be different Secrets"}},
+	{provider, "certificates that last seconds", "", `certificates: {lifetime: 5s}`, []string{"certificates.lifetime is 5s", "10s or more"}},
+	{provider, "an issuer without a name", "", `certificates: {certManager: {issuerRef: {kind: Issuer}}}`, []string{"/certificates/certManager/issuerRef", "missing property 'name'"}},
+	{provider, "an unknown identity", "", `plugin: {runAs: SYSTEM}`, []string{"/plugin/runAs", "'network-service', 'local-service', 'launching-user'"}},
+	{provider, "a port out of range", "", `metrics: {port: 70000}`, []string{"/metrics/port", "65,535"}},
+	{provider, "a metrics address that is a name", "", `metrics: {host: localhost}`, []string{"/metrics/host", "IP_address"}},
+	{provider, "a log level", "", `log: {level: trace}`, []string{"/log/level", "'debug', 'info', 'warn', 'error'"}},
+	{provider, "surge and unavailable", "", `updateStrategy: {rollingUpdate: {maxUnavailable: 1}}`, []string{"maxSurge (10%) and maxUnavailable (1) exactly one must be 0"}},
+	{provider, "neither surge nor unavailable", "", `updateStrategy: {rollingUpdate: {maxSurge: 0}}`, []string{"exactly one must be 0"}},
+	{provider, "a count in words", "", `updateStrategy: {rollingUpdate: {maxSurge: ten}}`, []string{"/updateStrategy/rollingUpdate/maxSurge", "number_or_percentage"}},
+	{provider, "Linux nodes", "", `nodeSelector: {kubernetes.io/os: linux}`, []string{"kubernetes.io/os is linux", "Leave kubernetes.io/os out"}},
+	{provider, "a label that is no string", "", `nodeSelector: {gmsa: true}`, []string{"/nodeSelector/gmsa", "got boolean, want string"}},
+	{provider, "a label of the chart's", "", `podLabels: {app.kubernetes.io/instance: x}`, []string{"the chart sets app.kubernetes.io/instance itself"}},
+	{provider, "a scheme in the registry", "", `image: {registry: "https://ghcr.io"}`, []string{"/image/registry", "registry_without_scheme"}},
+	{provider, "a tag in the repository", "", `image: {repository: "ccgrkc/ccgrkc:1"}`, []string{"/image/repository", "path_without_registry_and_tag"}},
+	{provider, "half a digest", "", `image: {digest: "sha256:12"}`, []string{"/image/digest", "64_hex_digits"}},
+	{provider, "a part that is null", "", `image: null`, []string{"missing property 'image'"}},
+	{provider, "a quantity", "", `resources: {limits: {memory: 128MB}}`, []string{"/resources/limits/memory", "quantity_such_as"}},
+	{provider, "a wait that is too short", "", `uninstall: {timeout: 1s}`, []string{"uninstall.timeout is 1s", "10s to 24h"}},
+	{provider, "a name that another release's uninstall has", "web-uninstall", ``, []string{"cannot be called web-uninstall", "does not end with -uninstall"}},
+	{installer, "an unknown key", "", `credentials: {}`, []string{"additional properties 'credentials' not allowed"}},
+	{installer, "a bad interval", "", `plugin: {interval: often}`, []string{"/plugin/interval", "'often'", "duration_such_as_90s_30m_or_24h"}},
+	{installer, "an interval of nothing", "", `plugin: {interval: 500ms}`, []string{"plugin.interval is 500ms", "1s or more"}},
+	{installer, "an unknown identity", "", `plugin: {runAs: me}`, []string{"/plugin/runAs", "'network-service'"}},
+}
+
+// wrongWithCertManager is what only cert-manager cannot do.
+var wrongWithCertManager = []struct{ name, values, want string }{
+	{"certificates shorter than an hour", `{duration: 30m}`, "duration is 30m: cert-manager needs 1h or more"},
+	{"renewal before the beginning", `{renewBefore: 24h}`, "renewBefore is 24h"},
+	{"renewal at the last moment", `{renewBefore: 1m}`, "5m or more"},
+	{"a CA that ends before its certificates", `{caDuration: 24h}`, "caDuration is 24h: use more than twice"},
+}
+
+func TestWrongValuesAreRefusedWithWhatToDo(t *testing.T) {
+	helms(t)
+	refused := func(t *testing.T, r rendering, want ...string) {
+		t.Helper()
+		t.Parallel()
+		for _, h := range helms(t) {
+			_, err := r.withDefaults().render(t, h, kubeVersion)
+			if err == nil {
+				t.Errorf("%s renders it", h.name)
+				continue
+			}
+			for _, w := range want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%s does not say %q but:\n%v", h.name, w, err)
+				}
+			}
+		}
+	}
+	for _, w := range wrong {
+		t.Run(w.chart+"/"+w.name, func(t *testing.T) {
+			refused(t, rendering{chart: w.chart, release: w.release, values: w.values}, w.want...)
+		})
+	}
+	for _, w := range wrongWithCertManager {
+		t.Run("cert-manager/"+w.name, func(t *testing.T) {
+			refused(t, rendering{chart: provider, certManager: true,
+				values: "certificates: {mode: certManager, certManager: " + w.values + "}"}, w.want)
+		})
+	}
+}
+
+// TestOldKubernetesIsRefused: the charts say from which version on they work.
+func TestOldKubernetesIsRefused(t *testing.T) {
+	for _, h := range helms(t) {
+		for _, chart := range charts {
+			_, err := rendering{chart: chart}.withDefaults().render(t, h, "1.25.9")
+			if err == nil || !strings.Contains(err.Error(), ">=1.26.0-0") {
+				t.Errorf("%s, %s on Kubernetes 1.25: %v", h.name, chart, err)
+			}
+		}
+	}
+}
