@@ -102,7 +102,7 @@ images: build ## container images for Windows and Linux, as an OCI layout in dis
 	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/release-cleanup ./cmd/release-cleanup
 	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/release-cleanup ./cmd/release-cleanup
 	@echo "image  dist/image"
-	$(Q)$(IMAGES) build --version $(VERSION) --revision "$$(git rev-parse HEAD)"
+	$(Q)$(IMAGES) build --version $(VERSION) --revision "$$(git rev-parse HEAD 2>/dev/null)"
 
 # Pushes what was made last, and makes nothing: what was signed stays as it is.
 .PHONY: push

@@ -93,7 +93,7 @@ func build(ctx context.Context, o options) (v1.Hash, error) {
 		if err != nil {
 			return v1.Hash{}, err
 		}
-		fmt.Fprintf(o.log, "%-14s %9d bytes to pull\n", p.platform.String(), size)
+		fmt.Fprintf(o.log, "%-14s %.1f MB to pull\n", p.platform.String(), float64(size)/1e6)
 	}
 	fmt.Fprintf(o.log, "%-14s %s in %s\n", "index", digest, o.out)
 	return digest, nil

@@ -30,7 +30,11 @@ func push(ctx context.Context, dir, to string, insecure bool, log io.Writer) err
 	if err := validate.Index(index); err != nil {
 		return fmt.Errorf("layout %s is damaged, make it again: %w", dir, err)
 	}
-	fmt.Fprintf(log, "pushing %s to %s\n", digest, tag)
+	m, err := index.IndexManifest()
+	if err != nil {
+		return fmt.Errorf("layout %s: %w", dir, err)
+	}
+	fmt.Fprintf(log, "pushing version %s to %s\n", m.Annotations["org.opencontainers.image.version"], tag)
 	if err := remote.WriteIndex(tag, index, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
 		return fmt.Errorf("push to %s: %w", tag, err)
 	}
