@@ -48,6 +48,17 @@ func checkAncestors(root string) error {
 	return nil
 }
 
+// removeEmptyAbove removes root and the directories above it, from the bottom up to the first that is not empty. A publisher
+// that makes one at the same moment tries again.
+func removeEmptyAbove(root string) {
+	dirs := append(ancestors(root), root)
+	for _, dir := range slices.Backward(dirs) {
+		if os.Remove(dir) != nil {
+			return
+		}
+	}
+}
+
 // ancestors are the directories above root, the drive's left out, from the top down.
 func ancestors(root string) (dirs []string) {
 	drive := filepath.VolumeName(root) + `\`

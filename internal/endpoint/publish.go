@@ -133,7 +133,8 @@ func (p *Publication) Withdraw() error {
 }
 
 // Remove removes the named generations of ref, and current if it names one of them or none that exists. What is then
-// empty goes too. The caller has made sure that no provider serves them any more.
+// empty goes too, the root and what was made above it included. The caller has made sure that no provider serves them any
+// more.
 func Remove(root string, ref credential.Reference, names []string) error {
 	dir := directory(root, ref)
 	for _, name := range names {
@@ -153,6 +154,7 @@ func Remove(root string, ref credential.Reference, names []string) error {
 			return fmt.Errorf("account %s: %w", ref, err)
 		}
 		removeEmpty(dir)
+		removeEmptyAbove(root)
 	}
 	return nil
 }

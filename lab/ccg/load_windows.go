@@ -24,9 +24,9 @@ type loadReport struct {
 	MaxMs        float64        `json:"maxMs"`
 }
 
-// load makes the calls from as many workers as parallel says. Without activations each worker activates once, and that is
-// part of its first call.
-func load(clsid windows.GUID, input string, calls, parallel int, activations bool) loadReport {
+// load makes the calls from as many workers as parallel says, one call every so often if every is not 0. Without activations
+// each worker activates once, and that is part of its first call.
+func load(clsid windows.GUID, input string, calls, parallel int, every time.Duration, activations bool) loadReport {
 	var (
 		mutex     sync.Mutex
 		workers   sync.WaitGroup
@@ -53,11 +53,19 @@ func load(clsid windows.GUID, input string, calls, parallel int, activations boo
 		r.Password.Wipe()
 	}
 
+	pace := func() {}
+	if every > 0 {
+		ticker := time.NewTicker(every)
+		defer ticker.Stop()
+		pace = func() { <-ticker.C }
+	}
+
 	begin := time.Now()
 	for range parallel {
 		workers.Go(func() {
 			var object *com.Object
 			for next.Add(1) <= int64(calls) {
+				pace()
 				callBegin := time.Now()
 				var result com.Result
 				var err error

@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,36 +12,13 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
-// nextInstaller builds an installer with a DLL of another version in it.
-func nextInstaller(t *testing.T) string {
-	t.Helper()
-	top := filepath.Dir(stage.Dist())
-	dir := t.TempDir()
-	dll, exe := filepath.Join(dir, "ccg-plugin.dll"), filepath.Join(dir, "ccg-plugin-installer.exe")
-	run := func(env []string, name string, args ...string) {
-		t.Helper()
-		cmd := exec.Command(name, args...)
-		cmd.Dir = top
-		cmd.Env = append(os.Environ(), env...)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", name, err, out)
-		}
-	}
-	run(nil, filepath.Join(top, "hack", "build-dll.sh"), dll, "v999.0.0")
-	overlay := filepath.Join(dir, "overlay.json")
-	b, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(top, "internal", "installer", "dll", "ccg-plugin.dll"): dll}})
-	must(t, err)
-	must(t, os.WriteFile(overlay, b, 0o600))
-	run([]string{"GOOS=windows", "CGO_ENABLED=0"}, "go", "build", "-trimpath", "-overlay", overlay, "-o", exe, "./cmd/ccg-plugin-installer")
-	return exe
-}
-
 // An upgrade while a surrogate has the old DLL loaded and calls are in flight: no call fails, new activations use the new
 // DLL, and the old file goes away.
 func TestUpgradeUnderLoad(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
-	next := nextInstaller(t)
+	next, err := stage.BuildInstaller(t.Context(), t.TempDir(), "v999.0.0")
+	must(t, err)
 	s := newStage(t)
 	install(t, s)
 	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))

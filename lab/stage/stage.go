@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 	"unicode/utf16"
@@ -189,23 +190,42 @@ type Answer struct {
 // Fetch has the emulator start a container with a credential spec that names the plugin input, as far as the plugin's
 // part goes. A refusal is an Answer with an HResult, not an error.
 func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answer, error) {
-	spec, err := os.CreateTemp(s.Node.Path(programs), "spec-*.json")
+	spec, err := json.Marshal(CredentialSpec(input))
 	if err != nil {
 		return Answer{}, err
 	}
-	defer os.Remove(spec.Name())
-	if err := json.NewEncoder(spec).Encode(CredentialSpec(input)); err != nil {
+	return s.fetch(ctx, spec, flags...)
+}
+
+func (s *Stage) fetch(ctx context.Context, spec []byte, flags ...string) (Answer, error) {
+	file, err := os.CreateTemp(s.Node.Path(programs), "spec-*.json")
+	if err != nil {
 		return Answer{}, err
 	}
-	if err := spec.Close(); err != nil {
+	defer os.Remove(file.Name())
+	defer file.Close()
+	if _, err := file.Write(spec); err != nil {
 		return Answer{}, err
 	}
-	out, err := s.CCG(ctx, append(flags, programs+`\`+filepath.Base(spec.Name()))...)
+	out, err := s.CCG(ctx, append(flags, programs+`\`+filepath.Base(file.Name()))...)
 	var a Answer
 	if jsonErr := json.Unmarshal(out, &a); jsonErr != nil {
 		return Answer{}, fmt.Errorf("the emulator printed %q: %v, %v", out, jsonErr, err)
 	}
 	return a, nil
+}
+
+// StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what the pod shows:
+// the code by which Windows says that there are no credentials, and what ccg.exe writes to its own log.
+func (s *Stage) StartContainer(ctx context.Context, spec []byte) error {
+	a, err := s.fetch(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if a.Error != "" {
+		return fmt.Errorf("hcs::CreateComputeSystem: winapi error #3489661095; ccg.exe: %s", strings.TrimSpace(a.HResult+" "+a.Error))
+	}
+	return nil
 }
 
 // CCG runs the emulator with arguments of one's own and returns what it printed.

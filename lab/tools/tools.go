@@ -22,6 +22,9 @@ type Tool struct {
 	note      string // said before a build that takes long
 }
 
+// String is the tool's name.
+func (t Tool) String() string { return t.name }
+
 // The programs. All but ControlPlane and CertManager are unchanged commands of their projects.
 var (
 	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane", "; once, some minutes"}
