@@ -3,13 +3,14 @@ What both charts have in common. The file is the same in both, and a test keeps 
 an umbrella chart the templates of all charts share one set of names.
 */}}
 
-{{/* The name of an object: the release's name and a suffix. A release's name has up to 53 characters and the name of a Job,
-which becomes a label, up to 63; what is too long is cut and made unique by a hash. */}}
+{{/* The name of an object: the release's name and a suffix. A release's name has up to 53 characters and dots. Kubernetes wants
+at most 63, and of a Pod or Job, whose name becomes a hostname (argument hostname), no dots. What does not fit is cut or replaced,
+and made unique by a hash. */}}
 {{- define "ccgrkc.name" -}}
 {{- $release := .root.Release.Name -}}
 {{- $suffix := .suffix | default "" -}}
-{{- if gt (add (len $release) (len $suffix)) 63 -}}
-{{- $release = printf "%s-%s" (trunc (int (sub 54 (len $suffix))) $release | trimAll "-.") (sha256sum $release | trunc 8) -}}
+{{- if or (gt (add (len $release) (len $suffix)) 63) (and .hostname (contains "." $release)) -}}
+{{- $release = printf "%s-%s" (trunc (int (sub 54 (len $suffix))) $release | replace "." "-" | trimAll "-") (sha256sum $release | trunc 8) -}}
 {{- end -}}
 {{- $release }}{{ $suffix -}}
 {{- end -}}
@@ -241,7 +242,7 @@ spec:
 apiVersion: batch/v1
 kind: Job
 metadata:
-  name: {{ include "ccgrkc.name" (dict "root" .root "suffix" (printf "-uninstall-%s" .step)) | quote }}
+  name: {{ include "ccgrkc.name" (dict "root" .root "hostname" true "suffix" (printf "-uninstall-%s" .step)) | quote }}
   namespace: {{ .root.Release.Namespace | quote }}
   labels:
     {{- include "ccgrkc.labels" (dict "root" .root "component" $component) | nindent 4 }}
@@ -292,6 +293,11 @@ spec:
             - --namespace={{ .root.Release.Namespace }}
             - --daemonset={{ .daemonset }}
             - --selector={{ include "ccgrkc.selectorText" . }}
+            {{- if eq .step "wait" }}
+            {{- $component := include (printf "%s.component" .root.Chart.Name) .root }}
+            - --stopped-daemonset={{ include "ccgrkc.name" (dict "root" .root) }}
+            - --stopped-selector={{ include "ccgrkc.selectorText" (dict "root" .root "component" $component) }}
+            {{- end }}
             - --timeout={{ .timeout }}
           securityContext:
             allowPrivilegeEscalation: false
