@@ -1,0 +1,236 @@
+package kubelet
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// pod runs one pod of the node.
+type pod struct {
+	node            *Node
+	namespace, name string
+	uid             types.UID
+	dir             string
+	inits           []*container
+	containers      []*container
+
+	ctx    context.Context // ends when the pod shall end
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when no container runs, nor will again
+
+	changed chan struct{} // the status differs from what was written
+	tokens  map[string]*token
+
+	mu       sync.Mutex
+	object   *corev1.Pod
+	volumes  map[string]string
+	started  metav1.Time
+	initDone bool
+	deadline time.Time // of the processes, once the pod shall end
+	deleting bool
+}
+
+// sync starts a pod that is new, and ends one that is to be deleted.
+func (n *Node) sync(object *corev1.Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.stopped {
+		return
+	}
+	p := n.pods[object.UID]
+	if p == nil {
+		finished := object.Status.Phase == corev1.PodSucceeded || object.Status.Phase == corev1.PodFailed
+		if object.DeletionTimestamp != nil {
+			n.wg.Go(func() { n.deleteObject(object) })
+			return
+		}
+		if finished {
+			return
+		}
+		p = n.newPod(object)
+		n.pods[object.UID] = p
+		n.wg.Go(p.run)
+		n.wg.Go(p.writeStatus)
+		return
+	}
+	p.mu.Lock()
+	p.object = object
+	first := object.DeletionTimestamp != nil && !p.deleting
+	p.deleting = p.deleting || first
+	p.mu.Unlock()
+	if object.DeletionTimestamp != nil {
+		p.stop(p.grace())
+	}
+	if first {
+		n.wg.Go(func() {
+			<-p.ended
+			// Its last state is for those who watch; the deletion does not wait for it.
+			p.lastStatus(5 * time.Second)
+			n.deleteObject(object)
+		})
+	}
+}
+
+func (n *Node) newPod(object *corev1.Pod) *pod {
+	p := &pod{
+		node: n, namespace: object.Namespace, name: object.Name, uid: object.UID, object: object,
+		dir: filepath.Join(n.o.Dir, "pods", string(object.UID)), ended: make(chan struct{}), changed: make(chan struct{}, 1),
+		tokens: map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
+	}
+	if object.Status.StartTime != nil {
+		p.started = *object.Status.StartTime
+	}
+	p.ctx, p.cancel = context.WithCancel(n.ctx)
+	for i := range object.Spec.InitContainers {
+		p.inits = append(p.inits, newContainer(p, &object.Spec.InitContainers[i], object.Status.InitContainerStatuses))
+	}
+	for i := range object.Spec.Containers {
+		p.containers = append(p.containers, newContainer(p, &object.Spec.Containers[i], object.Status.ContainerStatuses))
+	}
+	return p
+}
+
+// deleteObject tells the API server that nothing is left of the pod.
+func (n *Node) deleteObject(object *corev1.Pod) {
+	now := int64(0)
+	options := metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &object.UID}}
+	for {
+		err := n.client.CoreV1().Pods(object.Namespace).Delete(n.ctx, object.Name, options)
+		if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) || !sleep(n.ctx, time.Second) {
+			return
+		}
+	}
+}
+
+// vanished ends a pod whose object is gone, at once.
+func (n *Node) vanished(uid types.UID) {
+	n.mu.Lock()
+	p := n.pods[uid]
+	delete(n.pods, uid)
+	n.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.kill()
+	n.wg.Go(func() {
+		<-p.ended
+		_ = os.RemoveAll(p.dir) // logs; a file that stays is in the lab's own directory
+	})
+}
+
+func (p *pod) latest() *corev1.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.object
+}
+
+func (p *pod) setVolume(name, dir string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.volumes[name] = dir
+}
+
+func (p *pod) grace() time.Duration {
+	object := p.latest()
+	seconds := deref(object.Spec.TerminationGracePeriodSeconds, 30)
+	if object.DeletionTimestamp != nil {
+		seconds = deref(object.DeletionGracePeriodSeconds, seconds)
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// stop ends the pod within the grace period; a later call can only shorten it.
+func (p *pod) stop(grace time.Duration) {
+	p.mu.Lock()
+	deadline := time.Now().Add(grace)
+	if p.deadline.IsZero() || deadline.Before(p.deadline) {
+		p.deadline = deadline
+	}
+	p.mu.Unlock()
+	p.cancel()
+}
+
+func (p *pod) kill() { p.stop(0) }
+
+func (p *pod) killTime() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.deadline
+}
+
+func (p *pod) event(kind, reason, format string, args ...any) {
+	p.node.events.Eventf(p.latest(), kind, reason, format, args...)
+}
+
+// run is the pod's life.
+func (p *pod) run() {
+	defer p.touch()
+	defer close(p.ended)
+	defer p.cancel()
+	p.touch()
+	for {
+		err := p.makeVolumes(p.ctx)
+		if err == nil {
+			break
+		}
+		p.event(corev1.EventTypeWarning, "FailedMount", "%v", err)
+		if !sleep(p.ctx, time.Second) {
+			p.removeVolumes()
+			return
+		}
+	}
+	refreshed := make(chan struct{})
+	go func() {
+		defer close(refreshed)
+		p.refreshVolumes(p.ctx)
+	}()
+	defer func() {
+		p.cancel()
+		<-refreshed
+		p.removeVolumes()
+	}()
+
+	var sidecars sync.WaitGroup
+	endSidecars := make(chan struct{})
+	defer sidecars.Wait()
+	var once sync.Once
+	defer once.Do(func() { close(endSidecars) })
+	for _, c := range p.inits {
+		if deref(c.spec.RestartPolicy, "") == corev1.ContainerRestartPolicyAlways {
+			sidecars.Go(func() { c.run(corev1.RestartPolicyAlways, endSidecars) })
+			if !c.waitStarted(p.ctx) {
+				return
+			}
+			continue
+		}
+		policy := p.latest().Spec.RestartPolicy
+		if policy == corev1.RestartPolicyAlways {
+			policy = corev1.RestartPolicyOnFailure
+		}
+		if !c.run(policy, nil) {
+			return
+		}
+	}
+	p.mu.Lock()
+	p.initDone = true
+	p.mu.Unlock()
+	p.touch()
+	var wg sync.WaitGroup
+	for _, c := range p.containers {
+		wg.Go(func() { c.run(p.latest().Spec.RestartPolicy, nil) })
+	}
+	wg.Wait()
+}
+
+func (p *pod) removeVolumes() {
+	// A host path is not below it. What stays is in the lab's own directory, and goes with the pod's object.
+	_ = os.RemoveAll(filepath.Join(p.dir, "volumes"))
+}
