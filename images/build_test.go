@@ -322,9 +322,9 @@ func must[T any](v T, err error) T {
 func TestBuildRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name   string
-		break_ func(t *testing.T, dir, out string)
-		want   string
+		name  string
+		spoil func(t *testing.T, dir, out string)
+		want  string
 	}{
 		{"a missing program", func(t *testing.T, dir, _ string) {
 			os.Remove(filepath.Join(dir, "linux-arm64/release-cleanup"))
@@ -353,7 +353,7 @@ func TestBuildRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir, out := dist(t), filepath.Join(t.TempDir(), "image")
-			c.break_(t, dir, out)
+			c.spoil(t, dir, out)
 			_, err := build(context.Background(), options{version: "v1", dist: dir, out: out, base: scratch, log: io.Discard})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)

@@ -13,9 +13,9 @@ import (
 // microsoft/hcsshim, pkg/ociwclayer, and microsoft/go-winio, backuptar, which read them on a node.
 
 // windowsBase makes the layer that the Windows image stands on. A node's first layer goes through ProcessBaseLayer, which
-// wants these five hives and makes the directory Hives out of them; from Windows Server 2025 on it also looks into
-// them. A HostProcess container uses nothing else of a base.
-// (microsoft/windows-host-process-containers-base-image, New-HostProcessBaseImage.ps1)
+// wants these five hives; up to Windows Server 2022 it took empty files for them, from 2025 on it wants hives. A
+// HostProcess container uses nothing of a base. Microsoft's has these files, a license, and no directory Hives.
+// (microsoft/windows-host-process-containers-base-image, New-HostProcessBaseImage.ps1; microsoft/hcsshim, baseLayerWriter)
 func windowsBase() (v1.Layer, error) {
 	var files []file
 	for _, name := range []string{"DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM"} {
@@ -61,7 +61,8 @@ func windowsHeader(h *tar.Header) {
 
 // securityDescriptor returns O:BAG:SYD:(A;FLAGS;ALL;;;BA)(A;FLAGS;ALL;;;SY)(A;FLAGS;READ;;;BU) in self-relative form
 // ([MS-DTYP] 2.4.6). The owner matters: an owner may rewrite the DACL, and these files run as SYSTEM on the host, so
-// "no DACL, owner BUILTIN\Users", which other tools give to files of Windows images, would let any user replace them.
+// "no DACL, owner BUILTIN\Users", which other tools give to files of Windows images, would let any user who can reach them
+// replace them.
 func securityDescriptor(flags byte, all, read uint32) []byte {
 	const administrators, users = 544, 545
 	system := sid(18)

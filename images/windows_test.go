@@ -69,7 +69,7 @@ func TestEntriesOfWindowsLayers(t *testing.T) {
 		}
 	}
 	if n := strings.Join(names(entries(t, base)), " "); strings.Contains(n, "Hives") {
-		t.Errorf("the base has Hives, which the node makes: %s", n)
+		t.Errorf("the base has a directory Hives, which Microsoft's has not: %s", n)
 	}
 }
 
