@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -76,6 +77,8 @@ type Node struct {
 	mu      sync.Mutex
 	pods    map[types.UID]*pod
 	stopped bool
+
+	killed atomic.Bool // nothing is said any more
 }
 
 // Start registers the node, or takes over its object, and runs its pods until Stop or Kill.
@@ -199,6 +202,7 @@ func (n *Node) Kill() {
 	if !n.stop() {
 		return
 	}
+	n.killed.Store(true)
 	n.api.close()
 	n.inbound.close()
 	pods := n.all()

@@ -167,6 +167,9 @@ func (p *pod) killTime() time.Time {
 }
 
 func (p *pod) event(kind, reason, format string, args ...any) {
+	if p.node.killed.Load() {
+		return
+	}
 	p.node.events.Eventf(p.latest(), kind, reason, format, args...)
 }
 
