@@ -49,6 +49,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if $chosen }}the Windows nodes with {{ join ", " $chosen }}{{ else }}all Windows nodes{{ end -}}
 {{- end -}}
 
+{{/* kubectl refuses "rollout status" with OnDelete. */}}
+{{- define "ccgrkc.seePods" -}}
+kubectl {{ if eq .Values.updateStrategy.type "OnDelete" }}get{{ else }}rollout status{{ end }} daemonset/{{ include "ccgrkc.name" (dict "root" .) }} --namespace {{ .Release.Namespace }}
+{{- end -}}
+
 {{- define "ccgrkc.ifNoPod" -}}
 If there are no pods, "kubectl describe daemonset/{{ include "ccgrkc.name" (dict "root" .) }} --namespace {{ .Release.Namespace }}" tells why. The namespace must admit privileged
 pods (label pod-security.kubernetes.io/enforce=privileged).
