@@ -110,7 +110,7 @@ func pushImage(t *testing.T) string {
 	}
 	index := mutate.IndexMediaType(empty.Index, "application/vnd.oci.image.index.v1+json")
 	for goos, path := range map[string]string{"linux": "prog", "windows": "Files/prog.exe"} {
-		layer, err := tarball.LayerFromReader(tarOf(t, path, built[goos]))
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(tarOf(t, path, built[goos])), nil })
 		if err != nil {
 			t.Fatal(err)
 		}
