@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 LDFLAGS := -s -w -X github.com/ccgrkc/ccgrkc/internal/version.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 WINDOWS := GOOS=windows GOARCH=amd64
-# As the control plane is built, so that what it shares with the tests is compiled once. See lab/controlplane/build.go.
+# As the control plane is built, so that what it shares with the tests is compiled once. See lab/tools.
 LABGO   := -trimpath -gcflags=all=-dwarf=false
 DLL     := internal/installer/dll/ccg-plugin.dll
 
@@ -21,7 +21,7 @@ TAG     := $(subst +,_,$(VERSION))
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: deps
 deps: ## install the Debian packages that the lab and the DLL need
@@ -40,8 +40,8 @@ build: deps ## build everything into dist/
 	$(Q)$(WINDOWS) $(BUILD) -o dist/gmsa-account-provider.exe ./cmd/gmsa-account-provider
 	$(Q)$(SIGN) dist/ccg-plugin-installer.exe
 	$(Q)$(SIGN) dist/gmsa-account-provider.exe
-	@echo "build  dist/lab/ccg.exe"
-	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ccg.exe ./ccg
+	@echo "build  dist/lab/"
+	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ ./ccg ./app
 
 # The same programs, which a test can stop at the moments that package faultpoint names. Never released.
 .PHONY: faultpoints
@@ -63,7 +63,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd images && CGO_ENABLED=0 go vet ./...
-	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg ./app
 	@echo "lint   staticcheck"
 	$(Q)GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
 	$(Q)dist/tools/staticcheck ./...
@@ -71,7 +71,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...
 	$(Q)cd images && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
-	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg ./app
 
 .PHONY: prepare
 prepare: deps
@@ -79,7 +79,7 @@ prepare: deps
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/lab-prepare
 
 .PHONY: test
-test: deps faultpoints lint ## everything, the lab included; fails where the lab cannot start
+test: deps faultpoints images lint ## everything, the lab included; fails where the lab cannot start
 	@echo "test   packages"
 	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
@@ -89,11 +89,20 @@ test: deps faultpoints lint ## everything, the lab included; fails where the lab
 	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 5 -timeout 40m ./...
 
 .PHONY: demo
-demo: build prepare ## the path of a credential, shown on this machine
+demo: images prepare ## both charts installed, used, upgraded and uninstalled on a cluster on this machine
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./demo
 
+.PHONY: lab-up
+lab-up: images prepare ## start a cluster with three Windows nodes in the background, and say how to use it
+	$(Q)cd lab && CGO_ENABLED=0 go build $(LABGO) -o ../dist/lab/lab ./cmd/lab
+	$(Q)cd lab && ../dist/lab/lab up
+
+.PHONY: lab-down
+lab-down: ## end that cluster
+	$(Q)dist/lab/lab down
+
 .PHONY: bench
-bench: build prepare ## latency, memory and size, as ratios measured in one run
+bench: images prepare ## latency, memory and size, as ratios measured in one run
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./bench
 
 .PHONY: images

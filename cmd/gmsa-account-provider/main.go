@@ -111,7 +111,7 @@ answered from a copy at most 5 seconds old. If the API server cannot be reached,
 			}
 			return provider.Run(cmd.Context(), provider.Config{
 				Account: ref, API: api, Publisher: endpoint.Publisher{Root: a.root, Reader: identity},
-				Certificates: certificates, MaxStale: maxStale, MetricsAddress: metrics, Log: log,
+				Certificates: certificates, MaxStale: maxStale, MetricsAddress: metrics, Instance: os.Getenv(podUID), Log: log,
 			})
 		},
 	}
@@ -138,26 +138,33 @@ func healthcheck() *cobra.Command {
 		a       account
 		output  string
 		timeout time.Duration
+		require bool
+		thisPod bool
 	)
 	c := &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Prove that the provider answers through the files on the host, as the plugin would call it",
 		Long: `Reads the endpoint files on the host, connects with the client certificate in them, and asks the provider how it is.
-Exits 0 if the provider answers. Whether the Secret is good is shown, and decides the exit code only with
---require-credentials: a provider without its Secret is healthy, it waits.`,
+Exits 0 if the provider answers. Whether the Secret was good when it was last read is shown, and decides nothing: a provider
+without its Secret is healthy, it waits. With --require-credentials the provider reads the Secret now, and the exit code tells
+whether it is good.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return healthcheckRun(cmd, a, output, timeout)
+			return healthcheckRun(cmd, a, output, timeout, require, thisPod)
 		},
 	}
 	a.flags(c)
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	c.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for the answer")
-	c.Flags().Bool("require-credentials", false, "fail also if the provider has no good copy of the Secret")
+	c.Flags().BoolVar(&require, "require-credentials", false, "have the provider read the Secret, and fail if it is not good")
+	c.Flags().BoolVar(&thisPod, "this-pod", false, "fail if the provider of another pod answers, as at the beginning of a rolling update; needs the environment variable "+podUID)
 	return c
 }
 
-func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.Duration) error {
+// podUID is the environment variable by which a pod's processes know one another, set from the pod's metadata.uid.
+const podUID = "POD_UID"
+
+func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.Duration, require, thisPod bool) error {
 	ref, err := credential.NewReference(a.namespace, a.secret)
 	if err != nil {
 		return err
@@ -167,9 +174,12 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 	defer cancel()
-	h, err := provider.Check(ctx, a.root, ref)
+	h, err := provider.Check(ctx, a.root, ref, require)
 	if err != nil {
 		return err
+	}
+	if own := os.Getenv(podUID); thisPod && h.Instance != own {
+		return fmt.Errorf("account %s: it is another pod's provider that answers; this pod is %q, that one %q", ref, own, h.Instance)
 	}
 	out := cmd.OutOrStdout()
 	if output == "json" {
@@ -179,14 +189,14 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 	} else {
 		fmt.Fprintf(out, "account %s: the provider answers (version %s)\n", ref, h.Version)
 		if h.Problem != "" {
-			fmt.Fprintf(out, "the Secret: %s\n", h.Problem)
+			fmt.Fprintf(out, "the Secret: %s: %s\n", h.Problem, h.Detail)
 		} else if h.CopyAgeSeconds != nil {
 			fmt.Fprintf(out, "the Secret: good, copy %.0f s old\n", *h.CopyAgeSeconds)
 		} else {
 			fmt.Fprintln(out, "the Secret: not read yet")
 		}
 	}
-	if require, _ := cmd.Flags().GetBool("require-credentials"); require && h.CopyAgeSeconds == nil {
+	if require && h.CopyAgeSeconds == nil {
 		return fmt.Errorf("account %s: the provider has no good copy of the Secret", ref)
 	}
 	return nil

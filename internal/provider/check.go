@@ -19,23 +19,27 @@ import (
 // Health is what a provider tells of itself to who may also ask it for the credential.
 type Health struct {
 	Version string `json:"version"`
+	// Instance tells which provider this is: in a rolling update two of an account run on a node.
+	Instance string `json:"instance,omitempty"`
 	// CopyAgeSeconds is the age of the copy of the Secret; nil: there is none.
 	CopyAgeSeconds *float64 `json:"copyAgeSeconds,omitempty"`
-	// Problem is the outcome of the last fetch from the API server, empty if it was good.
+	// Problem is the outcome of the last fetch from the API server, empty if it was good. Detail says what to do.
 	Problem credential.ProblemCode `json:"problem,omitempty"`
+	Detail  string                 `json:"detail,omitempty"`
 }
 
-// Check connects through the published files, as the plugin does, and returns what the provider says.
-func Check(ctx context.Context, root string, ref credential.Reference) (*Health, error) {
+// Check connects through the published files, as the plugin does, and returns what the provider says. With fresh the
+// provider first asks the API server for the Secret, unless it has just done so.
+func Check(ctx context.Context, root string, ref credential.Reference, fresh bool) (*Health, error) {
 	e, err := endpoint.Resolve(root, ref)
 	if err != nil {
 		return nil, err
 	}
-	return ask(ctx, ref, e)
+	return ask(ctx, ref, e, fresh)
 }
 
 // ask gets the health of whoever serves e.
-func ask(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint) (*Health, error) {
+func ask(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint, fresh bool) (*Health, error) {
 	defer e.Wipe()
 	config, err := mtls.ClientConfig(ref, e.CA, e.ClientCert, e.ClientKey)
 	if err != nil {
@@ -43,6 +47,9 @@ func ask(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint) (*
 	}
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	url := "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(int(e.Port))) + "/v1/health"
+	if fresh {
+		url += "?" + askNow
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -71,7 +78,7 @@ func Cleanup(ctx context.Context, root string, ref credential.Reference) (remove
 	}
 	alive := 0
 	for _, e := range whole {
-		if _, err := ask(ctx, ref, e); err == nil {
+		if _, err := ask(ctx, ref, e, false); err == nil {
 			alive++
 		} else {
 			dead = append(dead, e.Generation)

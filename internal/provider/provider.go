@@ -43,6 +43,7 @@ type Config struct {
 	Certificates   Certificates
 	MaxStale       time.Duration
 	MetricsAddress string // host:port; empty: off
+	Instance       string // told in the health, so that a pod knows its own answer; may be empty
 	Log            *slog.Logger
 }
 
@@ -62,7 +63,7 @@ func Run(ctx context.Context, c Config) error {
 		}
 	}()
 
-	p := &provider{config: c, log: log, handler: handler(src, m, log), gate: &gate{metrics: m}}
+	p := &provider{config: c, log: log, handler: handler(src, m, c.Instance, log), gate: &gate{metrics: m}}
 	defer p.end()
 	if err := p.renew(); err != nil {
 		return err
@@ -124,7 +125,7 @@ func (p *provider) found(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, watchEvery)
 	defer cancel()
-	_, err := Check(ctx, p.config.Publisher.Root, p.config.Account)
+	_, err := Check(ctx, p.config.Publisher.Root, p.config.Account, false)
 	return err == nil || ctx.Err() == context.Canceled
 }
 

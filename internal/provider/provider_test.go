@@ -84,6 +84,13 @@ func (a *apiServer) answer(status int, body string, hang time.Duration) {
 	a.status, a.body, a.hang = status, body, hang
 }
 
+// asked is how often it was asked.
+func (a *apiServer) asked() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.paths)
+}
+
 func (a *apiServer) serve(body string) { a.answer(http.StatusOK, body, 0) }
 
 func secretJSON(domain, user, password string) string {
@@ -115,7 +122,7 @@ func start(t *testing.T, root string, ref credential.Reference, a *apiServer, ch
 		}
 	})
 	t.Cleanup(stop)
-	eventually(t, func() error { _, err := Check(t.Context(), root, ref); return err })
+	eventually(t, func() error { _, err := Check(t.Context(), root, ref, false); return err })
 	return stop
 }
 
@@ -694,6 +701,41 @@ func TestCleanupRemovesWhatAKilledProviderLeftAndNothingElse(t *testing.T) {
 	}
 	if _, err := call(t, root, shop); err != nil {
 		t.Errorf("the living provider suffered: %v", err)
+	}
+}
+
+// A health check asks the API server nothing unless it is told to; then it sees a Secret that has just been put right.
+func TestAHealthCheckAsksOnlyWhenItIsToldTo(t *testing.T) {
+	a, root := newAPIServer(t), t.TempDir()
+	a.serve(secretJSON("CORP", "web", marker))
+	start(t, root, web, a, func(c *Config) { c.Instance = "pod-1" })
+	var h *Health
+	eventually(t, func() (err error) {
+		h, err = Check(t.Context(), root, web, false)
+		if err == nil && h.Problem == "" {
+			err = errors.New("the first fetch has not ended")
+		}
+		return err
+	})
+	if h.Problem != credential.ProblemSecretInvalid || !strings.Contains(h.Detail, "domainName") || strings.Contains(h.Detail, marker) {
+		t.Errorf("of a bad Secret: %+v", h)
+	}
+	a.serve(secretJSON("corp.example.com", "web", marker))
+	asked := a.asked()
+	time.Sleep(maxNegative)
+	for range 10 {
+		if h, err := Check(t.Context(), root, web, false); err != nil || h.CopyAgeSeconds != nil {
+			t.Fatalf("%+v, %v", h, err)
+		}
+	}
+	if n := a.asked() - asked; n != 0 {
+		t.Errorf("10 health checks asked the API server %d times", n)
+	}
+	if h, err := Check(t.Context(), root, web, true); err != nil || h.CopyAgeSeconds == nil || h.Problem != "" {
+		t.Errorf("told to ask: %+v, %v", h, err)
+	}
+	if h.Instance != "pod-1" {
+		t.Errorf("the health is of %q", h.Instance)
 	}
 }
 

@@ -114,8 +114,11 @@ func closeNow(c net.Conn) {
 	_ = c.Close()
 }
 
+// askNow is the query of a health check that looks at the Secret first, if the copy is no longer fresh.
+const askNow = "ask-now"
+
 // handler answers the two requests that there are.
-func handler(s *source, m *metrics, log *slog.Logger) http.Handler {
+func handler(s *source, m *metrics, instance string, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/credentials", func(w http.ResponseWriter, r *http.Request) {
 		cred, stale, err := s.get(r.Context())
@@ -146,9 +149,18 @@ func handler(s *source, m *metrics, log *slog.Logger) http.Handler {
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		_, _ = w.Write(body)
 	})
-	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, r *http.Request) {
+		// Without this a health check asks the API server nothing, however often it comes.
+		if r.URL.RawQuery == askNow {
+			if cred, _, err := s.get(r.Context()); err == nil {
+				cred.Password.Wipe()
+			}
+		}
 		age, have, problem := s.state()
-		h := Health{Version: version.String(), Problem: problem}
+		h := Health{Version: version.String(), Instance: instance}
+		if problem != nil {
+			h.Problem, h.Detail = problem.Code, problem.Detail
+		}
 		if have {
 			seconds := age.Seconds()
 			h.CopyAgeSeconds = &seconds

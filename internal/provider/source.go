@@ -198,14 +198,14 @@ func (s *source) logWarnings(warnings []string) {
 }
 
 // state is what a health check is told: no secret, and no answer that depends on asking the API server now.
-func (s *source) state() (copyAge time.Duration, have bool, problem credential.ProblemCode) {
+func (s *source) state() (copyAge time.Duration, have bool, problem *credential.Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.problem != nil:
-		problem = s.problem.Code
+		problem = s.problem
 	case s.outage != nil:
-		problem = credential.ProblemUnavailable
+		problem = &credential.Problem{Code: credential.ProblemUnavailable, Detail: s.outage.Error()}
 	}
 	if s.copiedAt.IsZero() {
 		return 0, false, problem

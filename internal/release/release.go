@@ -108,9 +108,8 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 		return fmt.Errorf("%w after %s: the DaemonSet controller has not made all pods of DaemonSet %s; is kube-controller-manager running?", ErrNotClean, timeout, cleaner)
 	case !clean:
 		return fmt.Errorf(`%w. After %s, these are not: %s.
-Every other node is clean. Mend these nodes and run helm uninstall again. A node that is gone for good: kubectl delete node NAME, then helm uninstall.
-DaemonSet %s stays meanwhile and cleans a node when it comes back. To give up: helm uninstall --no-hooks, then kubectl delete daemonset --namespace %s %s`,
-			ErrNotClean, timeout, strings.Join(dirty, ", "), cleaner, cleaner.Namespace, cleaner.Name)
+Every other node is clean. Mend these nodes, or delete the Node object of one that is gone for good (kubectl delete node NAME), and run helm uninstall again.
+To leave these nodes as they are: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.Join(dirty, ", "))
 	}
 	if late {
 		select {

@@ -1,5 +1,6 @@
-// Command demo shows the way of a credential on one machine: a real control plane, the Windows programs under Wine, and an
-// emulator in place of ccg.exe. It ends with what was proven and how long each step took, and leaves nothing running.
+// Command demo shows the product as its users meet it, on one machine: charts installed with helm on a real control plane,
+// the Windows programs under Wine, pods that want a gMSA, and an emulator in place of ccg.exe. It ends with what was proven
+// and how long each step took, and leaves nothing running.
 package main
 
 import (
@@ -9,26 +10,26 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/ccgrkc/ccgrkc/lab/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
-	"github.com/ccgrkc/ccgrkc/lab/wine"
+	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
 
-var account = controlplane.Account{Namespace: "gmsa-system", Release: "web", Secret: "web-creds"}
-
-const pluginInput = "gmsa-system:web-creds"
+const (
+	namespace = "cattle-gmsa-system"
+	input     = namespace + ":web-creds"
+)
 
 func main() {
-	logs := flag.String("logs", "", "keep the programs' logs in this directory")
+	keep := flag.String("logs", "", "keep the lab's files, logs included, in this directory")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	d := &demo{began: time.Now()}
-	err := d.run(ctx, *logs)
+	err := d.run(ctx, *keep)
 	stop()
 	d.summary(err)
 	if err != nil {
@@ -63,120 +64,114 @@ func (d *demo) do(what string, f func() (proven string, err error)) error {
 	return nil
 }
 
-func (d *demo) run(ctx context.Context, logs string) (err error) {
-	dir, err := os.MkdirTemp("", "ccgrkc-demo-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		// A log that explains a failure outlives it.
-		if err == nil {
-			err = os.RemoveAll(dir)
-		} else {
-			fmt.Printf("the logs are in %s\n", dir)
+func (d *demo) run(ctx context.Context, keep string) (err error) {
+	dir := keep
+	if keep == "" {
+		if dir, err = os.MkdirTemp("", "ccgrkc-demo-"); err != nil {
+			return err
 		}
-	}()
-	if logs == "" {
-		logs = filepath.Join(dir, "logs")
+		defer func() {
+			// A log that explains a failure outlives it.
+			if err == nil {
+				err = os.RemoveAll(dir)
+			} else {
+				fmt.Printf("the logs are in %s\n", dir)
+			}
+		}()
 	}
-	if err := os.MkdirAll(logs, 0o700); err != nil {
-		return err
-	}
-	s := &stage.Stage{Logs: logs}
-
-	if err := d.do("Start etcd, kube-apiserver, kube-controller-manager and kube-scheduler", func() (string, error) {
-		s.ControlPlane, err = controlplane.Start(ctx, filepath.Join(dir, "control-plane"))
-		if err != nil {
-			return "", err
-		}
-		return "", nil
+	var c *cluster.Cluster
+	if err := d.do("Start a control plane, a registry with the image, the Windows nodes win-1, win-2, win-3 (Wine) and linux-1", func() (string, error) {
+		c, err = cluster.StartStandard(ctx, dir)
+		return "", err
 	}); err != nil {
 		return err
 	}
-	defer s.ControlPlane.Stop()
+	defer c.Stop()
 
-	if err := d.do("Make a Wine prefix the Windows node, and put the Windows programs on it", func() (string, error) {
-		s.Node, err = wine.New(ctx, filepath.Join(dir, "node"))
-		if err != nil {
-			return "", err
-		}
-		return "", s.Put("gmsa-account-provider.exe", "ccg-plugin-installer.exe", "lab/ccg.exe")
-	}); err != nil {
-		return err
-	}
-	defer s.Node.Stop()
-
-	var provider *stage.Program
-	defer func() {
-		if provider != nil && !provider.Ended() {
-			provider.Kill()
-		}
-	}()
-	cp := s.ControlPlane
+	plugin := cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: namespace, Name: cluster.Installer}
+	web := cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: namespace, Name: "web"}
+	var changed time.Time
 	for _, step := range []struct {
 		what string
 		do   func() (string, error)
 	}{
-		{"Create namespace, ServiceAccount, Role (get secrets, resourceNames [" + account.Secret + "]), RoleBinding and the Secret", func() (string, error) {
-			return "", errors.Join(
-				cp.CreateNamespace(ctx, account.Namespace), cp.CreateAccount(ctx, account), cp.PutSecret(ctx, account, secret("Old-Pässwörd-密码")))
+		{"helm install " + cluster.Installer, func() (string, error) {
+			_, err := plugin.Install(ctx)
+			return "on all three Windows nodes the plugin is registered, was activated out of process, and its self-test answered", err
 		}},
-		{"Install the plugin on the node: ccg-plugin-installer install", func() (string, error) {
-			out, err := s.Installer(ctx, "install")
-			if err != nil {
-				return "", fmt.Errorf("%w\n%s", err, out)
-			}
-			return "the plugin is registered, was activated out of process, and its self-test answered", nil
-		}},
-		{"Start the Account Provider with a token of its ServiceAccount", func() (string, error) {
-			provider, err = s.StartProvider(ctx, account)
-			return "the provider's healthcheck reached it through the files on the host, over mutual TLS", err
-		}},
-		{"ccg fetches the credentials for " + pluginInput, func() (string, error) {
-			if _, err := expect(ctx, s, "Old-Pässwörd-密码", time.Now()); err != nil {
+		{"kubectl label node win-1 win-3 gmsa=web; helm install web " + cluster.Provider + " --set nodeSelector.gmsa=web", func() (string, error) {
+			if err := errors.Join(c.Label(ctx, "win-1", "gmsa=web"), c.Label(ctx, "win-3", "gmsa=web")); err != nil {
 				return "", err
 			}
-			return "ccg has the user, the domain and the password of the Secret, unchanged", nil
+			_, err := web.Install(ctx, "--set", "nodeSelector.gmsa=web")
+			return "the Account Provider is ready on win-1 and win-3, and waits for its Secret", err
+		}},
+		{"A pod with a credential spec (plugin input " + input + ") is scheduled to win-1, before the Secret exists", func() (string, error) {
+			if err := c.CreateAppPod(ctx, "default", "app", "win-1", input); err != nil {
+				return "", err
+			}
+			return c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
+		}},
+		{"kubectl create secret generic web-creds", func() (string, error) {
+			if err := c.PutSecret(ctx, namespace, "web-creds", "Old-Pässwörd-密码"); err != nil {
+				return "", err
+			}
+			return "the same pod starts, without anybody touching it", c.WaitForPod(ctx, "default", "app", time.Minute)
+		}},
+		{"A second pod is scheduled to win-2, which the release's nodeSelector leaves out", func() (string, error) {
+			if err := c.CreateAppPod(ctx, "default", "outside", "win-2", input); err != nil {
+				return "", err
+			}
+			return c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
+		}},
+		{"helm test web", func() (string, error) {
+			_, err := web.Test(ctx)
+			return "the provider answered through the files on the node, with good credentials", err
 		}},
 		{"Change the password in the Secret", func() (string, error) {
-			changed := time.Now()
-			if err := cp.PutSecret(ctx, account, secret("New-Pässwörd-𝄞")); err != nil {
+			changed = time.Now()
+			if err := c.PutSecret(ctx, namespace, "web-creds", "New-Pässwörd-𝄞"); err != nil {
 				return "", err
 			}
-			return expect(ctx, s, "New-Pässwörd-𝄞", changed)
+			for _, node := range []string{"win-1", "win-3"} {
+				if err := expect(ctx, c.Node(node), "New-Pässwörd-𝄞"); err != nil {
+					return "", err
+				}
+			}
+			return fmt.Sprintf("ccg has the new password on both nodes %.1f s after the change (a copy serves for 5 s)", time.Since(changed).Seconds()), nil
 		}},
-		{"Delete the RoleBinding", func() (string, error) {
-			deleted := time.Now()
-			if err := cp.DeleteRoleBinding(ctx, account); err != nil {
-				return "", err
+		{"helm upgrade web, while ccg on win-1 calls 20 times a second", func() (string, error) {
+			type result struct {
+				out []byte
+				err error
 			}
-			return refused(ctx, s, "forbidden", "0xA0040009", deleted)
+			calls := make(chan result, 1)
+			go func() {
+				out, err := c.Node("win-1").Stage.CCG(ctx, "--input", input, "--calls", "300", "--parallel", "4", "--every", "50ms")
+				calls <- result{out, err}
+			}()
+			_, err := web.Install(ctx, "--set", "nodeSelector.gmsa=web", "--set", "log.level=debug")
+			if r := <-calls; r.err != nil {
+				err = errors.Join(err, fmt.Errorf("%w\n%s", r.err, r.out))
+			}
+			return "all 300 calls were answered while the pods were replaced", err
 		}},
-		{"Restore it, and delete the Secret", func() (string, error) {
-			if err := cp.CreateRoleBinding(ctx, account); err != nil {
+		{"helm uninstall both; kubectl delete pods", func() (string, error) {
+			if _, err := c.Run(ctx, tools.Kubectl, "delete", "pod", "app", "outside"); err != nil {
 				return "", err
 			}
-			if _, err := expect(ctx, s, "New-Pässwörd-𝄞", time.Now()); err != nil {
-				return "", err
+			for _, release := range []cluster.Release{web, plugin} {
+				if _, err := release.Uninstall(ctx); err != nil {
+					return "", err
+				}
 			}
-			deleted := time.Now()
-			if err := cp.DeleteSecret(ctx, account); err != nil {
-				return "", err
+			for _, node := range c.WindowsNodes() {
+				if left, err := node.Left(ctx); err != nil || len(left) > 0 {
+					return "", errors.Join(err, fmt.Errorf("%s still holds %q", node.Name, left))
+				}
 			}
-			return refused(ctx, s, "secret-not-found", "0xA0040007", deleted)
-		}},
-		{"Stop the provider", func() (string, error) {
-			if err := provider.Stop(); err != nil {
-				return "", err
-			}
-			return "the provider took its files with it", nothingLeft(s.Node.Path(stage.HostPath))
-		}},
-		{"Uninstall the plugin: ccg-plugin-installer uninstall", func() (string, error) {
-			out, err := s.Installer(ctx, "uninstall")
-			if err != nil {
-				return "", fmt.Errorf("%w\n%s", err, out)
-			}
-			return "the uninstalled plugin left no key and no file", nothingLeft(s.Node.Path(`C:\Program Files\CCGRKC`))
+			_, err := c.Run(ctx, tools.Kubectl, "get", "secret", "web-creds", "--namespace", namespace)
+			return "no key and no file is left on any node; the Secret, which is the user's, is still there", err
 		}},
 	} {
 		if err := ctx.Err(); err != nil {
@@ -189,56 +184,15 @@ func (d *demo) run(ctx context.Context, logs string) (err error) {
 	return nil
 }
 
-func secret(password string) map[string][]byte {
-	return map[string][]byte{"domainName": []byte("corp.example.com"), "username": []byte("gmsa-reader"), "password": []byte(password)}
-}
-
-// freshness is how long an answer from before a change may still come: the provider's copy serves for 5 seconds.
-const freshness = 15 * time.Second
-
-// expect has the emulator fetch until the password is this one.
-func expect(ctx context.Context, s *stage.Stage, password string, since time.Time) (string, error) {
-	for {
-		a, err := s.Fetch(ctx, pluginInput)
-		if err != nil {
-			return "", err
+// expect has the emulator fetch until the password is this one. An answer from before a change may come for 5 seconds.
+func expect(ctx context.Context, node *cluster.Node, password string) error {
+	return cluster.Eventually(ctx, 15*time.Second, func() error {
+		a, err := node.Stage.Fetch(ctx, input)
+		if err == nil && a.PasswordFingerprint != stage.Fingerprint(password) {
+			err = fmt.Errorf("ccg on %s got %+v", node.Name, a)
 		}
-		if a.PasswordFingerprint == stage.Fingerprint(password) {
-			return fmt.Sprintf("ccg has the new password %.1f s after the change (a copy serves for 5 s)", time.Since(since).Seconds()), nil
-		}
-		if time.Since(since) > freshness {
-			return "", fmt.Errorf("ccg got %+v", a)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
-}
-
-// refused has the emulator fetch until it is refused for this cause.
-func refused(ctx context.Context, s *stage.Stage, cause, hresult string, since time.Time) (string, error) {
-	for {
-		a, err := s.Fetch(ctx, pluginInput)
-		if err != nil {
-			return "", err
-		}
-		if a.HResult == hresult {
-			return fmt.Sprintf("ccg is refused with %s, %s (%.1f s after the change)", hresult, cause, time.Since(since).Seconds()), nil
-		}
-		if time.Since(since) > freshness {
-			return "", fmt.Errorf("ccg got %+v", a)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
-}
-
-func nothingLeft(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
-	}
-	if len(entries) > 0 {
-		return fmt.Errorf("%s still holds %v", dir, entries)
-	}
-	return nil
+	})
 }
 
 func (d *demo) summary(err error) {
@@ -251,7 +205,7 @@ func (d *demo) summary(err error) {
 		fmt.Fprintln(os.Stderr, "The demo failed:", strings.TrimSpace(err.Error()))
 		return
 	}
-	fmt.Println("Proven, with a real API server and the Windows binaries under Wine; only ccg.exe was an emulator:")
+	fmt.Println("Proven, with a real control plane, real helm and the Windows binaries under Wine; ccg.exe and the kubelet are the lab's own:")
 	for _, s := range d.steps {
 		if s.proven != "" {
 			fmt.Printf("  - %s\n", s.proven)

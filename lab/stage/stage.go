@@ -15,7 +15,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 	"unicode/utf16"
@@ -215,15 +214,15 @@ func (s *Stage) fetch(ctx context.Context, spec []byte, flags ...string) (Answer
 	return a, nil
 }
 
-// StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what the pod shows:
-// the code by which Windows says that there are no credentials, and what ccg.exe writes to its own log.
+// StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what ccg.exe writes
+// to its own log: what the plugin returned.
 func (s *Stage) StartContainer(ctx context.Context, spec []byte) error {
 	a, err := s.fetch(ctx, spec)
 	if err != nil {
 		return err
 	}
 	if a.Error != "" {
-		return fmt.Errorf("hcs::CreateComputeSystem: winapi error #3489661095; ccg.exe: %s", strings.TrimSpace(a.HResult+" "+a.Error))
+		return fmt.Errorf("ccg.exe: the plug-in returned %s", a.Error)
 	}
 	return nil
 }

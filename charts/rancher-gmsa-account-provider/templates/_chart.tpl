@@ -35,6 +35,9 @@ exec:
     - gmsa-account-provider.exe
     - healthcheck
     {{- include "rancher-gmsa-account-provider.account" .root | nindent 4 }}
+    {{- if .thisPod }}
+    - --this-pod
+    {{- end }}
 {{ toYaml .numbers }}
 {{- end -}}
 

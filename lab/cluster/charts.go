@@ -1,0 +1,38 @@
+package cluster
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/ccgrkc/ccgrkc/lab/stage"
+)
+
+// The product's charts.
+const (
+	Installer = "rancher-gmsa-plugin-installer"
+	Provider  = "rancher-gmsa-account-provider"
+)
+
+// Chart is the directory of a chart.
+func Chart(name string) string {
+	return filepath.Join(filepath.Dir(stage.Dist()), "charts", name)
+}
+
+// ChartVersion is the appVersion of the charts, the tag of the image that they want.
+func ChartVersion() (string, error) {
+	content, err := os.ReadFile(filepath.Join(Chart(Provider), "Chart.yaml"))
+	if err != nil {
+		return "", err
+	}
+	var chart struct{ AppVersion string }
+	if err := yaml.Unmarshal(content, &chart); err != nil {
+		return "", fmt.Errorf("%s/Chart.yaml: %w", Provider, err)
+	}
+	return chart.AppVersion, nil
+}
+
+// Values are the helm arguments that every installation in the lab needs: its own registry.
+func (c *Cluster) Values() []string { return []string{"--set", "image.registry=" + c.Registry} }

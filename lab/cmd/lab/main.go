@@ -1,0 +1,224 @@
+// Command lab keeps the standard lab running, for trying charts and commands by hand: lab up starts it in the background and
+// says how to use it, lab down ends it.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/lab/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/tools"
+)
+
+const usage = `lab keeps a cluster for gMSAs running on this machine: a real control plane, three Windows nodes under Wine, one Linux node.
+
+  lab up      start it in the background, unless it runs, and print how to use it
+  lab down    end it and remove its files
+`
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+	commands := map[string]func(*state) error{"up": up, "down": down, "serve": serve}
+	run, known := commands[os.Args[1]]
+	if !known {
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+	s, err := newState()
+	if err == nil {
+		err = run(s)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
+
+// state is what the running lab and the commands know of each other.
+type state struct {
+	dir string
+}
+
+func newState() (*state, error) {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(base, "ccgrkc", "lab")
+	return &state{dir}, os.MkdirAll(dir, 0o700)
+}
+
+func (s *state) file(name string) string { return filepath.Join(s.dir, name) }
+
+// facts is what up prints and down needs. The file is there while the lab is ready.
+type facts struct {
+	PID        int
+	Kubeconfig string
+	Programs   string // directory with helm, helm3 and kubectl
+}
+
+// running returns the facts of the lab that runs, or nil. A lab holds a lock for as long as it lives.
+func (s *state) running() (*facts, error) {
+	lock, err := s.lock()
+	if err == nil {
+		return nil, lock.Close()
+	}
+	if !errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, err
+	}
+	content, err := os.ReadFile(s.file("facts.json"))
+	if err != nil {
+		return nil, fmt.Errorf("a lab is starting just now, or is stuck; its log is %s: %w", s.file("log"), err)
+	}
+	var f facts
+	return &f, json.Unmarshal(content, &f)
+}
+
+func (s *state) lock() (*os.File, error) {
+	f, err := os.OpenFile(s.file("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func up(s *state) error {
+	f, err := s.running()
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		if f, err = s.start(); err != nil {
+			return err
+		}
+	} else {
+		fmt.Println("# it runs already")
+	}
+	fmt.Printf(`export KUBECONFIG=%s
+export PATH=%s:$PATH
+# helm (4), helm3 and kubectl are in that directory. The charts' image is in the lab's own registry, where the nodes find it
+# under its public name. End the lab with: make lab-down
+`, f.Kubeconfig, f.Programs)
+	return nil
+}
+
+// start runs this program again, in a session of its own, and waits until it is ready.
+func (s *state) start() (*facts, error) {
+	if err := os.Remove(s.file("facts.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	log, err := os.Create(s.file("log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	fmt.Fprintln(os.Stderr, "starting the lab")
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, "serve")
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			said, _ := os.ReadFile(s.file("log"))
+			return nil, fmt.Errorf("the lab did not start: %w\n%s", err, bytes.TrimSpace(said))
+		case <-time.After(100 * time.Millisecond):
+		}
+		if content, err := os.ReadFile(s.file("facts.json")); err == nil {
+			var f facts
+			return &f, json.Unmarshal(content, &f)
+		}
+	}
+}
+
+// serve is the lab itself. It runs until SIGTERM.
+func serve(s *state) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	lock, err := s.lock()
+	if err != nil {
+		return fmt.Errorf("a lab runs already: %w", err)
+	}
+	defer lock.Close()
+	dir := s.file("cluster")
+	if err := os.RemoveAll(dir); err != nil { // of one that was killed
+		return err
+	}
+	c, err := cluster.StartStandard(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	defer c.Stop()
+
+	programs := filepath.Join(dir, "bin")
+	if err := os.Mkdir(programs, 0o700); err != nil {
+		return err
+	}
+	for name, tool := range map[string]tools.Tool{"helm": tools.Helm4, "helm3": tools.Helm3, "kubectl": tools.Kubectl} {
+		if err := os.Symlink(c.Program(tool), filepath.Join(programs, name)); err != nil {
+			return err
+		}
+	}
+	content, err := json.Marshal(facts{os.Getpid(), c.ControlPlane.Kubeconfig, programs})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.file("facts.json.new"), content, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(s.file("facts.json.new"), s.file("facts.json")); err != nil {
+		return err
+	}
+	defer os.Remove(s.file("facts.json"))
+	<-ctx.Done()
+	return nil
+}
+
+func down(s *state) error {
+	f, err := s.running()
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		fmt.Println("no lab runs")
+		return nil
+	}
+	if err := syscall.Kill(f.PID, syscall.SIGTERM); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if f, err := s.running(); err == nil && f == nil {
+			fmt.Println("the lab has ended")
+			return nil
+		}
+	}
+	said, _ := os.ReadFile(s.file("log"))
+	return fmt.Errorf("the lab, process %d, has not ended within a minute; its log:\n%s", f.PID, strings.TrimSpace(string(said)))
+}
