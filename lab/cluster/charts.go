@@ -33,6 +33,3 @@ func ChartVersion() (string, error) {
 	}
 	return chart.AppVersion, nil
 }
-
-// Values are the helm arguments that every installation in the lab needs: its own registry.
-func (c *Cluster) Values() []string { return []string{"--set", "image.registry=" + c.Registry} }

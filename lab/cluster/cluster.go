@@ -164,6 +164,7 @@ func (c *Cluster) AddLinux(ctx context.Context, name string) (*Node, error) {
 func (c *Cluster) nodeDir(name string) string { return filepath.Join(c.Dir, "nodes", name) }
 
 func (c *Cluster) join(ctx context.Context, n *Node) (err error) {
+	n.options.Mirror = c.Registry
 	n.options.Dir = filepath.Join(c.nodeDir(n.Name), "kubelet")
 	if n.options.Config, err = c.ControlPlane.NodeConfig(ctx, n.Name); err != nil {
 		return err

@@ -22,7 +22,7 @@ type Release struct {
 
 // Install installs it or upgrades it, and waits until it is ready.
 func (r Release) Install(ctx context.Context, args ...string) (string, error) {
-	return r.run(ctx, append([]string{"upgrade", "--install", r.Name, Chart(r.Chart), "--create-namespace", "--wait", "--timeout", "3m"}, append(r.Cluster.Values(), args...)...)...)
+	return r.run(ctx, append([]string{"upgrade", "--install", r.Name, Chart(r.Chart), "--create-namespace", "--wait", "--timeout", "3m"}, args...)...)
 }
 
 // Uninstall uninstalls it.

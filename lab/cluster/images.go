@@ -25,7 +25,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
-// Repository is the name of the product's image in the lab's registry.
+// Repository is the name of the product's image in the lab's registry, which mirrors all others.
 const Repository = "ccgrkc/ccgrkc"
 
 // serveRegistry starts a registry in memory on loopback. It ends with this process, or by stop.

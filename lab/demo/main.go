@@ -110,7 +110,8 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			if err := c.CreateAppPod(ctx, "default", "app", "win-1", input); err != nil {
 				return "", err
 			}
-			return c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
+			message, err := c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
+			return "the pod does not start, and says why: " + message, err
 		}},
 		{"kubectl create secret generic web-creds", func() (string, error) {
 			if err := c.PutSecret(ctx, namespace, "web-creds", "Old-Pässwörd-密码"); err != nil {
@@ -122,7 +123,8 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			if err := c.CreateAppPod(ctx, "default", "outside", "win-2", input); err != nil {
 				return "", err
 			}
-			return c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
+			message, err := c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
+			return "a node outside the nodeSelector has nothing to give: " + message, err
 		}},
 		{"helm test web", func() (string, error) {
 			_, err := web.Test(ctx)
@@ -147,14 +149,14 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			}
 			calls := make(chan result, 1)
 			go func() {
-				out, err := c.Node("win-1").Stage.CCG(ctx, "--input", input, "--calls", "300", "--parallel", "4", "--every", "50ms")
+				out, err := c.Node("win-1").Stage.CCG(ctx, "--input", input, "--calls", "450", "--parallel", "4", "--every", "50ms")
 				calls <- result{out, err}
 			}()
 			_, err := web.Install(ctx, "--set", "nodeSelector.gmsa=web", "--set", "log.level=debug")
 			if r := <-calls; r.err != nil {
 				err = errors.Join(err, fmt.Errorf("%w\n%s", r.err, r.out))
 			}
-			return "all 300 calls were answered while the pods were replaced", err
+			return "all 450 calls were answered while the pods were replaced", err
 		}},
 		{"helm uninstall both; kubectl delete pods", func() (string, error) {
 			if _, err := c.Run(ctx, tools.Kubectl, "delete", "pod", "app", "outside"); err != nil {

@@ -36,6 +36,7 @@ type image struct {
 // images are the images of one node: unpacked once for each digest.
 type images struct {
 	dir, os string
+	mirror  string // see Options.Mirror
 
 	mu   sync.Mutex
 	refs map[string]*image
@@ -43,7 +44,7 @@ type images struct {
 
 var errNeverPull = errors.New("ErrImageNeverPull")
 
-// get returns the image of a reference, and whether it was pulled for that. Only a registry on loopback is asked.
+// get returns the image of a reference, and whether it was pulled for that. Only registries on loopback are asked.
 func (s *images) get(ctx context.Context, ref string, policy corev1.PullPolicy) (_ *image, pulled bool, _ error) {
 	// One pull at a time, as kubelets do by default.
 	s.mu.Lock()
@@ -67,13 +68,23 @@ func (s *images) pull(ctx context.Context, ref string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	from := parsed
 	host, _, err := net.SplitHostPort(parsed.Context().RegistryStr())
 	if err != nil || !net.ParseIP(host).IsLoopback() && host != "localhost" {
-		return nil, fmt.Errorf("the lab's nodes pull from registries on loopback, such as 127.0.0.1:5000, and %s is none", parsed.Context().RegistryStr())
+		if s.mirror == "" {
+			return nil, fmt.Errorf("the lab's nodes pull from registries on loopback, such as 127.0.0.1:5000, and %s is none", parsed.Context().RegistryStr())
+		}
+		separator := ":"
+		if _, isDigest := parsed.(name.Digest); isDigest {
+			separator = "@"
+		}
+		if from, err = name.ParseReference(s.mirror + "/" + parsed.Context().RepositoryStr() + separator + parsed.Identifier()); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	img, err := remote.Image(parsed, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(v1.Platform{OS: s.os, Architecture: "amd64"}))
+	img, err := remote.Image(from, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(v1.Platform{OS: s.os, Architecture: "amd64"}))
 	if err != nil {
 		return nil, err
 	}

@@ -50,6 +50,9 @@ type Options struct {
 	Taints []corev1.Taint
 	Config *rest.Config // of system:node:<name>, whom the Node authorizer and NodeRestriction know
 	Dir    string       // images, pods, logs; kept over a restart
+	// Mirror is a registry on loopback, host:port, that images of all other registries are pulled from, as by a mirror in
+	// containerd's configuration. Without it such images are not pulled.
+	Mirror string
 
 	Wine    *wine.Node // Windows nodes only; booted if it does not run
 	Sandbox Sandbox    // Containerd17 if empty
@@ -93,7 +96,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	containers := filepath.Join(o.Dir, "containers")
-	n := &Node{o: o, pods: map[types.UID]*pod{}, images: &images{dir: filepath.Join(o.Dir, "images"), os: o.OS, refs: map[string]*image{}}}
+	n := &Node{o: o, pods: map[types.UID]*pod{}, images: &images{dir: filepath.Join(o.Dir, "images"), os: o.OS, mirror: o.Mirror, refs: map[string]*image{}}}
 	switch o.OS {
 	case "linux":
 		n.runtime = &chroot{containers}
