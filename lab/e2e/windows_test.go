@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,10 +20,11 @@ func TestWindowsPackages(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	top := filepath.Dir(stage.Dist())
-	for _, name := range []string{"winsec", "endpoint", "com", "installer"} {
+	for _, dir := range []string{"internal/winsec", "internal/endpoint", "internal/com", "internal/installer", "test/host"} {
+		name := path.Base(dir)
 		t.Run(name, func(t *testing.T) {
 			exe := filepath.Join(t.TempDir(), name+".test.exe")
-			build := exec.Command("go", "test", "-c", "-trimpath", "-tags", "faultpoints", "-o", exe, "./internal/"+name)
+			build := exec.Command("go", "test", "-c", "-trimpath", "-tags", "faultpoints", "-o", exe, "./"+dir)
 			build.Dir = top
 			build.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")
 			if out, err := build.CombinedOutput(); err != nil {
@@ -31,12 +33,23 @@ func TestWindowsPackages(t *testing.T) {
 			if _, err := os.Stat(exe); err != nil {
 				t.Fatalf("package %s has no tests for Windows", name)
 			}
-			node := labtest.Node(t)
-			must(t, node.Install(exe, `C:\lab\`+name+`.test.exe`))
+			s := stage.Stage{Node: labtest.Node(t)}
+			must(t, s.Node.Install(exe, `C:\lab\`+name+`.test.exe`))
+			if name == "host" {
+				must(t, s.Put("ccg-plugin-installer.exe", "gmsa-account-provider.exe"))
+			}
+			output, err := os.Create(filepath.Join(t.TempDir(), "output"))
+			must(t, err)
+			defer output.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
 			// Wine keeps no descriptors of files, and has no final path beyond MAX_PATH.
-			out, err := node.Run(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", "-test.skip=OnWindowsOnly$|^TestTheLongestNames")
+			cmd := s.Node.Command(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", "-test.skip=OnWindowsOnly$|^TestTheLongestNames")
+			cmd.Env = append(cmd.Env, `CCGRKC_DIST=C:\lab`)
+			cmd.Stdout, cmd.Stderr = output, output
+			err = cmd.Run()
+			out, readErr := os.ReadFile(output.Name())
+			must(t, readErr)
 			if err != nil || !strings.Contains(string(out), "--- PASS") || strings.Contains(string(out), "--- SKIP") {
 				t.Errorf("%v\n%s", err, out)
 			}
