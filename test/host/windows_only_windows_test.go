@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +155,53 @@ func TestTheSurrogateIsDllhostAsNetworkServiceAndEndsWhenUnusedOnWindowsOnly(t *
 		t.Fatalf("%v after its last reference was released the surrogate still runs (%d, %v)", surrogateEnds, event, err)
 	}
 	t.Logf("the surrogate ended %v after its last reference was released", time.Since(released).Round(time.Second))
+}
+
+// Windows does not delete a loaded DLL, so an uninstall during a call leaves it to the next restart. The call does not notice.
+func TestALoadedDLLIsLeftToTheNextRestartOnWindowsOnly(t *testing.T) {
+	dir := filepath.Dir(install(t).Module)
+	object, err := com.Activate(com.ClassID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer object.Release()
+	answer, err := object.GetPasswordCredentials(selftest.Input)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := selftest.Parse(answer.DomainName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // before the helper's uninstall, which then finds the file free
+		surrogate, err := os.FindProcess(report.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = surrogate.Kill()
+		_, _ = surrogate.Wait()
+		uninstall(t)
+		wantAbsent(t, dir)
+	})
+
+	must(t, installerExe, "uninstall")
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 1 || filepath.Ext(left[0]) != ".old" {
+		t.Fatalf("after the uninstall %s holds %q (%v), want one file that was moved aside", dir, left, err)
+	}
+	const manager = `SYSTEM\CurrentControlSet\Control\Session Manager`
+	h, err := registry.OpenKey(registry.LOCAL_MACHINE, manager, registry.QUERY_VALUE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	pending, _, err := h.GetStringsValue("PendingFileRenameOperations")
+	if err != nil || !slices.Contains(pending, `\??\`+left[0]) {
+		t.Errorf("%s is not among what Windows deletes at the next restart: %q (%v)", left[0], pending, err)
+	}
+	if _, err := object.GetPasswordCredentials(selftest.Input); err != nil {
+		t.Errorf("an object from before the uninstall: %v", err)
+	}
 }
 
 // Attack: the path to good files leads through a junction, whose maker can lead it elsewhere at any time.
