@@ -23,9 +23,13 @@ type Class struct {
 // class is set once, by Serve.
 var class Class
 
-// Serve says what stands behind the class. It is called before any export can be: from an init function, for which cgo
-// makes every export wait.
-func Serve(c Class) { class = c }
+// Serve says what stands behind the class, and starts to watch its registration: a surrogate that was started and never
+// asked for anything must end too. It is called before any export can be: from an init function, for which cgo makes every
+// export wait.
+func Serve(c Class) {
+	class = c
+	go watch()
+}
 
 // object is what COM sees of an interface: a pointer to a table of functions.
 type object struct {
@@ -70,7 +74,6 @@ func GetClassObject(clsid, iid *windows.GUID, out *unsafe.Pointer) (hr HRESULT) 
 	if *clsid != ClassID {
 		return classEClassNotAvailable
 	}
-	startWatch()
 	return queryInterface(&factory, iid, out, iidClassFactory)
 }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/windows"
@@ -18,15 +17,13 @@ import (
 // An upgrade registers another DLL while this one is loaded. New activations would go on to reach this one for as long as
 // the surrogate lives, which a busy node never lets end. So the module watches its registration: once it is another's, or
 // gone, the process's class objects are suspended (CoSuspendClassObjects). The next activation then starts a surrogate
-// with the new DLL, while calls and references that exist go on here undisturbed.
+// with the new DLL, while calls and references that exist go on here undisturbed. See retire for what becomes of it then.
 
 const registration = `SOFTWARE\Classes\CLSID\` + CLSID
 
 // absentPause is the time between two looks at a registration that is gone: there is no key whose change could be waited
 // for, and nothing hurries, since without a registration nobody is activated.
 const absentPause = 2 * time.Second
-
-var startWatch = sync.OnceFunc(func() { go watch() })
 
 // watch never returns while the process lives.
 func watch() {
@@ -40,11 +37,13 @@ func watch() {
 	}
 	suspended := false
 	for {
-		err := lookAndWait(func(registered string) {
-			if retired := !sameFile(registered, own); retired != suspended {
+		err := lookAndWait(func(path string) {
+			as := standingOf(path, own)
+			if retired := as != registered; retired != suspended {
 				suspended = retired
 				setSuspended(retired)
 			}
+			retire(as)
 		})
 		if err != nil {
 			class.Report(cause.Unexpected, "", fmt.Sprintf("the registration cannot be watched, so an upgrade needs a restart of the surrogate: %v", err))
@@ -53,8 +52,19 @@ func watch() {
 	}
 }
 
+func standingOf(path, own string) standing {
+	switch {
+	case path == "":
+		return gone
+	case sameFile(path, own):
+		return registered
+	default:
+		return replaced
+	}
+}
+
 // lookAndWait calls look with the registered path, "" if there is none, and returns after the next change.
-func lookAndWait(look func(registered string)) error {
+func lookAndWait(look func(path string)) error {
 	key, err := registry.OpenKey(registry.LOCAL_MACHINE, registration, registry.NOTIFY|registry.QUERY_VALUE)
 	if errors.Is(err, registry.ErrNotExist) {
 		look("")
@@ -79,11 +89,11 @@ func lookAndWait(look func(registered string)) error {
 	if err != nil {
 		return err
 	}
-	registered, err := registeredPath(key)
+	path, err := registeredPath(key)
 	if err != nil {
 		return err
 	}
-	look(registered)
+	look(path)
 	_, err = windows.WaitForSingleObject(changed, windows.INFINITE)
 	return err
 }
@@ -106,11 +116,11 @@ func registeredPath(key registry.Key) (string, error) {
 
 // sameFile compares files, not only spellings: a module that took itself for retired because its path is written in another
 // way would end every activation.
-func sameFile(registered, own string) bool {
-	if strings.EqualFold(registered, own) {
+func sameFile(path, own string) bool {
+	if strings.EqualFold(path, own) {
 		return true
 	}
-	a, err := os.Stat(registered)
+	a, err := os.Stat(path)
 	if err != nil {
 		return false
 	}

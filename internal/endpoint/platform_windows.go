@@ -48,9 +48,12 @@ func checkAncestors(root string) error {
 	return nil
 }
 
-// removeEmptyAbove removes root and the directories above it, from the bottom up to the first that is not empty. A publisher
-// that makes one at the same moment tries again.
+// removeEmptyAbove removes the default root and the directories above it, from the bottom up to the first that is not empty.
+// A publisher that makes one at the same moment tries again. What is above another root is whose who chose it.
 func removeEmptyAbove(root string) {
+	if root != DefaultRoot {
+		return
+	}
 	dirs := append(ancestors(root), root)
 	for _, dir := range slices.Backward(dirs) {
 		if os.Remove(dir) != nil {

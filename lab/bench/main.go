@@ -191,7 +191,7 @@ func run(ctx context.Context) error {
 		}
 		value("size of "+b.name, fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), b.bound)
 	}
-	return nil
+	return requests(ctx, dir)
 }
 
 // floor is the bare server: the twenty lines that everything else is compared to.

@@ -32,7 +32,7 @@ func (r Release) Uninstall(ctx context.Context, args ...string) (string, error) 
 
 // Test runs its tests.
 func (r Release) Test(ctx context.Context) (string, error) {
-	return r.run(ctx, "test", r.Name, "--logs")
+	return r.run(ctx, "test", r.Name)
 }
 
 // Rollback goes back to an earlier revision, and waits until it is ready.

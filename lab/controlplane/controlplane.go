@@ -73,6 +73,10 @@ func (cp *ControlPlane) Client() kubernetes.Interface { return cp.client }
 // LogFile is the path of the components' log.
 func (cp *ControlPlane) LogFile() string { return filepath.Join(cp.dir, "control-plane.log") }
 
+// AuditLog is the path of the API server's audit log: one JSON event a line, for each request of a ServiceAccount that is not
+// in kube-system.
+func (cp *ControlPlane) AuditLog() string { return filepath.Join(cp.dir, "audit.log") }
+
 // PID is the id of the process that runs, or ran last.
 func (cp *ControlPlane) PID() int { return cp.process.PID() }
 

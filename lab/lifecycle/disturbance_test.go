@@ -24,7 +24,7 @@ func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
 	c := start(t, "win-1", "win-2", "win-3")
 	ctx := t.Context()
 	for _, r := range []cluster.Release{installer(c), provider(c, "web")} {
-		install(t, r, "--set", "uninstall.timeout=20s", "--set", "uninstall.stopTimeout=10s")
+		install(t, r, "--set", "uninstall.timeout=20s")
 	}
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
@@ -39,10 +39,10 @@ func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
 		if err == nil || !strings.Contains(out, "win-2") || !strings.Contains(out, "win-3") || strings.Contains(out, "win-1 (") {
 			t.Errorf("uninstall of %s: %v\n%s", r.Name, err, out)
 		}
-		if took := time.Since(began); took > 2*time.Minute {
+		if took := time.Since(began); took > 4*time.Minute { // less than helm's own timeout for a hook
 			t.Errorf("uninstall of %s waited for %s", r.Name, took)
 		}
-		if list, err := c.Run(ctx, tools.Helm4, "list", "--all", "--namespace", namespace, "--short"); err != nil || !strings.Contains(list, r.Name) {
+		if list, err := c.Run(ctx, tools.Helm4, "list", "--uninstalling", "--namespace", namespace, "--short"); err != nil || !strings.Contains(list, r.Name) {
 			t.Errorf("the release %s is gone: %q, %v", r.Name, list, err)
 		}
 	}

@@ -187,7 +187,7 @@ subjects:
     name: {{ $name | quote }}
     namespace: {{ .Release.Namespace | quote }}
 ---
-{{ include "ccgrkc.uninstallJob" (dict "root" . "step" "stop" "weight" "0" "timeout" "2m" "daemonset" (include "ccgrkc.name" (dict "root" .)) "component" (include (printf "%s.component" .Chart.Name) .)) }}
+{{ include "ccgrkc.uninstallJob" (dict "root" . "step" "stop" "weight" "0" "timeout" "1m" "daemonset" (include "ccgrkc.name" (dict "root" .)) "component" (include (printf "%s.component" .Chart.Name) .)) }}
 ---
 apiVersion: apps/v1
 kind: DaemonSet
