@@ -55,7 +55,6 @@ type account struct {
 	pod    string
 	config provider.Config
 	outage atomic.Bool
-	good   atomic.Int64 // when a probe last succeeded, Unix nanoseconds
 }
 
 // accountLog is an account's part of the log. That the API server could not be asked, or not within the 2 s that a provider
@@ -184,9 +183,7 @@ func (s *simulation) keepProbing(ctx context.Context, p *account, probe *corev1.
 		if err != nil {
 			s.failedProbes.Add(1)
 			p.config.Log.Error("a probe failed", "error", err)
-			continue
 		}
-		p.good.Store(time.Now().UnixNano())
 	}
 }
 

@@ -51,9 +51,7 @@ type Report struct {
 
 	Calls                int
 	Waited, Idled        time.Duration
-	Probes, FailedProbes int64
-	// Silent is the number of providers of which no probe succeeded during Idled.
-	Silent int
+	Probes, FailedProbes int64 // one fails when the machine is so overloaded that a TLS handshake takes 5 s
 	// Outages are the pods that had no answer from the API server within the 2 s that they wait, and asked again. There are none
 	// unless the machine is overloaded.
 	Outages map[string]bool
@@ -151,9 +149,9 @@ func Run(ctx context.Context, c *cluster.Cluster, nodes, releases int, idle time
 		if p.outage.Load() {
 			r.Outages[p.pod] = true
 		}
-		if p.good.Load() < idling.UnixNano() {
-			r.Silent++
-		}
+	}
+	if _, err := s.each(ctx, (*account).answers); err != nil {
+		return r, fmt.Errorf("after the idle time: %w; the providers' log is %s", err, s.log.Name())
 	}
 	// The API server writes an entry when it has answered, so the last ones may be on their way.
 	if err := pause(ctx, time.Second); err != nil {
@@ -257,6 +255,17 @@ func (p *account) settle(ctx context.Context) (calls int, _ error) {
 		h, err := provider.Check(ctx, p.config.Publisher.Root, p.config.Account, false)
 		if err == nil && h.Problem != credential.ProblemSecretNotFound {
 			err = fmt.Errorf("pod %s: the Secret is %q, %s; it does not exist", p.pod, h.Problem, h.Detail)
+		}
+		return err
+	})
+}
+
+// answers shows that the provider is there and has its copy.
+func (p *account) answers(ctx context.Context) (calls int, _ error) {
+	return 0, cluster.Eventually(ctx, patience, func() error {
+		h, err := provider.Check(ctx, p.config.Publisher.Root, p.config.Account, false)
+		if err == nil && (h.Instance != p.config.Instance || h.CopyAgeSeconds == nil) {
+			err = fmt.Errorf("pod %s: %q answers, the Secret is %q", p.pod, h.Instance, h.Problem)
 		}
 		return err
 	})
