@@ -43,8 +43,8 @@ func requests(ctx context.Context, dir string) error {
 	value("API requests per call, with no call in the 5 s before", fmt.Sprintf("%.2f", r.PerCall()), "1")
 	value(fmt.Sprintf("API requests per node and hour, %d calls (calculated)", callsPerHour), fmt.Sprintf("%.2f", callsPerHour*r.PerCall()), fmt.Sprint(callsPerHour))
 	value(fmt.Sprintf("memory of %d nodes, %d providers and a registry", nodes, r.Providers), fmt.Sprintf("%d MiB", r.Memory>>20), "")
-	fmt.Printf("\nRequests of the providers' ServiceAccounts in the API server's audit log: %v at their start, before the Secrets exist; %v for\n"+
-		"%d calls; %d in %.1f provider-hours without calls, probes going on. Requests of kubelets are not counted.\n",
+	fmt.Printf("\nRequests of the providers' ServiceAccounts in the API server's audit log: %s at their start, before the Secrets exist;\n"+
+		"%s for %d calls; %d in %.1f provider-hours without calls, probes going on. Requests of kubelets are not counted.\n",
 		scale.Breakdown(r.Started), scale.Breakdown(r.Called), r.Calls, len(r.Waiting)+len(r.Idle), r.IdleProviderHours())
 	return nil
 }

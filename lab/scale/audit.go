@@ -2,9 +2,12 @@ package scale
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -23,12 +26,16 @@ func (r Request) String() string {
 }
 
 // Breakdown counts requests by verb, resource and status.
-func Breakdown(requests []Request) map[string]int {
+func Breakdown(requests []Request) string {
 	counts := map[string]int{}
 	for _, r := range requests {
-		counts[fmt.Sprintf("%s %s: %d", r.Verb, r.Resource, r.Code)]++
+		counts[fmt.Sprintf("%s %s (%d)", r.Verb, r.Resource, r.Code)]++
 	}
-	return counts
+	var parts []string
+	for _, what := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%d %s", counts[what], what))
+	}
+	return cmp.Or(strings.Join(parts, ", "), "nothing")
 }
 
 // readAudit returns the requests of the users whose names begin with prefix. One that the API server was still answering

@@ -31,7 +31,7 @@ func TestTwoHundredAndFiftyNodesAndFourReleases(t *testing.T) {
 	for _, i := range r.Installed {
 		t.Logf("%s: %d pods ready after %.1f s, helm after %.1f s", i.Release, i.Pods, i.Ready.Seconds(), i.Helm.Seconds())
 	}
-	t.Logf("at start %v, waiting %v, for %d calls %v, idle %v", Breakdown(r.Started), Breakdown(r.Waiting), r.Calls, Breakdown(r.Called), Breakdown(r.Idle))
+	t.Logf("at start %s; waiting %s; for %d calls %s; idle %s", Breakdown(r.Started), Breakdown(r.Waiting), r.Calls, Breakdown(r.Called), Breakdown(r.Idle))
 	t.Logf("%d probes, %d failed; %d providers had no answer in time from the API server; %d MiB here, %d MiB of the control plane",
 		r.Probes, r.FailedProbes, len(r.Outages), r.Memory>>20, r.ControlPlaneMemory>>20)
 
@@ -43,7 +43,7 @@ func TestTwoHundredAndFiftyNodesAndFourReleases(t *testing.T) {
 	}
 	for what, requests := range map[string][]Request{"without their Secrets": r.Waiting, "idle": r.Idle} {
 		if len(requests) > 0 {
-			t.Errorf("%s: %d requests %v, the first is %s", what, len(requests), Breakdown(requests), requests[0])
+			t.Errorf("%s: %d requests, %s, the first is %s", what, len(requests), Breakdown(requests), requests[0])
 		}
 	}
 	for what, requests := range map[string][]Request{"at their start": r.Started, "for their calls": r.Called} {
