@@ -19,8 +19,11 @@ const (
 	maxNegative = time.Second
 	// DefaultMaxStale is the age up to which a copy is served while the API server cannot be asked.
 	DefaultMaxStale = 24 * time.Hour
-	// recoverEvery is how often the API server is tried again during an outage.
-	recoverEvery = time.Second
+	// outageHolds is how long a failed fetch speaks for the calls that follow: they need not wait for another that may
+	// fail. From retryAfter on such a call has the API server asked again meanwhile. Who is not called does not ask: an API
+	// server in trouble is not asked by every node's idle providers.
+	outageHolds = 5 * time.Second
+	retryAfter  = time.Second
 )
 
 // source answers calls from a copy of the Secret that is at most maxFresh old. During an outage of the API server, and
@@ -37,11 +40,10 @@ type source struct {
 	copiedAt time.Time           // when copy was asked for; zero: there is none
 	problem  *credential.Problem // the last answer, if it was a refusal
 	problAt  time.Time
-	outage   error  // why the API server cannot be asked; nil: it can, or has not been tried
+	outage   error // why the API server cannot be asked; nil: it can, or has not been tried
+	outageAt time.Time
 	running  *fetch // shared by all who wait for it
 	warned   string // the warnings that were logged last
-
-	recovering bool
 }
 
 type fetch struct {
@@ -56,8 +58,11 @@ func (s *source) get(ctx context.Context) (_ credential.Credential, stale bool, 
 	if s.haveCopy(maxFresh) {
 		return s.clone(), false, nil
 	}
-	if s.outage != nil && s.haveCopy(s.maxStale) {
-		return s.clone(), true, nil // recover asks in the background
+	if known := time.Since(s.outageAt); s.outage != nil && known < outageHolds && s.haveCopy(s.maxStale) {
+		if known >= retryAfter {
+			s.share()
+		}
+		return s.clone(), true, nil
 	}
 	if s.problem != nil && time.Since(s.problAt) < maxNegative {
 		return credential.Credential{}, false, s.problem
@@ -133,7 +138,7 @@ func (s *source) fetch(f *fetch) {
 		s.metrics.fetched(string(problem.Code))
 	default:
 		s.metrics.fetched("outage")
-		s.outage, s.problem = err, nil
+		s.outage, s.outageAt, s.problem = err, time.Now(), nil
 		if !s.haveCopy(s.maxStale) {
 			s.drop()
 		}
@@ -141,30 +146,6 @@ func (s *source) fetch(f *fetch) {
 			s.log.Warn("the API server cannot be asked; the last copy serves if it is young enough",
 				"error", err, "haveCopy", !s.copiedAt.IsZero(), "maxStale", s.maxStale)
 		}
-		if !s.recovering {
-			s.recovering = true
-			go s.recover()
-		}
-	}
-}
-
-// recover asks again until the API server answers, so that calls during an outage need not wait for it.
-func (s *source) recover() {
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-time.After(recoverEvery):
-		}
-		s.mu.Lock()
-		if s.outage == nil {
-			s.recovering = false
-			s.mu.Unlock()
-			return
-		}
-		f := s.share()
-		s.mu.Unlock()
-		<-f.done
 	}
 }
 

@@ -156,7 +156,8 @@ func TestInAnOutageTheLastGoodCopyServesAtOnceUntilItIsTooOld(t *testing.T) {
 	})
 }
 
-func TestTheSourceRecoversByItself(t *testing.T) {
+// After an outage the first call is answered freshly, however long nobody called.
+func TestAfterAnOutageTheNextCallAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
 		s := newSource(t, c)
@@ -166,19 +167,48 @@ func TestTheSourceRecoversByItself(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			c.set("", errOut)
 			want(t, s, "one", "")
-			c.set("two", nil)
-			time.Sleep(2 * time.Second) // nobody calls meanwhile
-			if stale := want(t, s, "two", ""); stale {
-				t.Error("still stale")
-			}
 			before := c.fetches.Load()
 			time.Sleep(time.Minute)
 			if n := c.fetches.Load(); n != before {
 				t.Errorf("round %d: %d fetches that nobody asked for", round, n-before)
 			}
+			c.set("two", nil)
+			if stale := want(t, s, "two", ""); stale {
+				t.Error("still stale")
+			}
 			c.set("one", nil)
+			time.Sleep(maxFresh + time.Millisecond)
 			want(t, s, "one", "")
 		}
+	})
+}
+
+// While calls come, an outage is found to be over within the second, and no call waited for it.
+func TestCallsDuringAnOutageDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		c.set("one", nil)
+		want(t, s, "one", "")
+		time.Sleep(10 * time.Second)
+		c.set("", errOut)
+		want(t, s, "one", "")
+		before, began := c.fetches.Load(), time.Now()
+		for range 600 {
+			asked := time.Now()
+			want(t, s, "one", "")
+			if waited := time.Since(asked); waited > 0 {
+				t.Fatalf("a call waited for %s", waited)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n, most := c.fetches.Load()-before, int64(time.Since(began)/retryAfter); n > most || n < most/2 {
+			t.Errorf("%d fetches in %s", n, time.Since(began))
+		}
+		c.set("two", nil)
+		want(t, s, "one", "") // has it asked again
+		time.Sleep(2 * retryAfter)
+		want(t, s, "two", "")
 	})
 }
 
@@ -208,7 +238,7 @@ func TestARefusalDropsTheCopyAtOnce(t *testing.T) {
 			want(t, s, "", credential.ProblemUnavailable)
 			// Nor does the Secret stay away when it is mended.
 			c.set("two", nil)
-			time.Sleep(recoverEvery + time.Millisecond)
+			time.Sleep(retryAfter + time.Millisecond)
 			want(t, s, "two", "")
 		})
 	}
