@@ -123,22 +123,30 @@ func (c *Cluster) pushApp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w; make build makes it", err)
 	}
-	image, err := mutate.AppendLayers(empty.Image, layer)
+	return c.pushWindows(ctx, appReference, v1.Config{Entrypoint: []string{"app.exe"}}, layer)
+}
+
+// PushEmptyImage pushes an image without files under the name of one that the lab has not, such as Windows' own. Programs that
+// every Windows has are found on the node.
+func (c *Cluster) PushEmptyImage(ctx context.Context, reference string) error {
+	return c.pushWindows(ctx, reference, v1.Config{})
+}
+
+func (c *Cluster) pushWindows(ctx context.Context, reference string, config v1.Config, layers ...v1.Layer) error {
+	image, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
 		return err
 	}
-	config, err := image.ConfigFile()
+	file, err := image.ConfigFile()
 	if err != nil {
 		return err
 	}
 	platform := v1.Platform{OS: "windows", Architecture: "amd64"}
-	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
-		OS: platform.OS, Architecture: platform.Architecture, RootFS: config.RootFS, Config: v1.Config{Entrypoint: []string{"app.exe"}},
-	})
+	image, err = mutate.ConfigFile(image, &v1.ConfigFile{OS: platform.OS, Architecture: platform.Architecture, RootFS: file.RootFS, Config: config})
 	if err != nil {
 		return err
 	}
-	return c.push(ctx, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: image, Descriptor: v1.Descriptor{Platform: &platform}}), appReference)
+	return c.push(ctx, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: image, Descriptor: v1.Descriptor{Platform: &platform}}), reference)
 }
 
 // fileLayer is a layer of one program.
