@@ -17,6 +17,33 @@ import (
 
 const input = namespace + ":web-creds"
 
+// The longest test comes first, so that the others run beside it.
+
+// For five minutes a node does not reach the API server, nor that the node. Calls are answered from the copy all the while,
+// and a password that changed meanwhile is there soon afterwards.
+func TestANodeIsCutOffForFiveMinutes(t *testing.T) {
+	t.Parallel()
+	c := start(t, "win-1")
+	installBoth(t, c)
+	n := c.Node("win-1")
+	n.CutOff()
+	cutOff := time.Now()
+	must(t, c.PutSecret(t.Context(), namespace, "web-creds", "changed"))
+	for calls := 0; time.Since(cutOff) < 5*time.Minute; calls++ {
+		a, err := n.Stage.Fetch(t.Context(), input)
+		if err != nil || a.HResult != "" {
+			t.Fatalf("call %d, %s after the cut: %+v, %v", calls, time.Since(cutOff).Round(time.Second), a, err)
+		}
+		time.Sleep(10 * time.Second)
+	}
+	n.Reconnect()
+	answers(t, n, input, "changed")
+	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+		_, err := c.Run(t.Context(), tools.Kubectl, "wait", "node/win-1", "--for=condition=Ready", "--timeout=1s")
+		return err
+	}))
+}
+
 // A node is down during the uninstall: it is named, the others are clean, and the release stays. When the node is back, the
 // uninstall goes through. A node that is gone for good is deleted, and does not keep anybody either.
 func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
@@ -97,31 +124,6 @@ func TestNodesComeAndGoMeanwhile(t *testing.T) {
 	for _, n := range c.WindowsNodes() {
 		nothingLeft(t, n)
 	}
-}
-
-// For five minutes a node does not reach the API server, nor that the node. Calls are answered from the copy all the while,
-// and a password that changed meanwhile is there soon afterwards.
-func TestANodeIsCutOffForFiveMinutes(t *testing.T) {
-	t.Parallel()
-	c := start(t, "win-1")
-	installBoth(t, c)
-	n := c.Node("win-1")
-	n.CutOff()
-	cutOff := time.Now()
-	must(t, c.PutSecret(t.Context(), namespace, "web-creds", "changed"))
-	for calls := 0; time.Since(cutOff) < 5*time.Minute; calls++ {
-		a, err := n.Stage.Fetch(t.Context(), input)
-		if err != nil || a.HResult != "" {
-			t.Fatalf("call %d, %s after the cut: %+v, %v", calls, time.Since(cutOff).Round(time.Second), a, err)
-		}
-		time.Sleep(10 * time.Second)
-	}
-	n.Reconnect()
-	answers(t, n, input, "changed")
-	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
-		_, err := c.Run(t.Context(), tools.Kubectl, "wait", "node/win-1", "--for=condition=Ready", "--timeout=1s")
-		return err
-	}))
 }
 
 // The provider's container is killed again and again, as by the kernel when memory is short. Between two deaths it serves,
