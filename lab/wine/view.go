@@ -70,7 +70,7 @@ func (n *Node) View(ctx context.Context, dir string, mounts []Mount) (*View, err
 	}
 	// A program that finds no server starts one that nobody waits for.
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		if dir := v.serverDir(); dir != "" {
+		if dir := serverDir(v.server); dir != "" {
 			if _, err := os.Stat(filepath.Join(dir, "socket")); err == nil {
 				return v, nil
 			}
@@ -292,28 +292,14 @@ func (v *View) Run(ctx context.Context, dir, exe string, args ...string) ([]byte
 
 // Close ends every process of the view and leaves nothing of it, on the node's disk neither.
 func (v *View) Close() error {
-	serverDir := v.serverDir()
 	if v.server != nil {
+		socket := serverDir(v.server)
 		_ = v.server.Signal(syscall.SIGKILL)
 		<-v.server.Done
 		killProcesses(v.prefix)
+		removeServerDir(socket)
 	}
 	err := v.node.releaseMountPoints(v.points)
 	v.points = nil
-	if serverDir != "" {
-		err = errors.Join(err, os.RemoveAll(serverDir))
-	}
 	return errors.Join(err, os.RemoveAll(v.prefix))
-}
-
-// serverDir is where Wine's server keeps its socket: its working directory, once it has made it.
-func (v *View) serverDir() string {
-	if v.server == nil {
-		return ""
-	}
-	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", v.server.PID()))
-	if err != nil || !strings.HasPrefix(filepath.Base(dir), "server-") {
-		return ""
-	}
-	return dir
 }

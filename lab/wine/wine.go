@@ -245,6 +245,7 @@ func (n *Node) Stop() {
 }
 
 func stopServer(server *child.Process, env []string) {
+	defer removeServerDir(serverDir(server))
 	kill := exec.Command(wineserver, "--kill")
 	kill.Env = env
 	// It fails when the session has ended already, which is what is wanted.
@@ -262,9 +263,27 @@ func stopServer(server *child.Process, env []string) {
 func (n *Node) Kill() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer removeServerDir(serverDir(n.session))
 	_ = n.session.Signal(syscall.SIGKILL)
 	<-n.session.Done
 	killProcesses(n.dir)
+}
+
+// serverDir is where a wineserver keeps its socket, below /tmp: its working directory, once it has made it; "" before.
+func serverDir(server *child.Process) string {
+	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", server.PID()))
+	if err != nil || !strings.HasPrefix(filepath.Base(dir), "server-") {
+		return ""
+	}
+	return dir
+}
+
+// removeServerDir removes what Wine leaves of a server that has ended.
+func removeServerDir(dir string) {
+	if dir != "" {
+		_ = os.RemoveAll(dir)
+		_ = os.Remove(filepath.Dir(dir)) // unless another server is in it
+	}
 }
 
 // killProcesses ends the processes of a prefix whose server is dead, so that no new ones come.
