@@ -178,7 +178,11 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 	if err != nil {
 		return err
 	}
-	if own := os.Getenv(podUID); thisPod && h.Instance != own {
+	own := os.Getenv(podUID)
+	if thisPod && own == "" {
+		return fmt.Errorf("--this-pod: the environment variable %s is not set; the chart sets it from metadata.uid", podUID)
+	}
+	if thisPod && h.Instance != own {
 		return fmt.Errorf("account %s: it is another pod's provider that answers; this pod is %q, that one %q", ref, own, h.Instance)
 	}
 	out := cmd.OutOrStdout()

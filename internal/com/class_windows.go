@@ -28,7 +28,9 @@ var class Class
 // export wait.
 func Serve(c Class) {
 	class = c
-	go watch()
+	if isSurrogate() {
+		go watch()
+	}
 }
 
 // object is what COM sees of an interface: a pointer to a table of functions.

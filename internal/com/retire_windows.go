@@ -1,9 +1,8 @@
 package com
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,7 +11,7 @@ import (
 
 // A surrogate whose module is retired does nothing more than keep the module's file open, for minutes on an idle node and for
 // as long as somebody holds a reference on a busy one. An uninstall waits for it. So the module ends its surrogate: it is the
-// only class in it, by its own AppID.
+// only class in it, by its own AppID. A client's hold on the class object does not keep it; such a client asks again.
 const (
 	// An upgraded module lets references live, whose holders call again, and ends when there is none.
 	idleWhenReplaced = time.Second
@@ -28,48 +27,37 @@ const (
 	gone
 )
 
-var (
-	standsAs atomic.Int32 // a standing
-	retiring atomic.Bool
-)
+var standsAs atomic.Int32 // a standing
 
-// retire makes the surrogate end once it is idle, until the module is registered again.
+// startRetirement runs once the module was retired the first time, for as long as the process.
+var startRetirement = sync.OnceFunc(func() { go retirement() })
+
 func retire(as standing) {
 	standsAs.Store(int32(as))
-	if as == registered || !isSurrogate() || !retiring.CompareAndSwap(false, true) {
-		return
+	if as != registered {
+		startRetirement()
 	}
-	go func() {
-		defer retiring.Store(false)
-		idleSince := time.Now()
-		for ; ; time.Sleep(100 * time.Millisecond) {
-			switch standing(standsAs.Load()) {
-			case registered:
-				return
-			case replaced:
-				if calls.Load() > 0 || credentials.refs.Load() > 0 {
-					idleSince = time.Now()
-				} else if time.Since(idleSince) > idleWhenReplaced {
-					endProcess()
-				}
-			case gone:
-				if calls.Load() > 0 {
-					idleSince = time.Now()
-				} else if time.Since(idleSince) > idleWhenGone {
-					endProcess()
-				}
-			}
+}
+
+// retirement ends the process when it has been retired and idle for long enough.
+func retirement() {
+	idleSince := time.Now()
+	for ; ; time.Sleep(100 * time.Millisecond) {
+		as := standing(standsAs.Load())
+		switch {
+		case as == registered, calls.Load() > 0, as == replaced && credentials.refs.Load() > 0:
+			idleSince = time.Now()
+		case as == replaced && time.Since(idleSince) > idleWhenReplaced, as == gone && time.Since(idleSince) > idleWhenGone:
+			// Not ExitProcess: the modules' exit code could deadlock with a Go runtime's threads.
+			_ = windows.TerminateProcess(windows.CurrentProcess(), 0)
 		}
-	}()
+	}
 }
 
-// isSurrogate tells whether this process is COM's own host for DLLs. Any other that has loaded the module is not ours to end.
+// isSurrogate tells whether this process is COM's host for this very class. Any other that has loaded the module, another
+// class's surrogate among them, is not ours to suspend or to end.
 func isSurrogate() bool {
-	host, err := os.Executable()
-	return err == nil && strings.EqualFold(filepath.Base(host), "dllhost.exe")
-}
-
-// endProcess does not run the modules' exit code, which a Go runtime's threads could deadlock.
-func endProcess() {
-	_ = windows.TerminateProcess(windows.CurrentProcess(), 0)
+	// The AppID is the class's own identifier. Windows writes DllHost.exe /Processid:{AppID}, Wine /PROCESSID:{CLSID}.
+	command := strings.ToUpper(windows.UTF16PtrToString(windows.GetCommandLine()))
+	return strings.Contains(command, "DLLHOST.EXE") && strings.Contains(command, "/PROCESSID:"+strings.ToUpper(CLSID))
 }

@@ -78,12 +78,13 @@ func NewClient(server Server, agent string) (*Client, error) {
 
 // URL is the address of the resource with these path elements, which are escaped.
 func (c *Client) URL(query url.Values, elements ...string) string {
-	for i, e := range elements {
-		elements[i] = url.PathEscape(e)
+	u := c.base
+	for _, e := range elements {
+		u = u.JoinPath(url.PathEscape(e))
 	}
-	u := c.base.JoinPath(elements...)
-	u.RawQuery = query.Encode()
-	return u.String()
+	withQuery := *u
+	withQuery.RawQuery = query.Encode()
+	return withQuery.String()
 }
 
 // Do makes one request, with the token and the CA as they are now. The caller closes the answer's body.

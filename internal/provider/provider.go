@@ -54,6 +54,11 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
+	if c.MetricsAddress != "" {
+		if _, err := net.ResolveTCPAddr("tcp", c.MetricsAddress); err != nil {
+			return fmt.Errorf("metrics address %q: %w; want host:port", c.MetricsAddress, err)
+		}
+	}
 	m := newMetrics()
 	src := &source{ctx: ctx, read: reader.read, maxStale: c.MaxStale, log: log, metrics: m}
 	// The first fetch runs while certificates are made. It also puts a copy in place before an outage may come.
@@ -213,10 +218,9 @@ func (p *provider) end() {
 // account is served meanwhile.
 func serveMetrics(ctx context.Context, address string, m *metrics, log *slog.Logger) {
 	l, err := net.Listen("tcp", address)
-	for warned := false; err != nil; l, err = net.Listen("tcp", address) {
-		if !warned {
-			log.Warn("metrics are not served yet", "address", address, "error", err, "retryEvery", retryEvery)
-			warned = true
+	for try := 0; err != nil; l, err = net.Listen("tcp", address) {
+		if try++; try%12 == 1 { // once a minute
+			log.Warn("metrics are not served yet; releases that share a node need different ports", "address", address, "error", err, "retryEvery", retryEvery)
 		}
 		select {
 		case <-ctx.Done():

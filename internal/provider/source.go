@@ -38,6 +38,7 @@ type source struct {
 	mu       sync.Mutex
 	copy     credential.Credential
 	copiedAt time.Time           // when copy was asked for; zero: there is none
+	expiry   *time.Timer         // drops copy when it may serve no more, also if nobody calls
 	problem  *credential.Problem // the last answer, if it was a refusal
 	problAt  time.Time
 	outage   error // why the API server cannot be asked; nil: it can, or has not been tried
@@ -124,6 +125,7 @@ func (s *source) fetch(f *fetch) {
 	case err == nil:
 		s.drop()
 		s.copy, s.copiedAt, s.problem, s.outage = cred, asked, nil, nil
+		s.expiry = time.AfterFunc(max(maxFresh, s.maxStale)-time.Since(asked), s.expire)
 		s.metrics.fetched("ok")
 		if wasOut {
 			s.log.Info("the API server answers again")
@@ -158,7 +160,19 @@ func (s *source) share() *fetch {
 	return s.running
 }
 
+// expire drops the copy, unless it has been replaced since.
+func (s *source) expire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.haveCopy(max(maxFresh, s.maxStale) - time.Millisecond) {
+		s.drop()
+	}
+}
+
 func (s *source) drop() {
+	if s.expiry != nil {
+		s.expiry.Stop()
+	}
 	s.copy.Password.Wipe()
 	s.copy, s.copiedAt = credential.Credential{}, time.Time{}
 }

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -154,6 +155,30 @@ func TestInAnOutageTheLastGoodCopyServesAtOnceUntilItIsTooOld(t *testing.T) {
 		}
 		s.mu.Unlock()
 	})
+}
+
+// The password does not stay in the memory of a provider that nobody calls.
+func TestACopyThatMayNotServeIsWipedWithoutACall(t *testing.T) {
+	for _, maxStale := range []time.Duration{0, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &cluster{}
+			s := newSource(t, c)
+			s.maxStale = maxStale
+			c.set("one", nil)
+			want(t, s, "one", "")
+			s.mu.Lock()
+			held := s.copy.Password.Reveal()
+			s.mu.Unlock()
+			time.Sleep(max(maxFresh, maxStale) - time.Second)
+			if !bytes.Equal(held, []byte("one")) {
+				t.Fatal("wiped too early")
+			}
+			time.Sleep(2 * time.Second)
+			if !bytes.Equal(held, make([]byte, len("one"))) {
+				t.Errorf("with maxStale %s the password is still in memory", maxStale)
+			}
+		})
+	}
 }
 
 // After an outage the first call is answered freshly, however long nobody called.

@@ -41,11 +41,15 @@ type Watcher struct {
 // Progress and are no error: Wait will not be satisfied by them.
 func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration) error {
 	query := url.Values{"propagationPolicy": {"Background"}}
-	if _, err := w.ask(ctx, http.MethodDelete, ds.url(w.API, query), nil); err != nil {
-		return fmt.Errorf("deleting DaemonSet %s: %w", ds, err)
-	}
 	var left []pod
+	deleted := false
 	gone, err := w.until(ctx, timeout, func(ctx context.Context) (done bool, state string, err error) {
+		if !deleted {
+			if _, err := w.ask(ctx, http.MethodDelete, ds.url(w.API, query), nil); err != nil {
+				return false, "", fmt.Errorf("deleting it: %w", err)
+			}
+			deleted = true
+		}
 		left, err = w.pods(ctx, ds)
 		return len(left) == 0, "waiting for the pods on " + nodeList(left), err
 	})
@@ -75,8 +79,8 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 		if err != nil {
 			return false, "", fmt.Errorf("DaemonSet %s: %w", cleaner, err)
 		}
-		if !found {
-			return false, "", permanent{fmt.Errorf("DaemonSet %s does not exist: somebody deleted it during the uninstall; run helm uninstall again", cleaner)}
+		if !found { // tools that run hooks in no order make it at the same time
+			return false, "", fmt.Errorf("DaemonSet %s, which cleans the nodes, does not exist; run helm uninstall again", cleaner)
 		}
 		cleaning, err := w.pods(ctx, cleaner)
 		if err != nil {
