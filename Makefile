@@ -18,6 +18,9 @@ DLL     := internal/installer/dll/ccg-plugin.dll
 SIGN    := :
 IMAGES  := cd images && CGO_ENABLED=0 go run -trimpath .
 TAG     := $(subst +,_,$(VERSION))
+# What the Windows image stands on: scratch needs no network and is the same everywhere; releases take Microsoft's.
+BASE    ?= scratch
+CHARTS  := charts/rancher-gmsa-plugin-installer charts/rancher-gmsa-account-provider
 
 .PHONY: help
 help: ## list the targets
@@ -60,6 +63,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)go vet ./...
 	$(Q)go vet -tags faultpoints ./...
 	$(Q)$(WINDOWS) CGO_ENABLED=0 go vet $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
+	$(Q)$(WINDOWS) CGO_ENABLED=0 go vet -tags faultpoints $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd images && CGO_ENABLED=0 go vet ./...
@@ -111,7 +115,7 @@ images: build ## container images for Windows and Linux, as an OCI layout in dis
 	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/release-cleanup ./cmd/release-cleanup
 	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/release-cleanup ./cmd/release-cleanup
 	@echo "image  dist/image"
-	$(Q)$(IMAGES) build --version $(VERSION) --revision "$$(git rev-parse HEAD 2>/dev/null)"
+	$(Q)$(IMAGES) build --version $(VERSION) --base $(BASE) --revision "$$(git rev-parse HEAD 2>/dev/null)"
 
 # Pushes what was made last, and makes nothing: what was signed stays as it is.
 .PHONY: push
@@ -122,7 +126,9 @@ push: ## push dist/image to REGISTRY=host[:port] as ccgrkc/ccgrkc:VERSION
 .PHONY: release
 release: ## make images with signed Windows programs, and checksums: SIGN_CERT=cert.pem SIGN_KEY=key.pem
 	$(Q)[ -r "$(SIGN_CERT)" ] && [ -r "$(SIGN_KEY)" ] || { echo "a release is signed: make release SIGN_CERT=cert.pem SIGN_KEY=key.pem (more in docs/images.md)" >&2; exit 1; }
-	$(Q)$(MAKE) --no-print-directory images SIGN=hack/sign.sh
+	$(Q)for chart in $(CHARTS); do grep -qx 'appVersion: $(VERSION)' $$chart/Chart.yaml || \
+		{ echo "$$chart wants another image than $(VERSION): set appVersion in its Chart.yaml, or VERSION=" >&2; exit 1; }; done
+	$(Q)$(MAKE) --no-print-directory images SIGN=hack/sign.sh BASE=$(if $(filter file,$(origin BASE)),mcr.microsoft.com/oss/kubernetes/windows-host-process-containers-base-image:v1.0.0,$(BASE))
 	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup sbom/*.json image/index.json >SHA256SUMS
 	@echo "sums   dist/SHA256SUMS"
 

@@ -24,7 +24,7 @@ try {
         $name = Split-Path $package -Leaf
         go -C "$PSScriptRoot\.." test -c -trimpath -tags faultpoints -o "$dir\$name.test.exe" "./$package"
         if ($LASTEXITCODE -ne 0) { throw "The tests of $package do not compile." }
-        $lines += "$name.test.exe -test.v -test.timeout 25m >$name.txt 2>&1"
+        $lines += "$name.test.exe -test.v -test.timeout 20m >$name.txt 2>&1"
         $lines += ">$name.code echo %errorlevel%" # the other way round, 1>file would be a redirection
     }
     $lines += '>finished echo.'
@@ -34,7 +34,7 @@ try {
     $principal = New-ScheduledTaskPrincipal -UserId 'NT AUTHORITY\SYSTEM' -LogonType ServiceAccount
     Register-ScheduledTask -TaskName $task -Action $action -Principal $principal | Out-Null
     Start-ScheduledTask -TaskName $task
-    $deadline = (Get-Date).AddMinutes(35)
+    $deadline = (Get-Date).AddMinutes(55)
     while (-not (Test-Path "$dir\finished") -and (Get-Date) -lt $deadline) { Start-Sleep -Seconds 2 }
 
     $failed = @()
@@ -50,4 +50,4 @@ try {
     }
     Remove-Item -Path $dir -Recurse -Force
 }
-if ($failed.Count -gt 0) { throw "Failed, or not finished within 35 minutes: $($failed -join ', ')" }
+if ($failed.Count -gt 0) { throw "Failed, or not finished within 55 minutes: $($failed -join ', ')" }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,19 +25,21 @@ type loadReport struct {
 	MaxMs        float64        `json:"maxMs"`
 }
 
-// load makes the calls from as many workers as parallel says, one call every so often if every is not 0. Without activations
+// load makes the calls from as many workers as parallel says, one call every so often if every is not 0, for as long
+// as the file while is there if it is not "". Without activations
 // each worker activates once, and that is part of its first call.
-func load(clsid windows.GUID, input string, calls, parallel int, every time.Duration, activations bool) loadReport {
+func load(clsid windows.GUID, input string, calls, parallel int, every time.Duration, while string, activations bool) loadReport {
 	var (
 		mutex     sync.Mutex
 		workers   sync.WaitGroup
 		next      atomic.Int64
 		latencies []time.Duration
-		report    = loadReport{Calls: calls, HResults: map[string]int{}, Errors: map[string]int{}, Fingerprints: map[string]int{}}
+		report    = loadReport{HResults: map[string]int{}, Errors: map[string]int{}, Fingerprints: map[string]int{}}
 	)
 	record := func(r com.Result, err error, took time.Duration) {
 		mutex.Lock()
 		defer mutex.Unlock()
+		report.Calls++
 		latencies = append(latencies, took)
 		if err != nil {
 			code, ok := hresult(err)
@@ -66,6 +69,9 @@ func load(clsid windows.GUID, input string, calls, parallel int, every time.Dura
 			var object *com.Object
 			for next.Add(1) <= int64(calls) {
 				pace()
+				if _, err := os.Stat(while); while != "" && err != nil {
+					break
+				}
 				callBegin := time.Now()
 				var result com.Result
 				var err error
@@ -90,6 +96,9 @@ func load(clsid windows.GUID, input string, calls, parallel int, every time.Dura
 	workers.Wait()
 	report.ElapsedMs = milliseconds(time.Since(begin))
 
+	if len(latencies) == 0 {
+		return report
+	}
 	slices.Sort(latencies)
 	percentile := func(p int) float64 { return milliseconds(latencies[(len(latencies)-1)*p/100]) }
 	report.P50Ms, report.P90Ms, report.P99Ms, report.MaxMs = percentile(50), percentile(90), percentile(99), percentile(100)

@@ -2,7 +2,7 @@
 // process, and asks it for the credentials of PluginInput. It then prints them instead of going to Active Directory.
 //
 //	ccg [--show-password] <credential-spec.json>
-//	ccg [--input <plugin input>] [--class <GUID>] [--calls N] [--parallel P] [--every D] [--activations] [<credential-spec.json>]
+//	ccg [--input <plugin input>] [--class <GUID>] [--calls N] [--parallel P] [--every D] [--while FILE] [--activations] [<credential-spec.json>]
 //
 // The password is printed as a fingerprint, SHA-256 of its UTF-16LE bytes, unless --show-password is given. On failure it
 // prints {"hresult": ..., "error": ...} and exits with 1.
@@ -34,6 +34,7 @@ func main() {
 	class := flag.String("class", pluginClass, "class to activate when there is no credential spec")
 	calls := flag.Int("calls", 1, "number of calls; more than one prints counts and latencies instead of credentials")
 	parallel := flag.Int("parallel", 1, "calls at the same time, each with an object of its own")
+	while := flag.String("while", "", "with --calls: stop, though there are calls left, when this file is gone")
 	every := flag.Duration("every", 0, "with --calls: time between the beginnings of two calls, as far as --parallel allows")
 	activations := flag.Bool("activations", false, "a new activation for every call, not one for all of a worker's")
 	flag.Parse()
@@ -52,7 +53,7 @@ func main() {
 		fail(fmt.Errorf("PluginGUID %q: %w", config.PluginGUID, err))
 	}
 	if *calls > 1 || *parallel > 1 {
-		report := load(clsid, config.PluginInput, *calls, *parallel, *every, *activations)
+		report := load(clsid, config.PluginInput, *calls, *parallel, *every, *while, *activations)
 		print(report)
 		if report.Succeeded != report.Calls {
 			os.Exit(1)

@@ -76,7 +76,7 @@ func TestNamesFollowTheRelease(t *testing.T) {
 		slices.Sort(names)
 		return slices.Compact(names)
 	}
-	uninstall := []string{"DaemonSet/R-uninstall", "Job/R-uninstall-stop", "Job/R-uninstall-wait", "Role/R-uninstall", "RoleBinding/R-uninstall", "ServiceAccount/R-uninstall"}
+	uninstall := []string{"DaemonSet/R-uninstall", "Job/R-uninstall-stop", "Job/R-uninstall-wait", "Role/R-uninstall", "RoleBinding/R-uninstall", "ServiceAccount/R-uninstall", "ServiceAccount/R-uninstall-nodes"}
 	for _, c := range []struct {
 		r    rendering
 		want []string
@@ -151,6 +151,10 @@ func TestTokensGoOnlyToThoseWhoCallTheAPI(t *testing.T) {
 			if p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken != wants {
 				t.Errorf("%s %s: automountServiceAccountToken is not %v", p.kind, p.name, wants)
 			}
+			// A kubelet may get a token of whoever runs on its node.
+			if p.kind == "DaemonSet" && strings.HasSuffix(p.name, "-uninstall") && !strings.HasSuffix(p.ServiceAccountName, "-uninstall-nodes") {
+				t.Errorf("the clean-up on every node runs as %s, which may do something", p.ServiceAccountName)
+			}
 			if p.ServiceAccountName == "" {
 				t.Errorf("%s %s runs as the namespace's default ServiceAccount", p.kind, p.name)
 			}
@@ -223,7 +227,7 @@ func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
 		}
 		if r.name != "no-uninstall" {
 			want[r.release+"-uninstall"] = []rbacv1.PolicyRule{
-				{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, ResourceNames: []string{r.release}, Verbs: []string{"get", "delete"}},
+				{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, ResourceNames: []string{r.release}, Verbs: []string{"delete"}},
 				{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, ResourceNames: []string{r.release + "-uninstall"}, Verbs: []string{"get"}},
 				{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}},
 			}

@@ -53,7 +53,7 @@ var wrongWithCertManager = []struct{ name, values, want string }{
 	{"certificates shorter than an hour", `{duration: 30m}`, "duration is 30m: cert-manager needs 1h or more"},
 	{"renewal before the beginning", `{renewBefore: 24h}`, "renewBefore is 24h"},
 	{"renewal at the last moment", `{renewBefore: 1m}`, "5m or more"},
-	{"a CA that ends before its certificates", `{caDuration: 24h}`, "caDuration is 24h: use more than twice"},
+	{"a CA that ends before its certificates", `{caDuration: 24h}`, "caDuration is 24h: use three times the duration"},
 }
 
 func TestWrongValuesAreRefusedWithWhatToDo(t *testing.T) {
@@ -91,9 +91,9 @@ func TestWrongValuesAreRefusedWithWhatToDo(t *testing.T) {
 func TestOldKubernetesIsRefused(t *testing.T) {
 	for _, h := range helms(t) {
 		for _, chart := range charts {
-			_, err := rendering{chart: chart}.withDefaults().render(t, h, "1.25.9")
-			if err == nil || !strings.Contains(err.Error(), ">=1.26.0-0") {
-				t.Errorf("%s, %s on Kubernetes 1.25: %v", h.name, chart, err)
+			_, err := rendering{chart: chart}.withDefaults().render(t, h, "1.26.9")
+			if err == nil || !strings.Contains(err.Error(), ">=1.27.0-0") {
+				t.Errorf("%s, %s on Kubernetes 1.26: %v", h.name, chart, err)
 			}
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
@@ -106,16 +107,13 @@ func (n *Node) Left(ctx context.Context) ([]string, error) {
 			return nil, err
 		}
 	}
-	for _, key := range []string{"CCGRKC", "{E4781092-F116-4B79-B55E-28EB6A224E26}"} {
-		// reg exits with 1 both when it finds nothing and when it fails, so its words decide.
-		out, err := n.Stage.Node.Run(ctx, "reg", "query", `HKLM`, "/s", "/f", key, "/k")
-		if err != nil && ctx.Err() != nil {
-			return nil, err
-		}
-		for line := range strings.Lines(string(out)) {
-			if strings.Contains(line, key) {
-				left = append(left, strings.TrimSpace(line))
-			}
+	out, err := n.Stage.Node.Run(ctx, "reg", "query", "HKLM", "/s")
+	if err != nil {
+		return nil, fmt.Errorf("the registry of %s: %w\n%s", n.Name, err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "CCGRKC") || strings.Contains(strings.ToUpper(line), com.CLSID) {
+			left = append(left, strings.TrimSpace(line))
 		}
 	}
 	return left, nil

@@ -201,6 +201,10 @@ func (c *container) once(ctx context.Context) (int32, error) {
 	endProbes()
 	wg.Wait()
 	code := exitCode(r.process.Err)
+	message := ""
+	if code != 0 && c.spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
+		message = lastWords(log.Name())
+	}
 	c.change(func(s *corev1.ContainerStatus) {
 		reason := "Completed"
 		if code != 0 {
@@ -210,7 +214,7 @@ func (c *container) once(ctx context.Context) (int32, error) {
 			reason = c.killReason
 		}
 		s.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
-			ExitCode: code, Reason: reason, StartedAt: s.State.Running.StartedAt, FinishedAt: metav1.Now(), ContainerID: s.ContainerID,
+			ExitCode: code, Reason: reason, Message: message, StartedAt: s.State.Running.StartedAt, FinishedAt: metav1.Now(), ContainerID: s.ContainerID,
 		}}
 		s.Ready, s.Started = false, new(bool)
 		c.current, c.killReason, c.failing = nil, "", false
@@ -219,6 +223,20 @@ func (c *container) once(ctx context.Context) (int32, error) {
 		p.event(corev1.EventTypeWarning, "FailedKillPod", "container %s: %v", c.spec.Name, err)
 	}
 	return code, nil
+}
+
+// lastWords is the end of a log, as much of it as a kubelet puts into a status. Nothing is written to a termination message
+// file here.
+func lastWords(log string) string {
+	content, err := os.ReadFile(log)
+	if err != nil {
+		return ""
+	}
+	const most = 2048
+	if len(content) > most {
+		content = content[len(content)-most:]
+	}
+	return strings.ToValidUTF8(string(content), "")
 }
 
 // terminate asks the container to end, and ends it at the time that deadline says, which may move nearer meanwhile.

@@ -43,7 +43,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 	}
 
 	// Deleting a certificate's Secret has cert-manager issue anew, with a new key: what a renewal does.
-	wait := load(t, c.Node("win-1"), input, 600)
+	end := load(t, c.Node("win-1"), input)
 	for _, side := range []string{"web-server", "web-client"} {
 		_, err := c.Run(ctx, tools.Kubectl, "delete", "secret", side, "--namespace", namespace)
 		must(t, err)
@@ -62,7 +62,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 		}
 		return err
 	}))
-	wait().mustHaveSucceeded(t)
+	end()
 	answers(t, c.Node("win-2-16"), input, "secret")
 
 	if out, err := provider(c, "web").Uninstall(ctx); err != nil {

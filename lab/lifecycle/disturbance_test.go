@@ -88,29 +88,33 @@ func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
 	nothingLeft(t, c.Node("win-2"))
 }
 
-// Nodes join while the charts are installed and while they are uninstalled, and one is down while they are installed.
+// Nodes join while the charts are installed and while they are uninstalled. A node that is down keeps helm waiting meanwhile,
+// so that the others join in the middle; when it is back, both go through.
 func TestNodesComeAndGoMeanwhile(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2")
 	ctx := t.Context()
 	c.Node("win-2").Kill()
-
 	installed := make(chan error, 2)
 	for _, r := range []cluster.Release{installer(c), provider(c, "web")} {
-		go func() { // without --wait: a node is down
-			_, err := c.Run(ctx, tools.Helm4, "install", r.Name, cluster.Chart(r.Chart), "--namespace", namespace, "--create-namespace")
+		go func() {
+			_, err := r.Install(ctx)
 			installed <- err
 		}()
 	}
 	addWindows(t, c, "win-3")
-	must(t, <-installed)
-	must(t, <-installed)
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	answers(t, c.Node("win-1"), input, "secret")
 	answers(t, c.Node("win-3"), input, "secret")
+	if len(installed) > 0 {
+		t.Errorf("helm did not wait for win-2: %v", <-installed)
+	}
 	must(t, c.Restart(ctx, "win-2"))
+	must(t, <-installed)
+	must(t, <-installed)
 	answers(t, c.Node("win-2"), input, "secret")
 
+	c.Node("win-2").Kill()
 	uninstalled := make(chan error, 2)
 	for _, r := range []cluster.Release{installer(c), provider(c, "web")} {
 		go func() {
@@ -119,6 +123,11 @@ func TestNodesComeAndGoMeanwhile(t *testing.T) {
 		}()
 	}
 	addWindows(t, c, "win-4")
+	nothingLeftSoon(t, c.Node("win-1"))
+	if len(uninstalled) > 0 {
+		t.Errorf("helm did not wait for win-2: %v", <-uninstalled)
+	}
+	must(t, c.Restart(ctx, "win-2"))
 	must(t, <-uninstalled)
 	must(t, <-uninstalled)
 	for _, n := range c.WindowsNodes() {

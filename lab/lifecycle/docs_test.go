@@ -30,8 +30,8 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	programs := t.TempDir()
 	must(t, os.Symlink(c.Program(tools.Helm4), filepath.Join(programs, "helm")))
 	must(t, os.Symlink(c.Program(tools.Kubectl), filepath.Join(programs, "kubectl")))
-	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail")
-	cmd.Stdin = strings.NewReader(script)
+	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", script)
+	cmd.Stdin = strings.NewReader("correct horse battery staple\na new password\n") // what the page asks its reader for
 	cmd.Dir = home
 	cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin", "HOME="+home)
 	out, err := cmd.CombinedOutput()

@@ -4,14 +4,12 @@ package lifecycle
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
@@ -107,16 +105,24 @@ func refused(t *testing.T, n *cluster.Node, input, hresult string) {
 	}))
 }
 
-// nothingLeft shows that the node is as it was before anything was installed.
+// nothingLeft shows that the node is as it was before anything was installed. It does not wait: helm uninstall did.
 func nothingLeft(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	must(t, cluster.Eventually(t.Context(), 10*time.Second, func() error {
-		left, err := n.Left(t.Context())
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("left on %s:\n%s", n.Name, strings.Join(left, "\n"))
-		}
-		return err
-	}))
+	must(t, isEmpty(t, n))
+}
+
+// nothingLeftSoon is nothingLeft in the middle of an uninstall.
+func nothingLeftSoon(t *testing.T, n *cluster.Node) {
+	t.Helper()
+	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error { return isEmpty(t, n) }))
+}
+
+func isEmpty(t *testing.T, n *cluster.Node) error {
+	left, err := n.Left(t.Context())
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("left on %s:\n%s", n.Name, strings.Join(left, "\n"))
+	}
+	return err
 }
 
 // nothingLeftInTheCluster shows that no object of a release is left, the user's Secrets apart.
@@ -130,34 +136,19 @@ func nothingLeftInTheCluster(t *testing.T, c *cluster.Cluster, release string) {
 	}
 }
 
-// load has ccg on a node call 20 times a second, and returns a function that waits for the end and says what came of it.
-func load(t *testing.T, n *cluster.Node, input string, calls int) (wait func() loadReport) {
+// load has ccg on a node call 20 times a second until the function that it returns is called, and no call may have failed then.
+func load(t *testing.T, n *cluster.Node, input string) (end func()) {
 	t.Helper()
-	done := make(chan loadReport, 1)
-	go func() {
-		out, err := n.Stage.CCG(t.Context(), "--input", input, "--calls", fmt.Sprint(calls), "--parallel", "4", "--every", "50ms")
-		var r loadReport
-		if jsonErr := json.Unmarshal(out, &r); jsonErr != nil {
-			t.Errorf("the emulator printed %q: %v, %v", out, jsonErr, err)
+	stop, err := n.Load(t.Context(), input)
+	must(t, err)
+	return func() {
+		t.Helper()
+		r, err := stop()
+		if err != nil {
+			t.Error(err)
 		}
-		done <- r
-	}()
-	return func() loadReport { return <-done }
-}
-
-type loadReport struct {
-	Calls, Succeeded int
-	HResults         map[string]int
-	Errors           map[string]int
-	ElapsedMs, MaxMs float64
-}
-
-func (r loadReport) mustHaveSucceeded(t *testing.T) {
-	t.Helper()
-	if r.Calls == 0 || r.Succeeded != r.Calls {
-		t.Errorf("%d of %d calls succeeded: %v %v", r.Succeeded, r.Calls, r.HResults, r.Errors)
+		t.Logf("%s: %d calls in %.1f s, %d answered, the slowest in %.0f ms", n.Name, r.Calls, r.ElapsedMs/1000, r.Succeeded, r.MaxMs)
 	}
-	t.Logf("%d calls in %.1f s, all answered: %v; the slowest took %.0f ms", r.Calls, r.ElapsedMs/1000, r.Succeeded == r.Calls, r.MaxMs)
 }
 
 // The life of both charts with each helm: installed before the Secret exists, tested, upgraded and rolled back under calls,
@@ -196,7 +187,10 @@ func TestLifeOfBothCharts(t *testing.T) {
 			}
 
 			// 20 calls a second while both charts are upgraded at once, and rolled back.
-			wait := load(t, c.Node("win-1"), input, 900)
+			var ends []func()
+			for _, n := range c.WindowsNodes() {
+				ends = append(ends, load(t, n, input))
+			}
 			upgraded := make(chan error, 1)
 			go func() {
 				_, err := plugin.Install(ctx, "--set", "log.level=debug")
@@ -207,7 +201,9 @@ func TestLifeOfBothCharts(t *testing.T) {
 			if _, err := web.Rollback(ctx, "1"); err != nil {
 				t.Error(err)
 			}
-			wait().mustHaveSucceeded(t)
+			for _, end := range ends {
+				end()
+			}
 			if _, err := plugin.Rollback(ctx, "1"); err != nil {
 				t.Error(err)
 			}
@@ -215,6 +211,14 @@ func TestLifeOfBothCharts(t *testing.T) {
 				answers(t, n, input, "first")
 			}
 
+			// What is to be gone afterwards is seen now.
+			left, err := c.Node("win-1").Left(ctx)
+			must(t, err)
+			for _, what := range []string{`Control\CCG\COMClasses\{`, `EventLog\Application\CCGRKC`, `CLSID\{`, "ccg-plugin-", "client.key"} {
+				if !strings.Contains(strings.ToUpper(strings.Join(left, "\n")), strings.ToUpper(what)) {
+					t.Errorf("with both charts installed no %s is seen in:\n%s", what, strings.Join(left, "\n"))
+				}
+			}
 			_, err = c.Run(ctx, tools.Kubectl, "delete", "pod", "app")
 			must(t, err)
 			for _, r := range []cluster.Release{web, plugin} {
@@ -237,11 +241,12 @@ func TestLifeOfBothCharts(t *testing.T) {
 // port, also not when its neighbour does.
 func TestANodeOutsideTheSelectorGetsNothing(t *testing.T) {
 	t.Parallel()
+	const label = "node-restriction.kubernetes.io/gmsa-account"
 	c := start(t, "win-1", "win-2")
 	ctx := t.Context()
-	must(t, c.Label(ctx, "win-1", "gmsa=web"))
+	must(t, c.Label(ctx, "win-1", label+"=web"))
 	install(t, installer(c))
-	install(t, provider(c, "web"), "--set", "nodeSelector.gmsa=web")
+	install(t, provider(c, "web"), "--set", `nodeSelector.node-restriction\.kubernetes\.io/gmsa-account=web`)
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	const input = namespace + ":web-creds"
 	answers(t, c.Node("win-1"), input, "secret")
@@ -257,17 +262,20 @@ func TestANodeOutsideTheSelectorGetsNothing(t *testing.T) {
 	}
 	outside()
 
-	// What win-2's kubelet may do with its own rights: no token of the account, no Secret of it.
+	// A node that somebody broke into would give itself the label. Below node-restriction.kubernetes.io/ it may not.
 	config, err := c.ControlPlane.NodeConfig(ctx, "win-2")
 	must(t, err)
+	mustNotLabelItself(t, config, "win-2", label, "web")
+
+	// What win-2's kubelet may do with its own rights: no token of the account, no Secret of it.
 	mustBeForbidden(t, config, namespace, "web", "web-creds")
 
 	// The label moves: so does the access.
-	must(t, c.Label(ctx, "win-1", "gmsa=none"))
-	must(t, c.Label(ctx, "win-2", "gmsa=web"))
+	must(t, c.Label(ctx, "win-1", label+"=none"))
+	must(t, c.Label(ctx, "win-2", label+"=web"))
 	answers(t, c.Node("win-2"), input, "secret")
 	refused(t, c.Node("win-1"), input, "0xA0040001")
-	must(t, c.Label(ctx, "win-2", "gmsa=none"))
+	must(t, c.Label(ctx, "win-2", label+"=none"))
 	outside()
 }
 
@@ -307,27 +315,26 @@ func TestReleasesSideBySide(t *testing.T) {
 	}
 }
 
-// Values that cannot work are refused before anything is created, not even the namespace's first object.
-func TestWrongValuesCreateNothing(t *testing.T) {
+// Two releases for one Secret on one node are a mistake that values.yaml warns of. The uninstall of one says what is wrong, and
+// takes nothing from the other.
+func TestTwoReleasesOfOneSecretAreTold(t *testing.T) {
 	t.Parallel()
-	c := start(t)
-	for _, wrong := range []struct{ set, says string }{
-		{"credentials.secretNam=x", "secretNam"},
-		{"credentials.maxStale=1 day", "maxStale"},
-		{"credentials.secretName=a/b", "secretName"},
-		{"certificates.mode=certManager", "cert-manager.io"},
-	} {
-		for _, helm := range []tools.Tool{tools.Helm3, tools.Helm4} {
-			r := provider(c, "web")
-			r.Helm = helm
-			out, err := r.Install(t.Context(), "--set", wrong.set)
-			if err == nil || !strings.Contains(out, wrong.says) {
-				t.Errorf("%v with %s: %v\n%s", helm, wrong.set, err, out)
-			}
-		}
+	c := start(t, "win-1")
+	ctx := t.Context()
+	install(t, installer(c))
+	install(t, provider(c, "web"))
+	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	answers(t, c.Node("win-1"), input, "secret")
+	_, err := c.Run(ctx, tools.Helm4, "install", "twin", cluster.Chart(cluster.Provider), "--namespace", namespace,
+		"--set", "credentials.secretName=web-creds", "--set", "uninstall.timeout=20s")
+	must(t, err)
+	must(t, cluster.Eventually(ctx, time.Minute, func() error {
+		_, err := c.Pod(ctx, namespace, "twin", "win-1")
+		return err
+	}))
+	out, err := provider(c, "twin").Uninstall(ctx)
+	if err == nil || !strings.Contains(out, "win-1") || !strings.Contains(out, "a provider still serves it") {
+		t.Errorf("%v\n%s", err, out)
 	}
-	_, err := c.ControlPlane.Client().CoreV1().Namespaces().Get(t.Context(), namespace, metav1.GetOptions{})
-	if !apierrors.IsNotFound(err) {
-		t.Errorf("the namespace: %v", err)
-	}
+	answers(t, c.Node("win-1"), input, "secret")
 }

@@ -11,6 +11,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -124,5 +125,20 @@ func mustBeForbidden(t *testing.T, config *rest.Config, namespace, account, secr
 	}
 	if _, err := client.CoreV1().Secrets(namespace).Get(ctx, secret, metav1.GetOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("secret %s/%s: %v", namespace, secret, err)
+	}
+}
+
+// mustNotLabelItself shows that a node may not set this label on its own object.
+func mustNotLabelItself(t *testing.T, config *rest.Config, node, label, value string) {
+	t.Helper()
+	client, err := kubernetes.NewForConfig(config)
+	must(t, err)
+	patch := fmt.Sprintf(`{"metadata": {"labels": {%q: %q}}}`, label, value)
+	if _, err := client.CoreV1().Nodes().Patch(t.Context(), node, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("%s labels itself: %v", node, err)
+	}
+	// It may set others, so the test asks for the right thing.
+	if _, err := client.CoreV1().Nodes().Patch(t.Context(), node, types.MergePatchType, []byte(`{"metadata": {"labels": {"gmsa-account": "web"}}}`), metav1.PatchOptions{}); err != nil {
+		t.Errorf("%s sets an ordinary label: %v", node, err)
 	}
 }

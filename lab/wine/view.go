@@ -172,8 +172,8 @@ func (n *Node) takeMountPoint(v *View, target string, dir bool) error {
 	parts := strings.Split(target, "/")
 	for i := range parts {
 		point := filepath.Join(parts[:i+1]...)
-		_, err := os.Lstat(filepath.Join(drive, point))
-		if err == nil && n.mountPoints[point] == 0 {
+		_, missing := os.Lstat(filepath.Join(drive, point))
+		if missing == nil && n.mountPoints[point] == 0 {
 			continue // the node's own
 		}
 		n.mountPoints[point]++
@@ -181,7 +181,7 @@ func (n *Node) takeMountPoint(v *View, target string, dir bool) error {
 		if err := n.noteMountPoints(); err != nil {
 			return err
 		}
-		if err == nil {
+		if missing == nil {
 			continue
 		}
 		if err := makePoint(filepath.Join(drive, point), dir || i < len(parts)-1); err != nil {
@@ -224,8 +224,10 @@ func (n *Node) clearMountPoints() error {
 	if err != nil {
 		return err
 	}
-	for _, point := range slices.Backward(strings.Fields(strings.ReplaceAll(string(list), " ", "\x01"))) {
-		_ = os.Remove(filepath.Join(n.dir, "drive_c", strings.ReplaceAll(point, "\x01", " ")))
+	for _, point := range slices.Backward(strings.Split(string(list), "\n")) {
+		if point != "" {
+			_ = os.Remove(filepath.Join(n.dir, "drive_c", point))
+		}
 	}
 	clear(n.mountPoints)
 	return n.noteMountPoints()

@@ -69,8 +69,8 @@ exec:
 {{- fail (printf "\n\ncertificates.certManager.renewBefore is %s: cert-manager needs 5m or more, and less than the duration of %s. Leave it empty for a third." . $c.certManager.duration) -}}
 {{- end -}}
 {{- end -}}
-{{- if le (include "ccgrkc.seconds" $c.certManager.caDuration | int) (mul 2 $duration) -}}
-{{- fail (printf "\n\ncertificates.certManager.caDuration is %s: use more than twice the duration of %s, so that the CA outlives what it signs." $c.certManager.caDuration $c.certManager.duration) -}}
+{{- if lt (include "ccgrkc.seconds" $c.certManager.caDuration | int) (mul 3 $duration) -}}
+{{- fail (printf "\n\ncertificates.certManager.caDuration is %s: use three times the duration of %s or more: cert-manager renews the CA at two thirds of its life, and the CA must outlive what it signed last." $c.certManager.caDuration $c.certManager.duration) -}}
 {{- end -}}
 {{- end -}}
 {{- range $side := list "server" "client" -}}

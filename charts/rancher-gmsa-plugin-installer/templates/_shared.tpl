@@ -37,7 +37,7 @@ app.kubernetes.io/name={{ .root.Chart.Name }},app.kubernetes.io/instance={{ .roo
 
 {{- define "ccgrkc.labels" -}}
 {{ include "ccgrkc.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | replace "+" "_" | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 app.kubernetes.io/part-of: ccgrkc
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
@@ -85,8 +85,8 @@ priorityClassName: {{ . | quote }}
 
 {{/* What is wrong in any chart. The schema has seen types, forms and unknown keys before. */}}
 {{- define "ccgrkc.validate" -}}
-{{- if hasSuffix "-uninstall" .Release.Name -}}
-{{- fail (printf "\n\nThe release cannot be called %s: the uninstall of a release %s would take its objects for its own. Choose a name that does not end with -uninstall." .Release.Name (trimSuffix "-uninstall" .Release.Name)) -}}
+{{- if regexMatch "-uninstall(-nodes|-stop|-wait)?$" .Release.Name -}}
+{{- fail (printf "\n\nThe release cannot be called %s: the uninstall of a release %s would take its objects for its own. Choose a name that does not end with -uninstall." .Release.Name (regexReplaceAll "-uninstall(-nodes|-stop|-wait)?$" .Release.Name "")) -}}
 {{- end -}}
 {{- $uninstall := include "ccgrkc.name" (dict "root" . "suffix" "-uninstall") -}}
 {{- if lookup "apps/v1" "DaemonSet" .Release.Namespace $uninstall -}}
@@ -134,11 +134,25 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 
 {{- define "ccgrkc.uninstall" -}}
 {{- $name := include "ccgrkc.name" (dict "root" . "suffix" "-uninstall") -}}
+{{- $nodes := include "ccgrkc.name" (dict "root" . "suffix" "-uninstall-nodes") -}}
 {{- $labels := include "ccgrkc.labels" (dict "root" . "component" "uninstall") -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
   name: {{ $name | quote }}
+  namespace: {{ .Release.Namespace | quote }}
+  labels:
+    {{- $labels | nindent 4 }}
+  annotations:
+    {{- include "ccgrkc.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
+automountServiceAccountToken: false
+---
+# A kubelet may get a token of any ServiceAccount that a pod on its node runs as, mounted or not. So what runs on every Windows
+# node runs as one without rights.
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ $nodes | quote }}
   namespace: {{ .Release.Namespace | quote }}
   labels:
     {{- $labels | nindent 4 }}
@@ -159,7 +173,7 @@ rules:
   - apiGroups: [apps]
     resources: [daemonsets]
     resourceNames: [{{ include "ccgrkc.name" (dict "root" .) | quote }}]
-    verbs: [get, delete]
+    verbs: [delete]
   - apiGroups: [apps]
     resources: [daemonsets]
     resourceNames: [{{ $name | quote }}]
@@ -212,7 +226,7 @@ spec:
         {{- $labels | nindent 8 }}
     spec:
       {{- include "ccgrkc.windowsPod" . | nindent 6 }}
-      serviceAccountName: {{ $name | quote }}
+      serviceAccountName: {{ $nodes | quote }}
       automountServiceAccountToken: false
       nodeSelector:
         kubernetes.io/os: windows
@@ -225,6 +239,8 @@ spec:
           imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
           command:
             {{- include (printf "%s.uninstallCommand" .Chart.Name) . | nindent 12 }}
+          # What it said last is how the wait job explains a node that is not clean.
+          terminationMessagePolicy: FallbackToLogsOnError
           resources:
             {{- toYaml .Values.resources | nindent 12 }}
       containers:
@@ -235,6 +251,7 @@ spec:
           command:
             {{- include (printf "%s.uninstallCommand" .Chart.Name) . | nindent 12 }}
             - --stay
+          terminationMessagePolicy: FallbackToLogsOnError
           resources:
             {{- toYaml .Values.resources | nindent 12 }}
 ---
