@@ -13,8 +13,9 @@ import (
 // as long as somebody holds a reference on a busy one. An uninstall waits for it. So the module ends its surrogate: it is the
 // only class in it, by its own AppID. A client's hold on the class object does not keep it; such a client asks again.
 const (
-	// An upgraded module lets references live, whose holders call again, and ends when there is none.
-	idleWhenReplaced = time.Second
+	// An upgraded module lets references live, whose holders call again, and ends when there is none. An activation that began
+	// before the class objects were suspended has this long to come to its first call.
+	idleWhenReplaced = 30 * time.Second
 	// One that is not registered any more has no business being called. What is under way takes 10 seconds at most.
 	idleWhenGone = 5 * time.Second
 )

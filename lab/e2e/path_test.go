@@ -252,16 +252,20 @@ func TestManyCallsDoNotGrowTheSurrogate(t *testing.T) {
 	if len(pids) != 1 {
 		t.Fatalf("%d surrogates", len(pids))
 	}
-	handles, memory := usage(t, pids[0])
-	load(t, s, "--input", webInput, "--calls", "10000", "--parallel", "8")
-	handlesAfter, memoryAfter := usage(t, pids[0])
-	t.Logf("10,000 calls: handles %d -> %d, resident memory %d -> %d KiB", handles, handlesAfter, memory>>10, memoryAfter>>10)
-	if handlesAfter > handles+16 {
-		t.Errorf("handles: %d before, %d after", handles, handlesAfter)
-	}
-	// A leak of 1 KiB a call would be 10 MiB.
-	if memoryAfter > memory+8<<20 {
-		t.Errorf("resident memory: %d KiB before, %d KiB after", memory>>10, memoryAfter>>10)
+	// A leak grows with every call. What a busy machine adds once, threads above all, does not grow again: a second round tells.
+	for round := 1; ; round++ {
+		handles, memory := usage(t, pids[0])
+		load(t, s, "--input", webInput, "--calls", "10000", "--parallel", "8")
+		handlesAfter, memoryAfter := usage(t, pids[0])
+		t.Logf("10,000 calls: handles %d -> %d, resident memory %d -> %d KiB", handles, handlesAfter, memory>>10, memoryAfter>>10)
+		// A leak of 1 KiB a call would be 10 MiB.
+		if handlesAfter <= handles+16 && memoryAfter <= memory+8<<20 {
+			break
+		}
+		if round == 2 {
+			t.Errorf("handles %d -> %d, resident memory %d -> %d KiB, and it had grown before", handles, handlesAfter, memory>>10, memoryAfter>>10)
+			break
+		}
 	}
 	if after, err := s.Node.SurrogatePIDs(); err != nil || !slices.Equal(pids, after) {
 		t.Errorf("the surrogate changed: %v, %v, %v", pids, after, err)
@@ -325,8 +329,7 @@ func TestCleanupAfterAKilledProvider(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	}
-	entries, err := os.ReadDir(s.Node.Path(stage.HostPath))
-	if err != nil || len(entries) > 0 {
+	if entries, err := os.ReadDir(s.Node.Path(`C:\var`)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left: %v, %v", entries, err)
 	}
 	if out, err := s.Provider(t.Context(), "healthcheck", "--namespace", web.Namespace, "--secret", web.Secret); err == nil {
