@@ -177,6 +177,7 @@ func TestWaitNamesTheNodeAndTheReason(t *testing.T) {
 			"lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "C:\\x is\nin use"}}}]}`)}, []string{`win-2 (pod b: Error C:\x is in use)`}},
 		{"a long message", fewer, []string{ready1, pod(`{"initContainerStatuses": [{"state": {"terminated": {"exitCode": 1, "reason": "Error", "message": "` + long + `"}}}]}`)}, []string{"xthe end"}},
 		{"an image that is not pulled", fewer, []string{ready1, pod(`{"initContainerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}}}]}`)}, []string{"ImagePullBackOff no such tag"}},
+		{"a pod that has gone since", allReady, []string{ready1}, []string{"kube-controller-manager"}},
 		{"no pod made", fewer, []string{ready1}, []string{"kube-controller-manager"}},
 		{"nothing observed", `{"metadata": {"generation": 2}, "status": {"observedGeneration": 1}}`, nil, []string{"kube-controller-manager"}},
 		{"no cleaner", "", nil, []string{"gmsa/web-uninstall", "run helm uninstall again"}},
@@ -191,6 +192,14 @@ func TestWaitNamesTheNodeAndTheReason(t *testing.T) {
 		if err != nil && (strings.Contains(err.Error(), "win-1") || len(err.Error()) > 900) {
 			t.Errorf("%s: %v", test.name, err)
 		}
+	}
+}
+
+func TestWaitNamesTheNodeWhereThePodHasNotEnded(t *testing.T) {
+	w, _ := watch(t, &cluster{set: allReady, pods: map[string][]string{cleaner.Selector: {ready1, ready2}, web.Selector: {running}}})
+	err := w.Wait(t.Context(), cleaner, web, 20*time.Millisecond, 0)
+	if err == nil || !strings.Contains(err.Error(), "win-2 (pod p has not ended)") {
+		t.Errorf("%v", err)
 	}
 }
 
