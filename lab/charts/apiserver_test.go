@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/lab/certmanager"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
@@ -75,31 +76,12 @@ func (c *cluster) helm(t *testing.T, h helm, r rendering, command ...string) (st
 	return c.run(t.Context(), r.values, h.path, args...)
 }
 
-// installCertManagersCRDs makes cert-manager's kinds known.
-func (c *cluster) installCertManagersCRDs(t *testing.T) {
-	t.Helper()
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	crds, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), "deploy/crds/cert-manager.io_*.yaml"))
-	if err != nil || len(crds) == 0 {
-		t.Fatal("no CRDs of cert-manager:", err)
-	}
-	for _, crd := range crds {
-		if out, err := c.run(t.Context(), "", c.kubectl, "create", "-f", crd); err != nil {
-			t.Fatal(err, out)
-		}
-	}
-	if _, err := c.run(t.Context(), "", c.kubectl, "wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestEveryRenderingIsAcceptedByTheAPIServer, without an unknown or doubled field, and without a warning.
 func TestEveryRenderingIsAcceptedByTheAPIServer(t *testing.T) {
 	c := newCluster(t, "gmsa-system", "456")
-	c.installCertManagersCRDs(t)
+	if err := certmanager.InstallCRDs(t.Context(), c.Kubeconfig); err != nil {
+		t.Fatal(err)
+	}
 	for _, r := range matrix {
 		r := r.withDefaults()
 		t.Run(r.chart+"/"+r.name, func(t *testing.T) {
@@ -191,7 +173,7 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 		// The uninstall's objects are there only while it runs.
 		var hooks []string
 		for _, o := range r.mustRender(t) {
-			if strings.HasSuffix(o.GetName(), "-uninstall") && o.GetKind() != "DaemonSet" {
+			if strings.Contains(o.GetName(), "-uninstall") && slices.Contains([]string{"ServiceAccount", "Role", "RoleBinding"}, o.GetKind()) {
 				text, err := o.MarshalJSON()
 				if err != nil {
 					t.Fatal(err)
@@ -244,8 +226,9 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 	}{
 		{"web", []string{rule([]string{"get"}, "", "secrets", "web-creds")}},
 		{"plugin", nil},
+		{"web-uninstall-nodes", nil},
 		{"web-uninstall", []string{
-			rule([]string{"get", "delete"}, "apps", "daemonsets", "web"),
+			rule([]string{"delete"}, "apps", "daemonsets", "web"),
 			rule([]string{"get"}, "apps", "daemonsets", "web-uninstall"),
 			rule([]string{"list"}, "", "pods"),
 		}},

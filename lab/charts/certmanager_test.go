@@ -2,8 +2,7 @@ package charts
 
 import (
 	"os"
-	"os/exec"
-	"syscall"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -14,34 +13,22 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
-	"github.com/ccgrkc/ccgrkc/lab/internal/child"
-	"github.com/ccgrkc/ccgrkc/lab/tools"
+	"github.com/ccgrkc/ccgrkc/lab/certmanager"
 )
 
 // TestCertManagerMakesWhatBothSidesAccept lets cert-manager's own controllers work on what the chart makes, and holds the
 // certificates to the rule of the provider and of the plugin.
 func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
-	c.installCertManagersCRDs(t)
-	program, err := tools.Path(t.Context(), tools.CertManager, os.Stderr)
+	if err := certmanager.InstallCRDs(t.Context(), c.Kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	stop, err := certmanager.Start(t.Context(), c.Kubeconfig, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, err := os.Create(t.TempDir() + "/log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd := exec.Command(program, "--kubeconfig", c.Kubeconfig)
-	cmd.Stdout, cmd.Stderr = log, log
-	certManager, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = certManager.Signal(syscall.SIGKILL)
-		<-certManager.Done
-	})
+	t.Cleanup(stop)
 
 	const values = `certificates: {mode: certManager}`
 	releases := []rendering{{chart: provider, release: "web", values: values}, {chart: provider, release: "corp", values: values}}
@@ -63,7 +50,7 @@ func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 				}
 				time.Sleep(100 * time.Millisecond)
 			}
-			said, _ := os.ReadFile(log.Name())
+			said, _ := os.ReadFile(log)
 			t.Fatalf("cert-manager did not make Secret %s in a minute:\n%s", name, said)
 			return nil
 		}

@@ -14,12 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 
 	"k8s.io/klog/v2"
 
+	"github.com/ccgrkc/ccgrkc/lab/certmanager"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
-	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 	"github.com/ccgrkc/ccgrkc/lab/kubelet"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
@@ -32,9 +31,9 @@ type Cluster struct {
 	Registry     string // host:port
 	Dir          string
 
-	stopRegistry func()
-	certManager  *child.Process // nil unless StartCertManager was called
-	programs     map[tools.Tool]string
+	stopRegistry    func()
+	stopCertManager func() // nil unless StartCertManager was called
+	programs        map[tools.Tool]string
 
 	mu    sync.Mutex
 	nodes map[string]*Node
@@ -66,7 +65,7 @@ func Start(ctx context.Context, dir string) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{Dir: dir, nodes: map[string]*Node{}, programs: map[tools.Tool]string{}}
-	for _, tool := range []tools.Tool{tools.Kubectl, tools.Helm3, tools.Helm4, tools.CertManager} {
+	for _, tool := range []tools.Tool{tools.Kubectl, tools.Helm3, tools.Helm4} {
 		if c.programs[tool], err = tools.Path(ctx, tool, os.Stderr); err != nil {
 			return nil, err
 		}
@@ -220,12 +219,20 @@ func (c *Cluster) Stop() {
 		})
 	}
 	wg.Wait()
-	if c.certManager != nil {
-		_ = c.certManager.Signal(syscall.SIGKILL)
-		<-c.certManager.Done
+	if c.stopCertManager != nil {
+		c.stopCertManager()
 	}
 	c.stopRegistry()
 	c.ControlPlane.Stop()
+}
+
+// StartCertManager installs cert-manager, which runs as long as the cluster.
+func (c *Cluster) StartCertManager(ctx context.Context) (err error) {
+	if err := certmanager.InstallCRDs(ctx, c.ControlPlane.Kubeconfig); err != nil {
+		return err
+	}
+	c.stopCertManager, err = certmanager.Start(ctx, c.ControlPlane.Kubeconfig, filepath.Join(c.Dir, "cert-manager.log"))
+	return err
 }
 
 // Program is the path of helm or kubectl.
