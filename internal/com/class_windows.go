@@ -23,13 +23,13 @@ type Class struct {
 // class is set once, by Serve.
 var class Class
 
-// Serve says what stands behind the class, and starts to watch its registration: a surrogate that was started and never
-// asked for anything must end too. It is called before any export can be: from an init function, for which cgo makes every
-// export wait.
+// Serve says what stands behind the class, and sees to it that its surrogate ends when the module is retired, also one that was
+// never asked for anything. It is called before any export can be: from an init function, for which cgo makes every export
+// wait.
 func Serve(c Class) {
 	class = c
 	if isSurrogate() {
-		go watch()
+		go watch(retire)
 	}
 }
 
@@ -76,6 +76,7 @@ func GetClassObject(clsid, iid *windows.GUID, out *unsafe.Pointer) (hr HRESULT) 
 	if *clsid != ClassID {
 		return classEClassNotAvailable
 	}
+	startSuspending()
 	return queryInterface(&factory, iid, out, iidClassFactory)
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/windows"
@@ -25,8 +26,23 @@ const registration = `SOFTWARE\Classes\CLSID\` + CLSID
 // for, and nothing hurries, since without a registration nobody is activated.
 const absentPause = 2 * time.Second
 
-// watch never returns while the process lives.
-func watch() {
+// startSuspending begins with the first class object. COM forgets a suspension that comes before its surrogate has registered
+// them.
+var startSuspending = sync.OnceFunc(func() {
+	if !isSurrogate() {
+		return
+	}
+	suspended := false
+	go watch(func(as standing) {
+		if retired := as != registered; retired != suspended {
+			suspended = retired
+			setSuspended(retired)
+		}
+	})
+})
+
+// watch calls changed with how the module stands, now and after each change. It never returns while the process lives.
+func watch(changed func(standing)) {
 	var hr HRESULT
 	defer recovered("the watch of the registration", &hr)
 	runtime.LockOSThread() // a notification ends with the thread that asked for it
@@ -35,16 +51,8 @@ func watch() {
 		class.Report(cause.Unexpected, "", err.Error())
 		return
 	}
-	suspended := false
 	for {
-		err := lookAndWait(func(path string) {
-			as := standingOf(path, own)
-			if retired := as != registered; retired != suspended {
-				suspended = retired
-				setSuspended(retired)
-			}
-			retire(as)
-		})
+		err := lookAndWait(func(path string) { changed(standingOf(path, own)) })
 		if err != nil {
 			class.Report(cause.Unexpected, "", fmt.Sprintf("the registration cannot be watched, so an upgrade needs a restart of the surrogate: %v", err))
 			return

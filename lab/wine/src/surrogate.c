@@ -24,7 +24,7 @@
 
 #define MAX_CLASSES 8
 #define POLL_MS 500
-#define GRACE_MS 2000 /* between an activation's steps; it takes a client 1 ms */
+#define GRACE_MS 10000 /* between an activation's steps: 1 ms for a client, seconds on a busy machine */
 
 struct served {
     IClassFactory factory;
