@@ -107,13 +107,18 @@ func (n *Node) Left(ctx context.Context) ([]string, error) {
 			return nil, err
 		}
 	}
-	out, err := n.Stage.Node.Run(ctx, "reg", "query", "HKLM", "/s")
-	if err != nil {
-		return nil, fmt.Errorf("the registry of %s: %w\n%s", n.Name, err, out)
-	}
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "CCGRKC") || strings.Contains(strings.ToUpper(line), com.CLSID) {
-			left = append(left, strings.TrimSpace(line))
+	for _, parent := range []string{
+		`HKLM\SOFTWARE`, `HKLM\SOFTWARE\Classes\CLSID`, `HKLM\SOFTWARE\Classes\AppID`,
+		`HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses`, `HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application`,
+	} {
+		out, err := n.Stage.Node.Run(ctx, "reg", "query", parent)
+		if err != nil && !strings.Contains(string(out), "Unable to find the specified registry key") {
+			return nil, fmt.Errorf("the registry of %s: %w\n%s", n.Name, err, out)
+		}
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, "CCGRKC") || strings.Contains(strings.ToUpper(line), com.CLSID) {
+				left = append(left, strings.TrimSpace(line))
+			}
 		}
 	}
 	return left, nil
