@@ -9,16 +9,12 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// A surrogate whose module is retired does nothing more than keep the module's file open, for minutes on an idle node and for
-// as long as somebody holds a reference on a busy one. An uninstall waits for it. So the module ends its surrogate: it is the
-// only class in it, by its own AppID. A client's hold on the class object does not keep it; such a client asks again.
-const (
-	// An upgraded module lets references live, whose holders call again, and ends when there is none. An activation that began
-	// before the class objects were suspended has this long to come to its first call.
-	idleWhenReplaced = 30 * time.Second
-	// One that is not registered any more has no business being called. What is under way takes 10 seconds at most.
-	idleWhenGone = 5 * time.Second
-)
+// A surrogate whose module is not registered any more does nothing but keep the module's file open, for minutes on an idle
+// node and for as long as somebody holds a reference on a busy one. An uninstall waits for it. So the module ends its
+// surrogate: it is the only class in it, by its own AppID. After an upgrade nobody waits, and COM ends it in its own time.
+//
+// idleWhenGone is how long no call must be under way before. One takes 10 seconds at most.
+const idleWhenGone = 5 * time.Second
 
 type standing int32
 
@@ -30,25 +26,24 @@ const (
 
 var standsAs atomic.Int32 // a standing
 
-// startRetirement runs once the module was retired the first time, for as long as the process.
+// startRetirement runs from the first time that the module was not registered, for as long as the process.
 var startRetirement = sync.OnceFunc(func() { go retirement() })
 
 func retire(as standing) {
 	standsAs.Store(int32(as))
-	if as != registered {
+	if as == gone {
 		startRetirement()
 	}
 }
 
-// retirement ends the process when it has been retired and idle for long enough.
+// retirement ends the process when the module has been gone and idle for long enough.
 func retirement() {
 	idleSince := time.Now()
 	for ; ; time.Sleep(100 * time.Millisecond) {
-		as := standing(standsAs.Load())
 		switch {
-		case as == registered, calls.Load() > 0, as == replaced && credentials.refs.Load() > 0:
+		case standing(standsAs.Load()) != gone, calls.Load() > 0:
 			idleSince = time.Now()
-		case as == replaced && time.Since(idleSince) > idleWhenReplaced, as == gone && time.Since(idleSince) > idleWhenGone:
+		case time.Since(idleSince) > idleWhenGone:
 			// Not ExitProcess: the modules' exit code could deadlock with a Go runtime's threads.
 			_ = windows.TerminateProcess(windows.CurrentProcess(), 0)
 		}
