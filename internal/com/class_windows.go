@@ -23,8 +23,8 @@ type Class struct {
 // class is set once, by Serve.
 var class Class
 
-// Serve says what stands behind the class, and sees to it that its surrogate ends when the module is retired, also one that was
-// never asked for anything. It is called before any export can be: from an init function, for which cgo makes every export
+// Serve says what stands behind the class, and sees to it that its surrogate ends after an uninstall, also one that was never
+// asked for anything. It is called before any export can be: from an init function, for which cgo makes every export
 // wait.
 func Serve(c Class) {
 	class = c

@@ -13,7 +13,7 @@ import (
 // node and for as long as somebody holds a reference on a busy one. An uninstall waits for it. So the module ends its
 // surrogate: it is the only class in it, by its own AppID. After an upgrade nobody waits, and COM ends it in its own time.
 //
-// idleWhenGone is how long no call must be under way before. One takes 10 seconds at most.
+// idleWhenGone is how long no call must have been under way before: an activation that had begun has this long.
 const idleWhenGone = 5 * time.Second
 
 type standing int32

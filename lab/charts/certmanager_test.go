@@ -3,6 +3,7 @@ package charts
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,8 +36,15 @@ func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 	material := map[string]*mtls.Material{}
 	for i, r := range releases {
 		r := r.withDefaults()
-		if _, err := c.helm(t, helms(t)[i], r, "install"); err != nil {
+		notes, err := c.helm(t, helms(t)[i], r, "install")
+		if err != nil {
 			t.Fatal(err)
+		}
+		// What helm uninstall leaves is named in a command that removes it.
+		for _, made := range []string{"kubectl delete secret", r.release + "-server", r.release + "-client", r.release + "-ca"} {
+			if !strings.Contains(notes, made) {
+				t.Errorf("the notes do not say %q:\n%s", made, notes)
+			}
 		}
 		secret := func(name string) map[string][]byte {
 			t.Helper()
