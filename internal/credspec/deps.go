@@ -1,0 +1,3 @@
+package credspec
+
+import _ "sigs.k8s.io/yaml"

@@ -1,0 +1,3 @@
+package ad
+
+import _ "github.com/ccgrkc/ccgrkc/internal/directory"
