@@ -10,42 +10,149 @@ gcc-mingw-w64-x86-64        compiles the C that is in a Windows DLL
 binutils-mingw-w64-x86-64   compiles the event messages and the version resource
 mingw-w64-tools             widl, for the proxy and stub that Windows has and Wine has not
 osslsigncode                signs the Windows programs of a release'
+# The lab'"'"'s Active Directory. Group managed service accounts came with Samba 4.21; Debian 12 has 4.17, its backports 4.22.
+samba_version=2:4.22
+samba='samba-ad-dc                 the lab'"'"'s Active Directory: a Samba domain controller
+samba-ad-provision          makes its domains
+python3-markdown            is imported by what makes them'
 
-missing= reasons=
+here=$(dirname "$0")
+policy=/usr/sbin/policy-rc.d
+policy_mark='# made by ccgrkc hack/apt.sh for the time of an installation'
+
+installed() { # package [least version]
+	state=$(dpkg-query -W -f '${db:Status-Status} ${Version}' "$1" 2>/dev/null) || return 1
+	[ "${state%% *}" = installed ] || return 1
+	[ -z "${2-}" ] || dpkg --compare-versions "${state#* }" ge "$2"
+}
+
+least() { # package: the least version of it that will do, if that matters
+	case $1 in samba-*) echo "$samba_version" ;; esac
+}
+
+missing= missing_samba= reasons=
 while read -r package reason; do
-	state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-	[ "$state" = installed ] && continue
-	missing="$missing $package"
+	installed "$package" "$(least "$package")" && continue
+	case $package in
+	samba-* | python3-markdown) missing_samba="$missing_samba $package" ;;
+	*) missing="$missing $package" ;;
+	esac
 	reasons="$reasons$(printf '\n  %-27s %s' "$package" "$reason")"
 done <<EOF2
 $needed
+$samba
 EOF2
-[ -z "$missing" ] && exit 0
+[ -z "$missing$missing_samba" ] && exit 0
 
 echo "Missing Debian packages:$reasons"
 if ! command -v apt-get >/dev/null; then
 	echo "There is no apt-get here; install the counterparts of these packages by hand." >&2
 	exit 1
 fi
+
+# offered tells whether apt knows a Samba that will do, from whatever source.
+offered() {
+	for version in $(apt-cache madison samba-ad-dc 2>/dev/null | awk '{ print $3 }'); do
+		dpkg --compare-versions "$version" ge "$samba_version" && return 0
+	done
+	return 1
+}
+
+# backports is the text of a source of this Debian's backports, made of the source of this Debian itself.
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+backports() {
+	set --
+	for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list; do
+		[ -f "$file" ] && set -- "$@" "$file"
+	done
+	[ $# -gt 0 ] && [ -n "$codename" ] && awk -v codename="$codename" -f "$here/backports.awk" "$@"
+}
+
+add= text=
+if [ -n "$missing_samba" ] && ! offered; then
+	text=$(backports) || text=
+	case $text in
+	"# sources"*) add=/etc/apt/sources.list.d/ccgrkc-backports.sources ;;
+	"# list"*) add=/etc/apt/sources.list.d/ccgrkc-backports.list ;;
+	*)
+		echo "apt knows no Samba $samba_version or later, and no source of $codename from which its backports could be told; add a source of ${codename:-this release}-backports." >&2
+		exit 1
+		;;
+	esac
+	text=$(echo "$text" | tail -n +2)
+	echo "Samba ${samba_version#*:} is in $codename-backports, which apt's sources do not have. $add will say:"
+	echo "$text" | sed 's/^/  /'
+fi
 if [ "$(id -u)" -ne 0 ]; then
-	echo "Only root can install them: run  sudo apt-get install --no-install-recommends$missing" >&2
+	echo "Only root can do this: run  sudo hack/apt.sh" >&2
 	exit 1
 fi
 
+# No service starts by itself: neither now nor, on a machine with systemd, at the next boot. A file that an earlier run left,
+# because it was killed, goes too.
+own_policy=
+[ -f "$policy" ] && grep -qxF "$policy_mark" "$policy" && own_policy=yes
+leave() { [ -z "$own_policy" ] || rm -f "$policy"; }
+trap leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+if [ ! -e "$policy" ]; then
+	echo "Putting $policy in place until the packages are installed, so that no service starts"
+	own_policy=yes
+	printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy"
+	chmod 755 "$policy"
+fi
+
+if [ -n "$add" ]; then
+	mkdir -p "${add%/*}"
+	printf '# Samba with group managed service accounts, for the lab of ccgrkc\n%s\n' "$text" >"$add.new"
+	mv "$add.new" "$add"
+	echo "Running apt-get update, for $add"
+	apt-get update -qq
+	if ! offered; then
+		rm -f "$add"
+		echo "The archive that has $codename offers no Samba $samba_version or later in $codename-backports; $add was taken away again." >&2
+		exit 1
+	fi
+fi
+
 # With lists that are too old or absent apt-get knows no package, or one that the mirror has no more; then they are fetched.
-install() {
-	echo "Running apt-get install --no-install-recommends$missing"
-	# shellcheck disable=SC2086
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing
+apt_install() { # apt-get's arguments
+	echo "Running apt-get install --no-install-recommends $*"
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@"
 }
-for package in $missing; do
+fetch_and_install() {
+	apt_install "$@" || {
+		echo "Running apt-get update, because the installation failed"
+		apt-get update -qq
+		apt_install "$@"
+	}
+}
+for package in $missing $missing_samba; do
 	[ -n "$(apt-cache madison "$package" 2>/dev/null)" ] && continue
 	echo "Running apt-get update, because $package is not in apt's lists"
 	apt-get update -qq
 	break
 done
-install || {
-	echo "Running apt-get update, because the installation failed"
-	apt-get update -qq
-	install
-}
+if [ -n "$missing" ]; then
+	# shellcheck disable=SC2086
+	fetch_and_install $missing
+fi
+[ -z "$missing_samba" ] && exit 0
+
+# What these packages bring along to run at boot, and is not wanted: the lab starts its own, for itself.
+new_units=
+for unit in samba-ad-dc smbd nmbd winbind; do
+	[ -e "/lib/systemd/system/$unit.service" ] || new_units="$new_units $unit.service"
+done
+release=
+candidate=$(apt-cache policy samba-ad-dc | awk '$1 == "Candidate:" { print $2 }')
+dpkg --compare-versions "$candidate" ge "$samba_version" || release="-t $codename-backports"
+# shellcheck disable=SC2086
+fetch_and_install $release $missing_samba
+if command -v systemctl >/dev/null; then
+	for unit in $new_units; do
+		systemctl disable --quiet "$unit" 2>/dev/null || true
+	done
+fi
