@@ -17,6 +17,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/installer"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
+	"github.com/ccgrkc/ccgrkc/internal/reach"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -67,7 +68,8 @@ moment: the next install or uninstall repairs what was left half done.`,
 		SilenceErrors: true,
 	}
 	logs.Add(root.PersistentFlags())
-	root.AddCommand(installCommand(config), uninstallCommand(config), statusCommand(config), runCommand(config), versionCommand())
+	root.AddCommand(installCommand(config), uninstallCommand(config), statusCommand(config), runCommand(config), checkDomainCommand(),
+		versionCommand())
 	return root
 }
 
@@ -207,7 +209,7 @@ Exit codes:
 	return cmd
 }
 
-func writeReport(w io.Writer, report *installer.Report, output string) error {
+func writeReport(w io.Writer, report interface{ WriteText(io.Writer) error }, output string) error {
 	if output == "text" {
 		return report.WriteText(w)
 	}
@@ -240,6 +242,44 @@ interval. What was found and healed is logged. SIGTERM or Ctrl+C ends it and lea
 	installFlags(cmd, &runAs)
 	replaceFlag(cmd, &replace)
 	cmd.Flags().DurationVar(&interval, "interval", 30*time.Second, "how often everything is checked")
+	return cmd
+}
+
+func checkDomainCommand() *cobra.Command {
+	var o reach.Options
+	var output string
+	cmd := &cobra.Command{
+		Use:   "check-domain",
+		Short: "Tell what this host can reach of an Active Directory domain, and this host's clock",
+		Long: `Asks DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>) and connects to the TCP ports that a gMSA needs of
+each: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open, closed (refused) or filtered (no
+answer). It signs in nowhere. The clock is for gmsactl verify, which compares it with a domain controller's: Kerberos bears a
+difference of 5 minutes.
+
+Exit codes:
+  0  a domain controller answers on the ports of Kerberos and LDAP
+  1  none does`,
+		Example: "  ccg-plugin-installer check-domain --domain corp.example.com",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return fmt.Errorf("output %q is not known: use text or json", output)
+			}
+			report := reach.Check(cmd.Context(), o)
+			if err := writeReport(cmd.OutOrStdout(), report, output); err != nil {
+				return err
+			}
+			if !report.Reachable() {
+				return exitCode(installer.ExitFailed)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&o.Domain, "domain", "", "DNS name of the domain (required)")
+	cmd.Flags().StringVar(&o.DNSServer, "dns-server", "", "address[:port] of the DNS server to ask (default: the host's)")
+	cmd.Flags().DurationVar(&o.Timeout, "timeout", reach.DefaultTimeout, "of one DNS question, and of one connection")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	_ = cmd.MarkFlagRequired("domain")
 	return cmd
 }
 

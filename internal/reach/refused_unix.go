@@ -1,0 +1,7 @@
+//go:build !windows
+
+package reach
+
+import "syscall"
+
+const connectionRefused = syscall.ECONNREFUSED
