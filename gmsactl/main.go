@@ -1,17 +1,22 @@
+// Command gmsactl is the operator's tool: it makes credential specs from Active Directory, keeps the impersonation
+// accounts' Secrets, verifies the way of a credential, and tells what is wrong with an installation. Under the name
+// kubectl-gmsa it is a plugin of kubectl.
 package main
 
 import (
-	_ "github.com/ccgrkc/ccgrkc/internal/credspec"
-	_ "github.com/ccgrkc/ccgrkc/internal/directory"
-	_ "github.com/ccgrkc/ccgrkc/internal/version"
-	_ "github.com/google/go-cmp/cmp"
-	_ "github.com/spf13/cobra"
-	_ "golang.org/x/term"
-	_ "k8s.io/cli-runtime/pkg/genericclioptions"
-	_ "k8s.io/client-go/kubernetes"
-	_ "k8s.io/client-go/tools/remotecommand"
-	_ "k8s.io/client-go/dynamic"
-	_ "sigs.k8s.io/yaml"
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/cli"
 )
 
-func main() {}
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := cli.Run(ctx, os.Args, genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr})
+	stop()
+	os.Exit(code)
+}

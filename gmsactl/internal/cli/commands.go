@@ -1,0 +1,6 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+// commands are the constructors of the commands, in the order of help.
+var commands = []func(*globals) *cobra.Command{}

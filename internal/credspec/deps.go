@@ -1,3 +1,0 @@
-package credspec
-
-import _ "sigs.k8s.io/yaml"

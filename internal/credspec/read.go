@@ -1,0 +1,548 @@
+package credspec
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf16"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+// Document is one credential spec of a file.
+type Document struct {
+	Name     string // metadata.name; "" for a plain spec
+	Spec     Spec
+	Problems []Problem
+}
+
+// Wrong reports whether a problem of the document is more than a warning.
+func (d Document) Wrong() bool {
+	return slices.ContainsFunc(d.Problems, func(p Problem) bool { return !p.Warning })
+}
+
+// Read reads credential specs from JSON or YAML: GMSACredentialSpecs, one or several, also as a List, or the plain form.
+// It returns an error only for what is neither. Everything else that is wrong is a problem of its document, and a value
+// whose meaning is plain is used all the same: under a key in the wrong case, or of the wrong type. Objects of other kinds
+// are passed over if there is a credential spec beside them.
+func Read(content []byte) ([]Document, error) {
+	trees, err := parse(content)
+	if err != nil {
+		return nil, err
+	}
+	var specs, others []Document
+	for _, t := range trees {
+		for _, item := range items(t.value) {
+			d, other := read(item)
+			for _, key := range t.repeated {
+				d.Problems = append(d.Problems, Problem{Field: key, Text: "stands twice in the same place", Remedy: "leave one of them out; readers do not agree on which counts"})
+			}
+			if other {
+				others = append(others, d)
+			} else {
+				specs = append(specs, d)
+			}
+		}
+	}
+	if len(specs) > 0 {
+		return specs, nil
+	}
+	if len(others) > 0 {
+		return others, nil
+	}
+	return nil, errors.New("there is no credential spec: the file is empty")
+}
+
+type tree struct {
+	value    any      // as encoding/json gives it, with json.Number
+	repeated []string // keys that stand twice in one map
+}
+
+var repeatedKey = regexp.MustCompile(`key "([^"]*)" already set in map`)
+
+func parse(content []byte) ([]tree, error) {
+	text := decodeText(content)
+	// JSON goes past the YAML parser where it can: tabs and some escapes are good in JSON only.
+	if trees, ok := parseJSON(text); ok {
+		return trees, nil
+	}
+	var trees []tree
+	for i, doc := range documents(text) {
+		j, err := yaml.YAMLToJSON(doc)
+		if err != nil {
+			return nil, fmt.Errorf("document %d is neither JSON nor YAML: %w", i+1, err)
+		}
+		v, err := decode(json.NewDecoder(bytes.NewReader(j)))
+		if err != nil {
+			return nil, fmt.Errorf("document %d is neither JSON nor YAML: %w", i+1, err)
+		}
+		if v != nil {
+			trees = append(trees, tree{v, repeated(doc)})
+		}
+	}
+	return trees, nil
+}
+
+func parseJSON(text []byte) ([]tree, bool) {
+	if t := bytes.TrimSpace(text); len(t) == 0 || t[0] != '{' {
+		return nil, false
+	}
+	var trees []tree
+	d := json.NewDecoder(bytes.NewReader(text))
+	for {
+		start := d.InputOffset()
+		v, err := decode(d)
+		if err == io.EOF {
+			return trees, true
+		}
+		if err != nil {
+			return nil, false
+		}
+		trees = append(trees, tree{v, repeated(text[start:d.InputOffset()])})
+	}
+}
+
+func decode(d *json.Decoder) (any, error) {
+	d.UseNumber()
+	var v any
+	err := d.Decode(&v)
+	return v, err
+}
+
+// repeated asks the strict parser, which says no more than the first.
+func repeated(doc []byte) []string {
+	if _, err := yaml.YAMLToJSONStrict(doc); err != nil {
+		if m := repeatedKey.FindStringSubmatch(err.Error()); m != nil {
+			return m[1:]
+		}
+	}
+	return nil
+}
+
+// decodeText returns UTF-8 without a byte order mark. Windows PowerShell's Out-File writes UTF-16.
+func decodeText(content []byte) []byte {
+	bigEndian := bytes.HasPrefix(content, []byte{0xFE, 0xFF})
+	if !bigEndian && !bytes.HasPrefix(content, []byte{0xFF, 0xFE}) {
+		return bytes.TrimPrefix(content, []byte("\uFEFF"))
+	}
+	units := make([]uint16, 0, len(content)/2)
+	for i := 2; i+1 < len(content); i += 2 {
+		low, high := content[i], content[i+1]
+		if bigEndian {
+			low, high = high, low
+		}
+		units = append(units, uint16(low)|uint16(high)<<8)
+	}
+	return []byte(string(utf16.Decode(units)))
+}
+
+// documents splits YAML at its document markers. A line that begins with --- is one even in the middle of a text.
+func documents(text []byte) [][]byte {
+	var docs [][]byte
+	var doc []byte
+	for line := range bytes.Lines(text) {
+		if rest, ok := bytes.CutPrefix(line, []byte("---")); ok && (len(rest) == 0 || bytes.ContainsAny(rest[:1], " \t\r\n")) {
+			docs = append(docs, doc)
+			doc = slices.Clone(rest)
+			continue
+		}
+		doc = append(doc, line...)
+	}
+	return append(docs, doc)
+}
+
+// items returns the items of a List, or the object itself.
+func items(v any) []any {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return []any{v}
+	}
+	kind, _ := m["kind"].(string)
+	list, ok := m["items"].([]any)
+	if !ok || !strings.HasSuffix(kind, "List") {
+		return []any{v}
+	}
+	return list
+}
+
+// The keys of each map of a Spec, by the map's path; "" is the top.
+var specKeys = map[string][]string{
+	"":            {"CmsPlugins", "DomainJoinConfig", "ActiveDirectoryConfig"},
+	fieldDomain:   {"Sid", "MachineAccountName", "Guid", "DnsTreeName", "DnsName", "NetBiosName"},
+	fieldAD:       {"GroupManagedServiceAccounts", "HostAccountConfig"},
+	fieldAccounts: {"Name", "Scope"},
+	fieldHost:     {"PortableCcgVersion", "PluginGUID", "PluginInput"},
+}
+
+var objectKeys = []string{"apiVersion", "kind", "metadata", "credspec"}
+
+// read reads one object. It reports whether it is an object of another kind altogether.
+func read(v any) (Document, bool) {
+	r := &reader{written: map[string]string{}, told: map[string]bool{}}
+	m, ok := v.(map[string]any)
+	if !ok {
+		r.wrong("", "write a GMSACredentialSpec or the JSON of a plain credential spec", "is %s, not a credential spec", typeOf(v))
+		return Document{Problems: r.problems}, true
+	}
+	_, hasAPIVersion := m["apiVersion"]
+	_, hasKind := m["kind"]
+	_, hasBody := find(m, "credspec")
+	if !hasAPIVersion && !hasKind && !hasBody {
+		if !looksLikeSpec(m) {
+			r.wrong("", "write a GMSACredentialSpec or the JSON of a plain credential spec", "has neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig, so it is no credential spec")
+			return Document{Problems: r.problems}, true
+		}
+		return Document{Spec: r.spec(m), Problems: r.problems}, false
+	}
+	return r.object(m, hasBody)
+}
+
+func looksLikeSpec(m map[string]any) bool {
+	return slices.ContainsFunc(specKeys[""], func(key string) bool { _, ok := find(m, key); return ok })
+}
+
+type reader struct {
+	checker
+	prefix  string            // path of the Spec in the document, with a dot at its end, or ""
+	written map[string]string // path of a field in the Spec -> path as the user wrote it
+	told    map[string]bool   // fields of the Spec of which a problem is told already
+}
+
+func (r *reader) object(m map[string]any, hasBody bool) (Document, bool) {
+	var d Document
+	apiVersion, _ := m["apiVersion"].(string)
+	kind, _ := m["kind"].(string)
+	group, _, _ := strings.Cut(apiVersion, "/")
+	if !hasBody && group != "windows.k8s.io" && !strings.EqualFold(kind, Kind) {
+		if inner, ok := m["spec"].(map[string]any); !ok || !looksLikeSpec(inner) {
+			r.wrong("kind", "name a file with a GMSACredentialSpec or a plain credential spec", "is %q, not %s", kind, Kind)
+			return Document{Problems: r.problems}, true
+		}
+	}
+	switch {
+	case apiVersion == APIVersion:
+	case apiVersion == "":
+		r.wrong("apiVersion", "write "+APIVersion, "is missing or empty")
+	case strings.HasPrefix(apiVersion, "windows.k8s.io/v1alpha"):
+		r.wrong("apiVersion", "write "+APIVersion, "is %q, an early version that clusters of today do not have", apiVersion)
+	default:
+		r.wrong("apiVersion", "write "+APIVersion, "is %q", apiVersion)
+	}
+	if kind != Kind {
+		r.wrong("kind", "write "+Kind, "is %q", kind)
+	}
+	d.Name = r.metadata(m["metadata"])
+
+	top := r.keys("", m, objectKeys, func(key string) string {
+		if key == "spec" {
+			return "write credspec instead of spec"
+		}
+		if at, ok := home(key); ok {
+			return "move it to credspec" + dotted(at)
+		}
+		return ""
+	})
+	body, ok := top["credspec"]
+	if !ok && m["spec"] != nil {
+		body, ok = entry{"spec", m["spec"]}, true
+	}
+	if !ok || body.value == nil {
+		r.wrong("credspec", "write the credential spec under it, beginning with CmsPlugins, DomainJoinConfig and ActiveDirectoryConfig", "is missing or empty")
+		d.Problems = r.problems
+		return d, false
+	}
+	r.prefix = body.path + "."
+	inner, ok := body.value.(map[string]any)
+	if !ok {
+		// What the runtime reads is the spec as text, and that is what people paste.
+		r.wrong(body.path, "write the credential spec itself, as YAML or JSON, not as text", "is %s", typeOf(body.value))
+		d.Problems = r.problems
+		return d, false
+	}
+	d.Spec = r.spec(inner)
+	d.Problems = r.problems
+	return d, false
+}
+
+func (r *reader) metadata(v any) string {
+	m, _ := v.(map[string]any)
+	name, ok := m["name"].(string)
+	switch {
+	case m["name"] != nil && !ok:
+		r.wrong("metadata.name", "write it in quotes", "is %s", typeOf(m["name"]))
+		name = scalar(m["name"])
+	case name == "":
+		r.wrong("metadata.name", "give the GMSACredentialSpec a name: pods name it in windowsOptions.gmsaCredentialSpecName", "is missing or empty")
+	default:
+		// A Secret's name and this one have the same form: RFC 1123 subdomain.
+		if _, err := credential.NewReference("x", name); err != nil {
+			r.wrong("metadata.name", "write lower-case letters, digits, hyphens and dots only", "is %q, which Kubernetes does not take for a name", name)
+		}
+	}
+	if m["namespace"] != nil {
+		r.doubtful("metadata.namespace", "leave it out", "is set, but a GMSACredentialSpec is in no namespace")
+	}
+	return name
+}
+
+// spec reads the Spec and checks it.
+func (r *reader) spec(m map[string]any) Spec {
+	var s Spec
+	top := r.specMap("", "", m)
+	s.CmsPlugins = r.texts(fieldPlugins, top["CmsPlugins"])
+
+	d := r.section(fieldDomain, top["DomainJoinConfig"])
+	s.DomainJoinConfig = DomainJoinConfig{
+		Sid:                r.text(fieldSID, d["Sid"]),
+		MachineAccountName: r.text(fieldMachine, d["MachineAccountName"]),
+		Guid:               r.text(fieldGUID, d["Guid"]),
+		DnsTreeName:        r.text(fieldTree, d["DnsTreeName"]),
+		DnsName:            r.text(fieldDNS, d["DnsName"]),
+		NetBiosName:        r.text(fieldNetBIOS, d["NetBiosName"]),
+	}
+
+	ad := r.section(fieldAD, top["ActiveDirectoryConfig"])
+	s.ActiveDirectoryConfig.GroupManagedServiceAccounts = r.accountList(ad["GroupManagedServiceAccounts"])
+	if e := ad["HostAccountConfig"]; e.value != nil {
+		h := r.section(fieldHost, e)
+		s.ActiveDirectoryConfig.HostAccountConfig = &HostAccountConfig{
+			PortableCcgVersion: r.text(fieldCcgVersion, h["PortableCcgVersion"]),
+			PluginGUID:         r.text(fieldPluginGUID, h["PluginGUID"]),
+			PluginInput:        r.text(fieldPluginInput, h["PluginInput"]),
+		}
+	}
+	for _, p := range s.Check() {
+		// A number where a text belongs is told once, with the remedy that fits.
+		if !r.isTold(p.Field) {
+			p.Field = r.as(p.Field)
+			r.problems = append(r.problems, p)
+		}
+	}
+	return s
+}
+
+func (r *reader) accountList(e entry) []Account {
+	if e.value == nil {
+		return nil
+	}
+	list, ok := e.value.([]any)
+	if !ok {
+		// One gMSA without the list around it.
+		if _, isMap := e.value.(map[string]any); !isMap {
+			r.mistyped(fieldAccounts, e, "write a list of {Name: …, Scope: …}")
+			return nil
+		}
+		r.wrong(e.path, "write a list, also for one entry", "is %s", typeOf(e.value))
+		list = []any{e.value}
+	}
+	var accounts []Account
+	for i, v := range list {
+		field := fmt.Sprintf("%s[%d]", fieldAccounts, i)
+		path := fmt.Sprintf("%s[%d]", e.path, i)
+		r.written[field] = path
+		m, ok := v.(map[string]any)
+		if !ok {
+			r.wrong(path, "write {Name: …, Scope: …}", "is %s", typeOf(v))
+			continue
+		}
+		keys := r.specMap(fieldAccounts, field, m)
+		accounts = append(accounts, Account{
+			Name:  r.text(field+".Name", keys["Name"]),
+			Scope: r.text(field+".Scope", keys["Scope"]),
+		})
+	}
+	return accounts
+}
+
+type entry struct {
+	path  string // as written
+	value any
+}
+
+// section reads the map at a field of the Spec.
+func (r *reader) section(field string, e entry) map[string]entry {
+	if e.value == nil {
+		return nil
+	}
+	m, ok := e.value.(map[string]any)
+	if !ok {
+		r.mistyped(field, e, "write "+strings.Join(specKeys[field], ", ")+" under it")
+		return nil
+	}
+	return r.specMap(field, field, m)
+}
+
+// specMap reads the keys of a map of the Spec; kind is its path in specKeys, field its path in the Spec.
+func (r *reader) specMap(kind, field string, m map[string]any) map[string]entry {
+	path := strings.TrimSuffix(r.prefix, ".")
+	if field != "" {
+		path = r.as(field)
+	}
+	found := r.keys(path, m, specKeys[kind], func(key string) string {
+		if at, ok := home(key); ok && at != kind {
+			return "move it to " + strings.TrimPrefix(or(strings.TrimSuffix(r.prefix, ".")+dotted(at), "the top"), ".")
+		}
+		return ""
+	})
+	for key, e := range found {
+		r.written[join(field, key)] = e.path
+	}
+	return found
+}
+
+// keys finds the known keys of a map in whatever case they are written, and tells of the wrong case and of unknown keys.
+func (r *reader) keys(path string, m map[string]any, known []string, remedy func(key string) string) map[string]entry {
+	found := map[string]entry{}
+	for _, written := range slices.Sorted(maps.Keys(m)) {
+		i := slices.IndexFunc(known, func(k string) bool { return strings.EqualFold(k, written) })
+		at := join(path, written)
+		switch {
+		case i < 0:
+			r.wrong(at, or(remedy(written), "leave it out, or write one of "+strings.Join(known, ", ")), "is not known here")
+		case written == known[i]:
+			found[known[i]] = entry{at, m[written]}
+		default:
+			r.wrong(at, "write "+known[i], "is written in another case, and so not seen")
+			if _, exact := m[known[i]]; !exact {
+				found[known[i]] = entry{at, m[written]}
+			}
+		}
+	}
+	return found
+}
+
+// home returns the path of the map that a key of a Spec belongs to.
+func home(key string) (string, bool) {
+	for _, at := range []string{"", fieldDomain, fieldAD, fieldHost} {
+		if slices.ContainsFunc(specKeys[at], func(k string) bool { return strings.EqualFold(k, key) }) {
+			return at, true
+		}
+	}
+	return "", false
+}
+
+func (r *reader) texts(field string, e entry) []string {
+	switch v := e.value.(type) {
+	case nil:
+		return nil
+	case []any:
+		var list []string
+		for i, item := range v {
+			f := fmt.Sprintf("%s[%d]", field, i)
+			r.written[f] = fmt.Sprintf("%s[%d]", e.path, i)
+			list = append(list, r.text(f, entry{r.written[f], item}))
+		}
+		return list
+	case string:
+		r.wrong(e.path, "write a list, also for one entry", "is a text")
+		return []string{v}
+	default:
+		r.mistyped(field, e, "write a list")
+		return nil
+	}
+}
+
+// text returns a text, or what a number or a truth value looks like.
+func (r *reader) text(field string, e entry) string {
+	switch v := e.value.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	case json.Number, bool:
+		r.mistyped(field, e, `write it in quotes`+map[bool]string{true: `, "1"`}[field == fieldCcgVersion])
+		return scalar(v)
+	default:
+		r.mistyped(field, e, "write a text"+map[bool]string{true: ", " + credential.InputForm}[field == fieldPluginInput])
+		return ""
+	}
+}
+
+func (r *reader) mistyped(field string, e entry, remedy string) {
+	r.told[field] = true
+	r.wrong(e.path, remedy, "is %s", typeOf(e.value))
+}
+
+// isTold reports whether a problem of the field, or of what it is in, is told already.
+func (r *reader) isTold(field string) bool {
+	for {
+		if r.told[field] {
+			return true
+		}
+		i := strings.LastIndexAny(field, ".[")
+		if i < 0 {
+			return false
+		}
+		field = field[:i]
+	}
+}
+
+// as returns the path of a field as the user wrote it; one that is not there gets the right name at the place where it
+// belongs.
+func (r *reader) as(field string) string {
+	if w, ok := r.written[field]; ok {
+		return w
+	}
+	if i := strings.LastIndexByte(field, '.'); i >= 0 {
+		return r.as(field[:i]) + field[i:]
+	}
+	return r.prefix + field
+}
+
+func find(m map[string]any, key string) (any, bool) {
+	for k, v := range m {
+		if strings.EqualFold(k, key) {
+			return v, true
+		}
+	}
+	return nil, false
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+func dotted(path string) string {
+	if path == "" {
+		return ""
+	}
+	return "." + path
+}
+
+func scalar(v any) string {
+	switch v := v.(type) {
+	case json.Number:
+		return v.String()
+	case bool:
+		return fmt.Sprint(v)
+	}
+	return ""
+}
+
+func typeOf(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "empty"
+	case string:
+		return "a text"
+	case json.Number:
+		return "the number " + v.String()
+	case bool:
+		return fmt.Sprintf("the truth value %t", v)
+	case []any:
+		return "a list"
+	default:
+		return "a map"
+	}
+}
