@@ -10,7 +10,8 @@
  * - When DllCanUnloadNow has said S_OK for a minute it takes no more clients, looks again, and exits.
  *   SURROGATE_IDLE_MS, taken from the activating client's environment, replaces the minute.
  * - CoSuspendClassObjects sends new activations to a new process; the old one exits when its objects are gone. It is a
- *   stub in Wine, so it is replaced in this process.
+ *   stub in Wine, so it is replaced in this process. An activation that was on its way here still ends well here.
+ * - An object that the DLL hands out more than once, or only has one of, is marshaled safely.
  *
  * Wine keeps for ever the references of a client that died; then this process does not end by itself.
  */
@@ -44,6 +45,72 @@ static CRITICAL_SECTION lock; /* guards what follows */
 static BOOL serving;
 static ULONGLONG closed_at;
 
+static const IID credentials = {0x6ECDA518, 0x2010, 0x4437, {0x8B, 0xC3, 0x46, 0xE7, 0x52, 0xB7, 0xB1, 0x72}};
+
+/* ---- the objects that clients get */
+
+/* A DLL may hand out one object to everybody. Wine 8 keeps one stub manager for an object, and loses the reference of a
+ * client that comes in the moment when the last one goes: its call then fails with RPC_E_DISCONNECTED. So each creation
+ * is marshaled as an object of its own, which passes everything on. */
+struct passed {
+    const struct passed_vtbl *vtbl;
+    LONG refs;
+    struct passed *inner; /* the DLL's, of the same interface */
+};
+
+struct passed_vtbl {
+    HRESULT(WINAPI *query)(struct passed *, REFIID, void **);
+    ULONG(WINAPI *addref)(struct passed *);
+    ULONG(WINAPI *release)(struct passed *);
+    HRESULT(WINAPI *get)(struct passed *, LPCWSTR, LPWSTR *, LPWSTR *, LPWSTR *);
+};
+
+static HRESULT WINAPI passed_query(struct passed *p, REFIID iid, void **object)
+{
+    BOOL known = IsEqualIID(iid, &IID_IUnknown) || IsEqualIID(iid, &credentials);
+
+    *object = known ? p : NULL;
+    if (known)
+        InterlockedIncrement(&p->refs);
+    return known ? S_OK : E_NOINTERFACE;
+}
+
+static ULONG WINAPI passed_addref(struct passed *p) { return InterlockedIncrement(&p->refs); }
+
+static ULONG WINAPI passed_release(struct passed *p)
+{
+    LONG refs = InterlockedDecrement(&p->refs);
+
+    if (!refs) {
+        p->inner->vtbl->release(p->inner);
+        free(p);
+    }
+    return refs;
+}
+
+static HRESULT WINAPI passed_get(struct passed *p, LPCWSTR input, LPWSTR *domain, LPWSTR *user, LPWSTR *password)
+{
+    return p->inner->vtbl->get(p->inner, input, domain, user, password);
+}
+
+static const struct passed_vtbl passed_vtbl = {passed_query, passed_addref, passed_release, passed_get};
+
+/* Takes the reference to the DLL's object, on failure too. */
+static HRESULT pass_on(void *inner, void **object)
+{
+    struct passed *p = malloc(sizeof(*p));
+
+    if (!p) {
+        IUnknown_Release((IUnknown *)inner);
+        return E_OUTOFMEMORY;
+    }
+    p->vtbl = &passed_vtbl;
+    p->refs = 1;
+    p->inner = inner;
+    *object = p;
+    return S_OK;
+}
+
 /* ---- the class factory that clients get */
 
 static struct served *of_factory(IClassFactory *f) { return CONTAINING_RECORD(f, struct served, factory); }
@@ -72,12 +139,18 @@ static HRESULT WINAPI factory_create(IClassFactory *f, IUnknown *outer, REFIID i
     *object = NULL;
     if (outer)
         return CLASS_E_NOAGGREGATION;
+    if (!IsEqualIID(iid, &IID_IUnknown) && !IsEqualIID(iid, &credentials))
+        return E_NOINTERFACE;
     /* The DLL itself is asked, not COM: an upgrade may have registered another one since. */
     InterlockedIncrement(&s->creating);
     hr = s->get_class_object(&s->clsid, &IID_IClassFactory, (void **)&inner);
     if (SUCCEEDED(hr)) {
-        hr = IClassFactory_CreateInstance(inner, NULL, iid, object);
+        void *made;
+
+        hr = IClassFactory_CreateInstance(inner, NULL, &credentials, &made);
         IClassFactory_Release(inner);
+        if (SUCCEEDED(hr))
+            hr = pass_on(made, object);
     }
     InterlockedDecrement(&s->creating);
     return hr;
@@ -162,8 +235,6 @@ static BOOL drained(void)
 /* When the last stub of an interface is released, Wine 8 unregisters the interface and waits for the calls on it to end,
  * in a thread of the pool that is to serve them. If that is the only one, it waits for ever: about once in 600 activations.
  * So an object that does nothing is marshaled once, and never released. */
-static const IID credentials = {0x6ECDA518, 0x2010, 0x4437, {0x8B, 0xC3, 0x46, 0xE7, 0x52, 0xB7, 0xB1, 0x72}};
-
 static HRESULT WINAPI idle_query(IUnknown *self, REFIID iid, void **object)
 {
     BOOL known = IsEqualIID(iid, &IID_IUnknown) || IsEqualIID(iid, &credentials);
@@ -197,23 +268,79 @@ static HRESULT keep_interfaces(void)
     return hr;
 }
 
-/* ---- start */
+/* ---- system functions replaced in this process */
 
-/* Makes every caller of a system function in this process come to ours: a jump over its first bytes. */
-static BOOL replace(const WCHAR *dll, const char *name, void *with)
+#define JUMP_SIZE 14
+
+static BOOL write_over(void *at, const void *with, SIZE_T size)
 {
-    BYTE jump[14] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0], and the address follows */
-    HMODULE module = LoadLibraryW(dll);
-    BYTE *at = module ? (BYTE *)(void *)GetProcAddress(module, name) : NULL;
     DWORD before;
 
-    if (!at || !VirtualProtect(at, sizeof(jump), PAGE_EXECUTE_READWRITE, &before))
+    if (!at || !VirtualProtect(at, size, PAGE_EXECUTE_READWRITE, &before))
         return FALSE;
-    memcpy(jump + 6, &with, sizeof(with));
-    memcpy(at, jump, sizeof(jump));
-    VirtualProtect(at, sizeof(jump), before, &before);
-    return FlushInstructionCache(GetCurrentProcess(), at, sizeof(jump));
+    memcpy(at, with, size);
+    VirtualProtect(at, size, before, &before);
+    return FlushInstructionCache(GetCurrentProcess(), at, size);
 }
+
+static void *combase(const char *name)
+{
+    HMODULE module = LoadLibraryW(L"combase.dll");
+
+    return module ? (void *)GetProcAddress(module, name) : NULL;
+}
+
+/* Makes every caller in this process come to ours, the DLL's own calls included: a jump over the function's first bytes. */
+static BOOL replace(void *function, void *with)
+{
+    BYTE jump[JUMP_SIZE] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0], and the address follows */
+
+    memcpy(jump + 6, &with, sizeof(with));
+    return write_over(function, jump, sizeof(jump));
+}
+
+/* A client asks rpcss where the class is, and then this process for the factory: IServiceProvider::QueryService of an
+ * object that COM has for the apartment. Wine 8 answers E_FAIL there once the class is revoked, so a client that asked
+ * rpcss just before would fail, where Windows sends it on to the next process. The factories here stay good, so ours
+ * answers instead, revoked or not. COM shows its object once, when it marshals it at the first registration. */
+
+static HRESULT WINAPI provide(IUnknown *self, REFGUID clsid, REFIID iid, void **object)
+{
+    (void)self;
+    *object = NULL;
+    for (int i = 0; i < class_count; i++)
+        if (IsEqualGUID(clsid, &classes[i].clsid))
+            return factory_query(&classes[i].factory, iid, object);
+    return E_FAIL;
+}
+
+static const IID service_provider = {0x6D5140C1, 0x7436, 0x11CE, {0x80, 0x34, 0x00, 0xAA, 0x00, 0x60, 0x09, 0xFA}};
+static BYTE marshal_interface[JUMP_SIZE]; /* CoMarshalInterface's first bytes */
+static BOOL provides;
+
+static HRESULT WINAPI watch_marshaling(IStream *stream, REFIID iid, IUnknown *object, DWORD context, void *reserved, DWORD flags)
+{
+    void *mine = (void *)provide;
+
+    write_over(combase("CoMarshalInterface"), marshal_interface, JUMP_SIZE);
+    if (IsEqualIID(iid, &service_provider))
+        provides = write_over((void **)object->lpVtbl + 3, &mine, sizeof(mine));
+    return CoMarshalInterface(stream, iid, object, context, reserved, flags);
+}
+
+static BOOL replace_functions(void)
+{
+    void *marshal = combase("CoMarshalInterface");
+
+    if (!marshal)
+        return FALSE;
+    memcpy(marshal_interface, marshal, JUMP_SIZE);
+    return replace(combase("CoSuspendClassObjects"), (void *)suspend_class_objects) &&
+           replace(combase("CoResumeClassObjects"), (void *)resume_class_objects) &&
+           replace(marshal, (void *)watch_marshaling);
+}
+
+/* ---- start */
 
 static BOOL read_class_value(const WCHAR *clsid, const WCHAR *subkey, const WCHAR *value, WCHAR *out, DWORD size)
 {
@@ -281,17 +408,16 @@ int wmain(int argc, WCHAR **argv)
     if (FAILED(CoInitializeEx(NULL, COINIT_MULTITHREADED)))
         return 3;
     InitializeCriticalSection(&lock);
-    if (!replace(L"combase.dll", "CoSuspendClassObjects", (void *)suspend_class_objects) ||
-        !replace(L"combase.dll", "CoResumeClassObjects", (void *)resume_class_objects))
-        return 4;
     if (!add_classes(id))
         return 5;
     if (FAILED(keep_interfaces()))
         return 7;
+    if (!replace_functions())
+        return 4;
     EnterCriticalSection(&lock);
     hr = register_classes();
     LeaveCriticalSection(&lock);
-    if (FAILED(hr))
+    if (FAILED(hr) || !provides)
         return 6;
 
     used_at = GetTickCount64();
