@@ -311,8 +311,13 @@ func (r *reader) spec(m map[string]any) Spec {
 
 	ad := r.section(fieldAD, top["ActiveDirectoryConfig"])
 	s.ActiveDirectoryConfig.GroupManagedServiceAccounts = r.accountList(ad["GroupManagedServiceAccounts"])
-	if e := ad["HostAccountConfig"]; e.value != nil {
-		h := r.section(fieldHost, e)
+	host := ad["HostAccountConfig"]
+	if misplaced, ok := m["HostAccountConfig"]; ok && host.value == nil {
+		host = entry{r.prefix + "HostAccountConfig", misplaced}
+		r.written[fieldHost] = host.path
+	}
+	if host.value != nil {
+		h := r.section(fieldHost, host)
 		s.ActiveDirectoryConfig.HostAccountConfig = &HostAccountConfig{
 			PortableCcgVersion: r.text(fieldCcgVersion, h["PortableCcgVersion"]),
 			PluginGUID:         r.text(fieldPluginGUID, h["PluginGUID"]),
