@@ -1,0 +1,180 @@
+package directory
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+	"unicode/utf16"
+
+	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
+	"golang.org/x/crypto/md4" //nolint:staticcheck // the NT hash is MD4 ([MS-NLMP] 3.3.1)
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+// ManagedPassword is the password of a gMSA as a domain controller gives it to those who may read it.
+type ManagedPassword struct {
+	Current   credential.Password // UTF-16, little endian, as in the blob: 128 random code units, which need not be valid
+	Previous  credential.Password // empty: the gMSA has had no other
+	Query     time.Duration       // when to ask again
+	Unchanged time.Duration       // how long the password certainly stays; less than Query by the time that clocks may differ
+}
+
+// Wipe overwrites both passwords with zeros.
+func (m *ManagedPassword) Wipe() {
+	m.Current.Wipe()
+	m.Previous.Wipe()
+}
+
+// ManagedPassword reads the current and the previous password of a gMSA. A domain controller leaves the attribute out
+// for those who may not read it.
+func (s *Session) ManagedPassword(ctx context.Context, name string) (*ManagedPassword, error) {
+	e, err := s.gmsa(ctx, name, "msDS-ManagedPassword")
+	if err != nil {
+		return nil, err
+	}
+	subject := "gMSA " + e.GetAttributeValue("sAMAccountName")
+	blob := e.GetRawAttributeValue("msDS-ManagedPassword")
+	if len(blob) == 0 {
+		return nil, NoRightToRead.of(subject, s.server, fmt.Errorf("asked as %s", s.account))
+	}
+	defer clear(blob)
+	m, err := ParseManagedPassword(blob)
+	if err != nil {
+		return nil, ManagedPasswordDamaged.of(subject, s.server, err)
+	}
+	return m, nil
+}
+
+// ParseManagedPassword decodes an MSDS-MANAGEDPASSWORD_BLOB ([MS-ADTS] 2.2.19). The passwords are copies: the blob may
+// be cleared.
+func ParseManagedPassword(blob []byte) (*ManagedPassword, error) {
+	const headerLength = 16
+	if len(blob) < headerLength {
+		return nil, fmt.Errorf("the blob has %d bytes, less than its header", len(blob))
+	}
+	le := binary.LittleEndian
+	if version := le.Uint16(blob); version != 1 {
+		return nil, fmt.Errorf("the blob is of version %d; 1 is known", version)
+	}
+	if length := le.Uint32(blob[4:]); int64(length) != int64(len(blob)) {
+		return nil, fmt.Errorf("the blob has %d bytes and says %d", len(blob), length)
+	}
+	m := &ManagedPassword{}
+	for _, field := range []struct {
+		what     string
+		at       int
+		optional bool
+		to       *credential.Password
+	}{{"current password", 8, false, &m.Current}, {"previous password", 10, true, &m.Previous}} {
+		offset := int(le.Uint16(blob[field.at:]))
+		if offset == 0 && field.optional {
+			continue
+		}
+		if offset < headerLength || offset >= len(blob) {
+			m.Wipe()
+			return nil, fmt.Errorf("the %s is at %d in a blob of %d bytes", field.what, offset, len(blob))
+		}
+		end := offset
+		for end+1 < len(blob) && (blob[end] != 0 || blob[end+1] != 0) {
+			end += 2
+		}
+		if end+1 >= len(blob) || end == offset {
+			m.Wipe()
+			return nil, fmt.Errorf("the %s is empty or has no end", field.what)
+		}
+		*field.to = credential.NewPassword(bytes.Clone(blob[offset:end]))
+	}
+	for _, field := range []struct {
+		what string
+		at   int
+		to   *time.Duration
+	}{{"query interval", 12, &m.Query}, {"unchanged interval", 14, &m.Unchanged}} {
+		offset := int(le.Uint16(blob[field.at:]))
+		if offset < headerLength || offset+8 > len(blob) {
+			m.Wipe()
+			return nil, fmt.Errorf("the %s is at %d in a blob of %d bytes", field.what, offset, len(blob))
+		}
+		units := le.Uint64(blob[offset:]) // of 100 nanoseconds
+		if units > math.MaxInt64/100 {
+			m.Wipe()
+			return nil, fmt.Errorf("the %s is longer than 292 years", field.what)
+		}
+		*field.to = time.Duration(units) * 100
+	}
+	return m, nil
+}
+
+// managedKey is keyFrom for a managed password. AES keys come from its UTF-8, with U+FFFD for every code unit that is
+// half of a pair; the RC4 key from the UTF-16 itself.
+func managedKey(utf16le []byte) keyFrom {
+	return func(etype int32, salt, parameters string) ([]byte, error) {
+		if etype == etypeID.RC4_HMAC {
+			h := md4.New()
+			_, _ = h.Write(utf16le)
+			return h.Sum(nil), nil
+		}
+		units := make([]uint16, len(utf16le)/2)
+		for i := range units {
+			units[i] = binary.LittleEndian.Uint16(utf16le[2*i:])
+		}
+		runes := utf16.Decode(units)
+		clear(units)
+		utf8 := []byte(string(runes))
+		clear(runes)
+		defer clear(utf8)
+		return passwordKey(utf8)(etype, salt, parameters)
+	}
+}
+
+// Ticket tells of a ticket-granting ticket; it does not contain it.
+type Ticket struct {
+	Client         string // web01$@CORP.EXAMPLE.COM
+	Service        string // krbtgt/CORP.EXAMPLE.COM
+	KDC            string // the domain controller that gave it
+	EncryptionType string // of the gMSA's key
+	Start, End     time.Time
+	Previous       bool // it was the previous password that was accepted
+}
+
+// TicketAs gets a Kerberos ticket-granting ticket as the gMSA, from the domain controller of the session, and drops it.
+// It tries the current password and then the previous one: in the 5 minutes before a change the current one is already
+// the next, and after a change another domain controller may not know it yet.
+func (s *Session) TicketAs(ctx context.Context, gmsa string, m *ManagedPassword) (Ticket, error) {
+	name := gmsa
+	if name == "" || name[len(name)-1] != '$' {
+		name += "$"
+	}
+	subject := "gMSA " + said(name)
+	k := kdc{config: s.config, host: s.server, ip: s.ip}
+	// RC4 is the last choice, and no risk for 128 random code units.
+	etypes := append(append([]int32{}, aes...), etypeID.RC4_HMAC)
+	t, err := k.login(ctx, name, etypes, managedKey(m.Current.Reveal()))
+	previous := false
+	if e, ok := errors.AsType[*kdcError](err); ok && e.code == errorcode.KDC_ERR_PREAUTH_FAILED && len(m.Previous.Reveal()) > 0 {
+		previous = true
+		t, err = k.login(ctx, name, etypes, managedKey(m.Previous.Reveal()))
+	}
+	if err != nil {
+		return Ticket{}, k.explain(subject, true, err)
+	}
+	start := t.part.StartTime
+	if start.IsZero() {
+		start = t.part.AuthTime
+	}
+	return Ticket{
+		Client: t.cname.PrincipalNameString() + "@" + s.config.realm(), Service: t.SName.PrincipalNameString(), KDC: s.server,
+		EncryptionType: encryptionTypes[t.etype], Start: start, End: t.part.EndTime, Previous: previous,
+	}, nil
+}
+
+var encryptionTypes = map[int32]string{
+	etypeID.AES256_CTS_HMAC_SHA1_96: "aes256-cts-hmac-sha1-96",
+	etypeID.AES128_CTS_HMAC_SHA1_96: "aes128-cts-hmac-sha1-96",
+	etypeID.RC4_HMAC:                "rc4-hmac",
+}
