@@ -63,6 +63,11 @@ func load(clsid windows.GUID, input string, calls, parallel int, every time.Dura
 		pace = func() { <-ticker.C }
 	}
 
+	// Wine 8 fills in the tables of its proxies at a process's first activation, and a second thread that activates meanwhile
+	// jumps to the address 0.
+	if object, err := com.Activate(clsid); err == nil {
+		object.Release()
+	}
 	begin := time.Now()
 	for range parallel {
 		workers.Go(func() {
