@@ -194,7 +194,7 @@ func (v *verify) findRelease(ctx context.Context) Step {
 		return failed(CauseReleaseNotFound, detail, "correct the plugin input, or install a release: "+InstallCommand(v.ref))
 	}
 	r := of[0]
-	v.release, v.result.Release = &r, r.String()
+	v.result.release, v.result.Release = &r, r.String()
 	status := r.DaemonSet.Status
 	detail := fmt.Sprintf("%s %s, ready on %d of %d nodes", r, r.Version, status.NumberReady, status.DesiredNumberScheduled)
 	see := fmt.Sprintf("see why: kubectl get pods --namespace %s --selector app.kubernetes.io/instance=%s -o wide; %s doctor", r.Namespace, r.Name, v.Program)
@@ -250,8 +250,8 @@ func (v *verify) readSecret(ctx context.Context) Step {
 
 // account is the release's name, as gmsactl account takes it.
 func (v *verify) account() string {
-	if v.release != nil {
-		return v.release.String()
+	if v.result.release != nil {
+		return v.result.release.String()
 	}
 	return v.ref.Namespace + "/" + strings.TrimSuffix(v.ref.Secret, "-creds")
 }

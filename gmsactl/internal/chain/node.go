@@ -48,6 +48,8 @@ type NodeOptions struct {
 	Provider         *inventory.Release // nil: no release to look for
 	Domain           string             // "": reach nothing
 	Timeout          time.Duration      // of one program on the node; 0: a minute
+	// Meant tells that somebody wants a pod on this very node. Otherwise a node that the release leaves out is as it should be.
+	Meant bool
 
 	clock *clock // nil: no domain controller was asked
 }
@@ -80,7 +82,7 @@ func (r *Result) VerifyNodes(ctx context.Context, o Options, name string, timeou
 	r.Nodes = Each(nodes, func(n *corev1.Node) NodeResult {
 		return CheckNode(ctx, NodeOptions{
 			Cluster: o.Cluster, Program: o.Program, Node: n, Installers: installers, InstallersUnseen: unseen,
-			Provider: r.release, Domain: r.Domain, Timeout: timeout, clock: r.clock,
+			Provider: r.release, Domain: r.Domain, Timeout: timeout, Meant: name != "", clock: r.clock,
 		})
 	})
 	return nil
@@ -180,7 +182,11 @@ func (c *nodeCheck) node() Step {
 
 func (c *nodeCheck) selected() Step {
 	spec := c.Provider.DaemonSet.Spec.Template.Spec
-	if why := inventory.OutsideSelector(spec, c.Node); why != "" {
+	why := inventory.OutsideSelector(spec, c.Node)
+	if why != "" && !c.Meant {
+		return Step{State: NotReached, Cause: CauseNodeOutside, Detail: fmt.Sprintf("the release %s leaves this node out: %s", c.Provider, why)}
+	}
+	if why != "" {
 		return failed(CauseNodeOutside, fmt.Sprintf("the node is outside the release %s: %s", c.Provider, why),
 			fmt.Sprintf("run the pods on the nodes with %s, or give this node the labels if it may have the credentials", inventory.SelectorText(spec.NodeSelector)))
 	}

@@ -1,0 +1,281 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+func init() { commands = append(commands, newVerify) }
+
+func newVerify(g *globals) *cobra.Command {
+	var (
+		node, username, passwordFile string
+		allNodes                     bool
+		nodeTimeout                  time.Duration
+	)
+	c := &cobra.Command{
+		Use:   "verify CREDENTIALSPEC",
+		Short: "Follow the way of a credential from a credential spec to a Kerberos ticket as the gMSA",
+		Long: `Follows the way of a credential, one line a link: credential spec, plugin input, release, Secret, bind to Active Directory,
+the credential spec's domain, right to read, managed password, Kerberos ticket as the gMSA. The first link that is broken is named with
+what to do; what depends on it is "not reached". What you may not read is "not looked at", with the right that is missing.
+
+CREDENTIALSPEC is the name of a GMSACredentialSpec, or a file if it has a slash, a backslash or an ending .yaml, .yml or .json.
+
+The account's password is read from the Secret, which takes the right to get it; or it is given with --username and --password-file.
+
+With --node, what runs on that node looks too, through kubectl exec's way into the pods of the charts: whether the plugin is
+registered and answers, whether the provider has the Secret, which domain controllers and ports (53, 88, 389, 636, 9389) the node
+reaches, and its clock against the domain controller's. --all-nodes does it for all Windows nodes that the release selects.`,
+		Example: g.examples(`
+  gmsactl verify web01
+  gmsactl verify web01 --node win-1
+  gmsactl verify ./web01.yaml --username gmsa-reader --password-file password.txt`),
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if node != "" && allNodes {
+				return usagef("--node and --all-nodes exclude each other")
+			}
+			if (username == "") != (passwordFile == "") {
+				return usagef("--username and --password-file go together")
+			}
+			cluster, err := g.inventory()
+			if err != nil {
+				return err
+			}
+			o := chain.Options{Cluster: cluster, Program: g.program, Name: args[0], Directory: g.directoryConfig}
+			if isFile(args[0]) {
+				o.File = args[0]
+				if o.Content, err = os.ReadFile(args[0]); err != nil {
+					return usagef("%w", err)
+				}
+			}
+			if username != "" {
+				password, err := g.passwordFromFile(passwordFile)
+				if err != nil {
+					return err
+				}
+				defer password.Wipe()
+				o.Credential = credential.Credential{Username: username, Password: password}
+			}
+			ctx := cmd.Context()
+			result := chain.Verify(ctx, o)
+			if node != "" || allNodes {
+				if err := result.VerifyNodes(ctx, o, node, nodeTimeout); err != nil {
+					return unablef("Windows nodes: %s", inventory.NotSeen("nodes", err, inventory.Right("list", "nodes", "")))
+				}
+			}
+			if err := g.print(result, func(w io.Writer) { g.writeVerify(w, result, allNodes) }); err != nil {
+				return err
+			}
+			return endWith(codeOf(result))
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&node, "node", "", "look at this node too")
+	f.BoolVar(&allNodes, "all-nodes", false, "look at all Windows nodes too")
+	f.DurationVar(&nodeTimeout, "node-timeout", time.Minute, "how long one program on a node may take")
+	f.StringVar(&username, "username", "", "account to bind as instead of the Secret's: its bare sAMAccountName")
+	f.StringVar(&passwordFile, "password-file", "", "file with that account's password; - reads standard input")
+	g.addDirectoryFlags(c)
+	return c
+}
+
+// inventory is the cluster that the flags name, to read from.
+func (g *globals) inventory() (*inventory.Cluster, error) {
+	config, err := g.config.ToRESTConfig()
+	if err != nil {
+		return nil, unablef("%w", err)
+	}
+	return inventory.New(config)
+}
+
+// isFile tells a file from the name of an object, which has no slash.
+func isFile(arg string) bool {
+	if strings.ContainsAny(arg, `/\`) {
+		return true
+	}
+	for _, ending := range []string{".yaml", ".yml", ".json"} {
+		if strings.HasSuffix(strings.ToLower(arg), ending) {
+			return true
+		}
+	}
+	return false
+}
+
+// codeOf is 1 if a link is broken, else 3 if one could not be looked at.
+func codeOf(r *chain.Result) int {
+	broken, unseen := chain.Broken(r.Steps) != nil, chain.Unseen(r.Steps) != nil
+	for _, n := range r.Nodes {
+		broken = broken || chain.Broken(n.Steps) != nil
+		unseen = unseen || chain.Unseen(n.Steps) != nil
+	}
+	switch {
+	case broken:
+		return exitWrong
+	case unseen:
+		return exitUnable
+	}
+	return exitGood
+}
+
+func (g *globals) paintState(s chain.State, width int) string {
+	style := map[chain.State]string{chain.OK: green, chain.Warning: yellow, chain.Failed: red, chain.NotReached: faint, chain.NotLookedAt: yellow}[s]
+	return g.paint(style, fmt.Sprintf("%-*s", width, s))
+}
+
+func (g *globals) writeVerify(w io.Writer, r *chain.Result, table bool) {
+	fmt.Fprintf(w, "%s %s\n\n", g.paint(bold, "credential spec"), r.CredentialSpec)
+	g.writeSteps(w, r.Steps)
+	g.writeVerdict(w, r.Steps, "")
+	switch {
+	case table:
+		g.writeNodeTable(w, r.Nodes)
+	default:
+		for _, n := range r.Nodes {
+			g.writeNode(w, n)
+		}
+	}
+}
+
+func (g *globals) writeNode(w io.Writer, n chain.NodeResult) {
+	fmt.Fprintf(w, "\n%s %s\n\n", g.paint(bold, "node"), n.Node)
+	g.writeSteps(w, n.Steps)
+	g.writeVerdict(w, n.Steps, " on node "+n.Node)
+}
+
+func (g *globals) writeSteps(w io.Writer, steps []chain.Step) {
+	name, state := 0, 0
+	for _, s := range steps {
+		name, state = max(name, len(s.Name)), max(state, len(s.State))
+	}
+	for _, s := range steps {
+		took := ""
+		if s.State != chain.NotReached && s.Ms >= 0.5 {
+			took = fmt.Sprintf("%.0f ms", s.Ms)
+		}
+		fmt.Fprintf(w, "  %-*s  %s  %8s  %s\n", name, s.Name, g.paintState(s.State, state), took, s.Detail)
+	}
+}
+
+// writeVerdict names the first broken link, or what there is to be said where none is.
+func (g *globals) writeVerdict(w io.Writer, steps []chain.Step, where string) {
+	fmt.Fprintln(w)
+	if b := chain.Broken(steps); b != nil {
+		fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  What to do: %s\n", g.paint(red, "Broken"), where, b.Name, b.Cause, b.Detail, b.Remedy)
+	} else if u := chain.Unseen(steps); u != nil {
+		fmt.Fprintf(w, "%s%s: %s; the rest was, as far as it does not depend on it, and nothing is broken\n  %s\n", g.paint(yellow, "Not looked at"), where, u.Name, u.Detail)
+		if u.Remedy != "" {
+			fmt.Fprintf(w, "  What to do: %s\n", u.Remedy)
+		}
+	} else {
+		fmt.Fprintf(w, "%s%s\n", g.paint(green, "The whole way holds"), where)
+	}
+	for _, s := range steps {
+		if s.State == chain.Warning {
+			fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  What to do: %s\n", g.paint(yellow, "Warning"), where, s.Name, s.Cause, s.Detail, s.Remedy)
+		}
+	}
+}
+
+// tableSteps are the columns of the table of nodes: a heading and the steps that it sums up.
+var tableSteps = []struct {
+	heading string
+	steps   []string
+}{
+	{"NODE READY", []string{chain.StepNode, chain.StepSelected}},
+	{"PLUGIN", []string{chain.StepInstaller, chain.StepPlugin, chain.StepSelfTest}},
+	{"PROVIDER", []string{chain.StepProvider, chain.StepHealth}},
+	{"DC FOUND", []string{chain.StepControllers}},
+	{"PORTS", []string{chain.StepPorts}},
+	{"CLOCK", []string{chain.StepClock}},
+}
+
+func (g *globals) writeNodeTable(w io.Writer, nodes []chain.NodeResult) {
+	if len(nodes) == 0 {
+		fmt.Fprintln(w, "\nthe cluster has no Windows nodes")
+		return
+	}
+	fmt.Fprintln(w)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(table, "NODE")
+	for _, column := range tableSteps {
+		fmt.Fprint(table, "\t"+column.heading)
+	}
+	fmt.Fprintln(table)
+	for _, n := range nodes {
+		fmt.Fprint(table, n.Node)
+		for _, column := range tableSteps {
+			fmt.Fprint(table, "\t"+string(worst(n.Steps, column.steps)))
+		}
+		fmt.Fprintln(table)
+	}
+	_ = table.Flush() // w is a buffer
+	for _, n := range nodes {
+		if chain.Broken(n.Steps) != nil || chain.Unseen(n.Steps) != nil || hasWarning(n.Steps) {
+			g.writeVerdict(w, n.Steps, " on node "+n.Node)
+		}
+	}
+}
+
+func hasWarning(steps []chain.Step) bool {
+	for _, s := range steps {
+		if s.State == chain.Warning {
+			return true
+		}
+	}
+	return false
+}
+
+// worst sums some steps up; "" if there are none of them.
+func worst(steps []chain.Step, names []string) chain.State {
+	order := []chain.State{"", chain.OK, chain.Warning, chain.NotLookedAt, chain.NotReached, chain.Failed}
+	rank := 0
+	for _, s := range steps {
+		for _, name := range names {
+			if s.Name != name {
+				continue
+			}
+			for i, state := range order {
+				if state == s.State {
+					rank = max(rank, i)
+				}
+			}
+		}
+	}
+	return order[rank]
+}
+
+// passwordFromFile reads a password, of which one line end is no part, from a file or from standard input.
+func (g *globals) passwordFromFile(name string) (credential.Password, error) {
+	in := g.streams.In
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return credential.Password{}, usagef("--password-file: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	content, err := io.ReadAll(io.LimitReader(in, credential.MaxValueLength+3))
+	if err != nil {
+		return credential.Password{}, usagef("--password-file: %w", err)
+	}
+	content = bytes.TrimSuffix(bytes.TrimSuffix(content, []byte("\n")), []byte("\r"))
+	if len(content) == 0 || len(content) > credential.MaxValueLength {
+		clear(content)
+		return credential.Password{}, usagef("--password-file %s: has %d bytes; a password has 1 to %d", name, len(content), credential.MaxValueLength)
+	}
+	return credential.NewPassword(content), nil
+}
