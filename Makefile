@@ -3,6 +3,7 @@
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME ?= 20s
 REGISTRY ?=
+PREFIX   ?= /usr/local
 
 Q      := $(if $(V),,@)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -43,6 +44,8 @@ build: deps ## build everything into dist/
 	$(Q)$(WINDOWS) $(BUILD) -o dist/gmsa-account-provider.exe ./cmd/gmsa-account-provider
 	$(Q)$(SIGN) dist/ccg-plugin-installer.exe
 	$(Q)$(SIGN) dist/gmsa-account-provider.exe
+	@echo "build  dist/gmsactl"
+	$(Q)cd gmsactl && $(BUILD) -o ../dist/gmsactl .
 	@echo "build  dist/lab/"
 	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ ./ccg ./app
 
@@ -67,6 +70,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd images && CGO_ENABLED=0 go vet ./...
+	$(Q)cd gmsactl && for os in linux windows darwin; do CGO_ENABLED=0 GOOS=$$os go vet -trimpath ./... || exit; done
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg ./app
 	@echo "lint   staticcheck"
 	$(Q)GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
@@ -75,6 +79,7 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...
 	$(Q)cd images && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
+	$(Q)cd gmsactl && CGO_ENABLED=0 GOFLAGS=-trimpath ../dist/tools/staticcheck ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg ./app
 
 .PHONY: prepare
@@ -88,6 +93,7 @@ test: deps faultpoints images lint ## everything, the lab included; fails where 
 	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
 	$(Q)cd images && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./...
+	$(Q)cd gmsactl && CGO_ENABLED=0 go test -trimpath -count=1 -timeout 10m ./...
 	$(Q)$(MAKE) --no-print-directory prepare
 	@echo "test   lab"
 	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 4 -timeout 40m ./...
@@ -95,6 +101,11 @@ test: deps faultpoints images lint ## everything, the lab included; fails where 
 .PHONY: demo
 demo: images prepare ## both charts installed, used, upgraded and uninstalled on a cluster on this machine
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./demo
+
+.PHONY: install
+install: build ## install gmsactl, also as kubectl-gmsa, into PREFIX/bin (/usr/local)
+	install -D -m 755 dist/gmsactl $(PREFIX)/bin/gmsactl
+	ln -sf gmsactl $(PREFIX)/bin/kubectl-gmsa
 
 .PHONY: lab-up
 lab-up: images prepare ## start a cluster with three Windows nodes in the background, and say how to use it
@@ -114,6 +125,8 @@ images: build ## container images for Windows and Linux, as an OCI layout in dis
 	@echo "build  dist/linux-amd64/, dist/linux-arm64/"
 	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/release-cleanup ./cmd/release-cleanup
 	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/release-cleanup ./cmd/release-cleanup
+	$(Q)cd gmsactl && GOOS=linux GOARCH=amd64 $(BUILD) -o ../dist/linux-amd64/gmsactl .
+	$(Q)cd gmsactl && GOOS=linux GOARCH=arm64 $(BUILD) -o ../dist/linux-arm64/gmsactl .
 	@echo "image  dist/image"
 	$(Q)$(IMAGES) build --version $(VERSION) --base $(BASE) --revision "$$(git rev-parse HEAD 2>/dev/null)"
 
@@ -129,7 +142,12 @@ release: ## make images with signed Windows programs, and checksums: SIGN_CERT=c
 	$(Q)for chart in $(CHARTS); do grep -qx 'appVersion: $(VERSION)' $$chart/Chart.yaml || \
 		{ echo "$$chart wants another image than $(VERSION): set appVersion in its Chart.yaml, or VERSION=" >&2; exit 1; }; done
 	$(Q)$(MAKE) --no-print-directory images SIGN=hack/sign.sh BASE=$(if $(filter file,$(origin BASE)),mcr.microsoft.com/oss/kubernetes/windows-host-process-containers-base-image:v1.0.0,$(BASE))
-	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup sbom/*.json image/index.json >SHA256SUMS
+	@echo "build  dist/gmsactl-*"
+	$(Q)cd gmsactl && rm -f ../dist/gmsactl-* && for platform in linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64; do \
+		os=$${platform%-*} arch=$${platform#*-}; exe=; [ $$os = windows ] && exe=.exe; \
+		GOOS=$$os GOARCH=$$arch $(BUILD) -o ../dist/gmsactl-$$platform$$exe . || exit 1; done
+	$(Q)hack/sign.sh dist/gmsactl-windows-amd64.exe
+	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup gmsactl-* sbom/*.json image/index.json >SHA256SUMS
 	@echo "sums   dist/SHA256SUMS"
 
 .PHONY: fuzz

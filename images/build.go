@@ -191,23 +191,29 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 	}, nil
 }
 
+// linuxPrograms are what a Linux image holds, a layer each; the first is what it runs.
+var linuxPrograms = []string{"release-cleanup", "gmsactl"}
+
 func linuxImage(o options, platform v1.Platform, lists map[string][]byte) (v1.Image, error) {
-	const name = "release-cleanup"
-	p, err := readProgram(filepath.Join(o.dist, "linux-"+platform.Architecture), name, platform)
-	if err != nil {
-		return nil, err
-	}
-	list, err := components(p, o.version)
-	if err != nil {
-		return nil, err
-	}
-	lists[fmt.Sprintf("%s-linux-%s.cdx.json", name, platform.Architecture)] = list
-	l, err := linuxLayer([]file{{name, p.data}, {"sbom/" + name + ".cdx.json", list}})
-	if err != nil {
-		return nil, err
+	var layers []v1.Layer
+	for _, name := range linuxPrograms {
+		p, err := readProgram(filepath.Join(o.dist, "linux-"+platform.Architecture), name, platform)
+		if err != nil {
+			return nil, err
+		}
+		list, err := components(p, o.version)
+		if err != nil {
+			return nil, err
+		}
+		lists[fmt.Sprintf("%s-linux-%s.cdx.json", name, platform.Architecture)] = list
+		l, err := linuxLayer([]file{{name, p.data}, {"sbom/" + name + ".cdx.json", list}})
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, l)
 	}
 	// A number, because a kubelet cannot check runAsNonRoot on a name; 65532 is what images without a shell use.
-	return image(platform, v1.Config{User: "65532:65532", Entrypoint: []string{"/" + name}, WorkingDir: "/", Labels: labels(o)}, l)
+	return image(platform, v1.Config{User: "65532:65532", Entrypoint: []string{"/" + linuxPrograms[0]}, WorkingDir: "/", Labels: labels(o)}, layers...)
 }
 
 func image(platform v1.Platform, config v1.Config, layers ...v1.Layer) (v1.Image, error) {

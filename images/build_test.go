@@ -164,10 +164,13 @@ func TestEveryPlatformIsPulledAsItWasBuilt(t *testing.T) {
 		return image{
 			platform: v1.Platform{OS: "linux", Architecture: arch},
 			config:   v1.Config{User: "65532:65532", Entrypoint: []string{"/release-cleanup"}, WorkingDir: "/", Labels: wantLabels},
-			layers:   [][]string{{"release-cleanup", "sbom/", "sbom/release-cleanup.cdx.json"}},
+			layers: [][]string{
+				{"release-cleanup", "sbom/", "sbom/release-cleanup.cdx.json"},
+				{"gmsactl", "sbom/", "sbom/gmsactl.cdx.json"},
+			},
 			contents: map[string]string{
-				"release-cleanup":               filepath.Join(dir, "linux-"+arch, "release-cleanup"),
-				"sbom/release-cleanup.cdx.json": filepath.Join(sbom, "release-cleanup-linux-"+arch+".cdx.json"),
+				"gmsactl":               filepath.Join(dir, "linux-"+arch, "gmsactl"),
+				"sbom/gmsactl.cdx.json": filepath.Join(sbom, "gmsactl-linux-"+arch+".cdx.json"),
 			},
 		}
 	}
