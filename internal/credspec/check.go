@@ -84,6 +84,24 @@ func (s Spec) Check() []Problem {
 	return c.problems
 }
 
+// CheckDomain returns where a spec does not say what its domain says of itself.
+func (s Spec) CheckDomain(d Domain) []Problem {
+	var c checker
+	j := s.DomainJoinConfig
+	for _, f := range []struct{ field, has, domain string }{
+		{fieldSID, j.Sid, d.SID},
+		{fieldGUID, strings.Trim(j.Guid, "{}"), d.GUID},
+		{fieldTree, j.DnsTreeName, d.ForestDNSName},
+		{fieldDNS, j.DnsName, d.DNSName},
+		{fieldNetBIOS, j.NetBiosName, d.NetBIOSName},
+	} {
+		if f.has != "" && !strings.EqualFold(f.has, f.domain) {
+			c.wrong(f.field, "write "+f.domain, "is %q, but that of %s is %q", f.has, d.DNSName, f.domain)
+		}
+	}
+	return c.problems
+}
+
 type checker struct{ problems []Problem }
 
 func (c *checker) wrong(field, remedy, format string, args ...any) {

@@ -290,6 +290,32 @@ func TestReadFindsWhatPeopleGetWrong(t *testing.T) {
 	}
 }
 
+func TestCheckDomainComparesEveryNameAndIdentifier(t *testing.T) {
+	if problems := good().CheckDomain(Domain{domain.SID, strings.ToUpper(domain.GUID), "CORP.example.com", "corp", "Example.com"}); len(problems) > 0 {
+		t.Errorf("case does not matter: %v", problems)
+	}
+	var fields []string
+	for _, p := range good().CheckDomain(Domain{"S-1-5-21-1-2-3", "0", "other.example.net", "OTHER", "example.net"}) {
+		fields = append(fields, p.Field)
+	}
+	if diff := cmp.Diff([]string{fieldSID, fieldGUID, fieldTree, fieldDNS, fieldNetBIOS}, fields); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestPathsAreAsTheUserWroteThem(t *testing.T) {
+	docs, err := Read([]byte(strings.Replace(object(t, "web01", good()), "DomainJoinConfig", "domainJoinConfig", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := docs[0].Path(fieldSID), "credspec.domainJoinConfig.Sid"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := (Document{}).Path(fieldSID); got != fieldSID {
+		t.Error(got)
+	}
+}
+
 func TestProblemsOfAPlainSpecHaveNoPrefix(t *testing.T) {
 	docs, err := Read(bytes.Replace(good().JSON(), []byte(`"PortableCcgVersion": "1"`), []byte(`"PortableCcgVersion": 1`), 1))
 	if err != nil || len(docs) != 1 || len(docs[0].Problems) != 1 {

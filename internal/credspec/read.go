@@ -22,6 +22,16 @@ type Document struct {
 	Name     string // metadata.name; "" for a plain spec
 	Spec     Spec
 	Problems []Problem
+
+	at *reader // which knows how the fields are written
+}
+
+// Path returns the path of a field of the Spec, such as DomainJoinConfig.Sid, as the user wrote it.
+func (d Document) Path(field string) string {
+	if d.at == nil {
+		return field
+	}
+	return d.at.as(field)
 }
 
 // Wrong reports whether a problem of the document is more than a warning.
@@ -200,7 +210,7 @@ func read(v any) (Document, bool) {
 			r.wrong("", "write a GMSACredentialSpec or the JSON of a plain credential spec", "has neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig, so it is no credential spec")
 			return Document{Problems: r.problems}, true
 		}
-		return Document{Spec: r.spec(m), Problems: r.problems}, false
+		return Document{Spec: r.spec(m), Problems: r.problems, at: r}, false
 	}
 	return r.object(m, hasBody)
 }
@@ -268,7 +278,7 @@ func (r *reader) object(m map[string]any, hasBody bool) (Document, bool) {
 		return d, false
 	}
 	d.Spec = r.spec(inner)
-	d.Problems = r.problems
+	d.Problems, d.at = r.problems, r
 	return d, false
 }
 

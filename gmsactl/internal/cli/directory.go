@@ -1,4 +1,74 @@
 package cli
 
+import (
+	"crypto/x509"
+	"os"
+	"slices"
+
+	"github.com/ccgrkc/ccgrkc/internal/directory"
+)
+
+// directoryConfig returns how to reach a domain, by the flags of addDirectoryFlags.
+func (g *globals) directoryConfig(domain string) (directory.Config, error) {
+	security, err := directory.ParseSecurity(g.ad.security)
+	if err != nil {
+		return directory.Config{}, usagef("--ldap: %w", err)
+	}
+	if g.ad.timeout <= 0 {
+		return directory.Config{}, usagef("--timeout %s: use a time greater than 0, such as 5s", g.ad.timeout)
+	}
+	c := directory.Config{
+		Domain:    domain,
+		Servers:   g.ad.servers,
+		DNSServer: g.ad.dnsServer,
+		Security:  security,
+		Timeout:   g.ad.timeout,
+	}
+	if g.ad.caFile != "" {
+		pem, err := os.ReadFile(g.ad.caFile)
+		if err != nil {
+			return directory.Config{}, usagef("--ldap-ca: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return directory.Config{}, usagef("--ldap-ca %s: there is no certificate in it; use the CA's certificate in PEM (BEGIN CERTIFICATE)", g.ad.caFile)
+		}
+	}
+	return c, nil
+}
+
+// What lies between here and the domain, and so says nothing about what was looked at.
+var unableCauses = []*directory.Cause{
+	directory.DNSUnreachable, directory.DNSNotFound, directory.DCUnreachable, directory.Timeout, directory.WrongDomain,
+	directory.CertificateNotTrusted, directory.EncryptionRefused, directory.ClockSkew, directory.AnswerInvalid,
+	directory.Referral, directory.SizeLimit, directory.Unexpected,
+}
+
 // exitCodeOfDirectory returns the code of an error of package directory.
-func exitCodeOfDirectory(error) int { return exitWrong }
+func exitCodeOfDirectory(err error) int {
+	if slices.Contains(unableCauses, directory.CauseOf(err)) {
+		return exitUnable
+	}
+	return exitWrong
+}
+
+// directoryError adds the remedy to an error of package directory, and ends gmsactl with its code.
+func directoryError(err error) error {
+	if _, coded := asFailure(err); coded {
+		return err
+	}
+	code := exitCode(err)
+	if cause := directory.CauseOf(err); cause != nil {
+		return &failure{code, withRemedy{err, cause.Remedy}}
+	}
+	return &failure{code, err}
+}
+
+// withRemedy is an error and, on a line of its own, what to do about it.
+type withRemedy struct {
+	error
+	remedy string
+}
+
+func (e withRemedy) Error() string { return e.error.Error() + "\n" + e.remedy }
+func (e withRemedy) Unwrap() error { return e.error }

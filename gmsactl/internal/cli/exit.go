@@ -62,7 +62,7 @@ func exitCode(err error) int {
 	if err == nil {
 		return exitGood
 	}
-	if f, ok := errors.AsType[*failure](err); ok {
+	if f, ok := asFailure(err); ok {
 		return f.code
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || notAllowed(err) || unreachable(err) {
@@ -70,6 +70,8 @@ func exitCode(err error) int {
 	}
 	return exitCodeOfDirectory(err)
 }
+
+func asFailure(err error) (*failure, bool) { return errors.AsType[*failure](err) }
 
 // notAllowed reports whether the API server refused who asked, not what was asked for.
 func notAllowed(err error) bool {

@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/yaml"
 
@@ -34,7 +33,7 @@ const (
 // globals is what all commands share: the global flags, where to read and write, and how to print.
 type globals struct {
 	program string // gmsactl, or "kubectl gmsa", as examples and advice must call it
-	config  *genericclioptions.ConfigFlags
+	config  *kubeFlags
 	streams genericiooptions.IOStreams
 	output  string // outputText, outputJSON or outputYAML
 	colour  bool
@@ -53,7 +52,7 @@ type directoryFlags struct {
 func Run(ctx context.Context, args []string, streams genericiooptions.IOStreams) int {
 	g := &globals{
 		program: programName(args[0]),
-		config:  genericclioptions.NewConfigFlags(true),
+		config:  newKubeFlags(),
 		streams: streams,
 		output:  outputText,
 		colour:  hasColour(streams.Out),
@@ -125,9 +124,7 @@ cluster or a domain controller cannot be reached, or does not allow it).`,
 var shownFlags = []string{"kubeconfig", "context", "namespace", "output"}
 
 func (g *globals) addGlobalFlags(flags *pflag.FlagSet) {
-	// --token would put a secret on a command line, where every process of the machine can read it.
-	g.config.BearerToken = nil
-	g.config.AddFlags(flags)
+	g.config.add(flags)
 	flags.StringVarP(&g.output, "output", "o", g.output, "form of the output: text, json or yaml")
 	flags.VisitAll(func(f *pflag.Flag) { f.Hidden = !slices.Contains(shownFlags, f.Name) })
 }

@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"os"
+
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	// For kubeconfigs with the user type auth-provider.
+	_ "k8s.io/client-go/plugin/pkg/client/auth"
+
+	"github.com/ccgrkc/ccgrkc/internal/version"
+)
+
+// kubeFlags are kubectl's flags for the way to a cluster. They are client-go's own: those of cli-runtime bring Kustomize along,
+// a fifth of the program.
+type kubeFlags struct {
+	rules     *clientcmd.ClientConfigLoadingRules
+	overrides *clientcmd.ConfigOverrides
+}
+
+func newKubeFlags() *kubeFlags {
+	return &kubeFlags{rules: clientcmd.NewDefaultClientConfigLoadingRules(), overrides: &clientcmd.ConfigOverrides{}}
+}
+
+func (f *kubeFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.rules.ExplicitPath, "kubeconfig", "", "path of the kubeconfig (default: $KUBECONFIG, or ~/.kube/config)")
+	names := clientcmd.RecommendedConfigOverrideFlags("")
+	// A secret on a command line can be read by every process of the machine.
+	names.AuthOverrideFlags.Token.LongName = ""
+	names.AuthOverrideFlags.Username.LongName = ""
+	names.AuthOverrideFlags.Password.LongName = ""
+	names.ContextOverrideFlags.Namespace.ShortName = "n"
+	names.ContextOverrideFlags.Namespace.Description = "namespace, for what is in one"
+	names.CurrentContext.Description = "context of the kubeconfig to use"
+	clientcmd.BindOverrideFlags(f.overrides, flags, names)
+}
+
+func (f *kubeFlags) loader() clientcmd.ClientConfig {
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(f.rules, f.overrides)
+}
+
+// ToRESTConfig returns how to reach the cluster. Its errors are about the kubeconfig.
+func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
+	config, err := f.loader().ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	config.UserAgent = "gmsactl/" + version.String()
+	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
+	return config, nil
+}
+
+// namespace is what --namespace says, or "".
+func (f *kubeFlags) namespace() string { return f.overrides.Context.Namespace }
