@@ -110,7 +110,8 @@ func (c Config) bind(ctx context.Context, server, account string, cred credentia
 	first := err.(*Error)
 	// Wherever the password was judged already, it is not sent again. What is left: Kerberos could not be asked, or
 	// its answer stands for several causes.
-	if !slices.Contains([]*Cause{DCUnreachable, Timeout, EncryptionRefused, EncryptionTypeUnsupported, AccountRevoked, PasswordExpired, ClockSkew, KDCRefused, AnswerInvalid, Unexpected}, first.Cause) {
+	status, _ := errors.AsType[*kdcError](first)
+	if aboutAccount(first.Cause) && (first.Cause != PasswordExpired || status == nil || status.status != 0) {
 		return nil, first
 	}
 	var also []string
@@ -134,14 +135,15 @@ func (c Config) bind(ctx context.Context, server, account string, cred credentia
 	return nil, first
 }
 
+// aboutAccount tells whether a cause is a judgement on the account, which no other way to ask would change.
 func aboutAccount(c *Cause) bool {
 	return slices.Contains([]*Cause{UnknownAccount, WrongPassword, AccountDisabled, AccountLocked, AccountExpired, PasswordExpired, MustChangePassword, LogonRestricted, WrongDomain}, c)
 }
 
 func (c Config) bindKerberos(ctx context.Context, server, account string, cred credential.Credential) (*Session, error) {
 	subject := "account " + account
-	// What the server is called is asked in plain text, of anybody. No harm: the ticket is for this domain's
-	// controllers only, because no other account may have a service name that ends in the domain.
+	// What the server is called is asked in plain text, of anybody. No harm: a service name that ends in the domain is
+	// given to the domain's controllers only ([MS-ADTS] 5.1.1.4), so nobody else can use the ticket.
 	plain, err := c.dial(ctx, server, "389")
 	if err != nil {
 		return nil, about(err, subject)
@@ -180,7 +182,11 @@ func (c Config) bindKerberos(ctx context.Context, server, account string, cred c
 		if errors.Is(err, errNotSealed) {
 			return nil, EncryptionRefused.of(subject, server, err)
 		}
-		return nil, ldapError(subject, server, err, nil)
+		e := ldapError(subject, server, err, nil)
+		if e.Cause == WrongPassword { // Kerberos took it
+			e.Cause = Unexpected
+		}
+		return nil, e
 	}
 	bound := c.session(conn, s.root.host, ip, account, Kerberos)
 	if err := bound.readRoot(ctx); err != nil {
@@ -384,6 +390,9 @@ func ldapError(subject, server string, err error, conn *ldapConn) *Error {
 	e, ok := errors.AsType[*ldap.Error](err)
 	if !ok {
 		return transport(subject, server, err)
+	}
+	if errors.Is(err, ldap.ErrSizeLimitExceeded) {
+		return SizeLimit.of(subject, server, errors.New("it sends more than was asked for"))
 	}
 	var text error = &ldapRefusal{e.ResultCode, said(e.Err.Error())}
 	cause := Unexpected

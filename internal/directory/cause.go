@@ -17,7 +17,7 @@ type Cause struct {
 var (
 	DNSUnreachable = &Cause{"dns-unreachable", "The DNS server does not answer, or says that it cannot.",
 		"See that the DNS server runs and that UDP and TCP port 53 are open from here, or name another with --dns-server."}
-	DNSNotFound = &Cause{"dns-not-found", "DNS has no domain controllers for this domain.",
+	DNSNotFound = &Cause{"dns-not-found", "DNS does not know the name, or has no domain controllers for the domain.",
 		"Correct the domain's DNS name, ask a DNS server that knows the domain (--dns-server), or name a domain controller (--dc)."}
 	DCUnreachable = &Cause{"dc-unreachable", "The domain controller cannot be reached.",
 		"See that it runs and that no firewall stands between: TCP 88 (Kerberos), 389 (LDAP) and 636 (LDAPS) must be open from here."}

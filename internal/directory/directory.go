@@ -27,6 +27,8 @@ type Config struct {
 	Security  Security       // how the connection is protected; "": Auto
 	RootCAs   *x509.CertPool // for LDAPS and StartTLS; nil: the system's
 	Timeout   time.Duration  // of one exchange: a connection, a question and its answer; 0: 5 s
+
+	ports map[string]string // tests: where a fake listens in place of 88, 389, 636; it needs no privilege there
 }
 
 // Security is how an LDAP connection is protected. A password is never sent over a connection that is not.

@@ -344,11 +344,12 @@ func (k kdc) explain(subject string, gmsa bool, err error) *Error {
 		cause = WrongPassword
 	case errorcode.KRB_AP_ERR_SKEW:
 		cause = ClockSkew
-		if !e.time.IsZero() {
-			err = fmt.Errorf("%w; its clock is %s ahead of this one", err, time.Until(e.time).Round(time.Second))
-			if ahead := time.Until(e.time); ahead < 0 {
-				err = fmt.Errorf("%w; its clock is %s behind this one", e, (-ahead).Round(time.Second))
-			}
+		if ahead := time.Until(e.time).Round(time.Second); e.time.IsZero() {
+			break
+		} else if ahead > 0 {
+			err = fmt.Errorf("%w; its clock is %s ahead of this one", e, ahead)
+		} else {
+			err = fmt.Errorf("%w; its clock is %s behind this one", e, -ahead)
 		}
 	case errorcode.KDC_ERR_WRONG_REALM:
 		cause = WrongDomain
@@ -386,17 +387,13 @@ var statusCause = map[uint32]*Cause{
 
 // transport is an Error for what is not an answer.
 func transport(subject, server string, err error) *Error {
-	cause := Unexpected
+	cause := AnswerInvalid
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		cause, err = Timeout, errors.New("no whole answer in time")
 	} else if errors.Is(err, errNoCommonType) {
 		cause = EncryptionTypeUnsupported
-	} else if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.EOF) {
+	} else if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		cause, err = DCUnreachable, fmt.Errorf("the connection broke: %w", err)
-	} else if errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) {
-		cause = DCUnreachable
-	} else {
-		cause = AnswerInvalid
 	}
 	return cause.of(subject, server, err)
 }

@@ -52,26 +52,36 @@ func (c Config) resolver() *net.Resolver {
 	}}
 }
 
+// dnsError is an Error for a failed look-up. The text of net's own error names the system's DNS server, also where
+// another was asked.
 func (c Config) dnsError(err error) *Error {
-	cause := DNSNotFound
-	if e, ok := errors.AsType[*net.DNSError](err); ok && (e.IsTimeout || e.IsTemporary) { // SERVFAIL is temporary
-		cause = DNSUnreachable
+	cause, server := DNSNotFound, c.DNSServer
+	if e, ok := errors.AsType[*net.DNSError](err); ok {
+		if !e.IsNotFound {
+			cause = DNSUnreachable
+		}
+		if server == "" {
+			server = e.Server
+		}
+		err = fmt.Errorf("%s: %s", said(e.Name), said(e.Err))
 	}
-	return cause.of("domain "+c.Domain, c.DNSServer, errors.New(said(err.Error())))
+	return cause.of("domain "+c.Domain, server, err)
 }
 
 // dial connects to a port of a server, which is a host name or an address. Its errors have a cause.
 func (c Config) dial(ctx context.Context, server, port string) (net.Conn, error) {
 	ctx, cancel := c.exchange(ctx)
 	defer cancel()
-	conn, err := (&net.Dialer{Resolver: c.resolver()}).DialContext(ctx, "tcp", net.JoinHostPort(strings.Trim(server, "[]"), port))
+	to := port
+	if other := c.ports[port]; other != "" {
+		to = other
+	}
+	conn, err := (&net.Dialer{Resolver: c.resolver()}).DialContext(ctx, "tcp", net.JoinHostPort(strings.Trim(server, "[]"), to))
 	if err == nil {
 		return conn, nil
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		e := c.dnsError(err)
-		e.Server = server
-		return nil, e
+		return nil, c.dnsError(err)
 	}
 	what := "nothing listens on TCP port " + port
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || ctx.Err() != nil {

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 	"unicode/utf16"
 
 	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
 	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
-	"golang.org/x/crypto/md4" //nolint:staticcheck // the NT hash is MD4 ([MS-NLMP] 3.3.1)
+	//lint:ignore SA1019 the RC4 key of an account is an MD4 sum (RFC 4757 2)
+	"golang.org/x/crypto/md4"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
@@ -31,12 +33,23 @@ func (m *ManagedPassword) Wipe() {
 	m.Previous.Wipe()
 }
 
+// What a domain controller's refusal names when the password cannot be computed: NTE_NO_KEY ([MS-ERREF] 2.1.1), or the
+// container of the root keys ([MS-ADTS] 6.1.1.4.14) in which one is missing.
+const (
+	nteNoKey = "8009000D"
+	rootKeys = "CN=Master Root Keys"
+)
+
 // ManagedPassword reads the current and the previous password of a gMSA. A domain controller leaves the attribute out
 // for those who may not read it.
 func (s *Session) ManagedPassword(ctx context.Context, name string) (*ManagedPassword, error) {
 	e, err := s.gmsa(ctx, name, "msDS-ManagedPassword")
 	if err != nil {
-		return nil, err
+		e := err.(*Error)
+		if r, ok := errors.AsType[*ldapRefusal](err); ok && (strings.Contains(r.text, nteNoKey) || strings.Contains(r.text, rootKeys)) {
+			e.Cause = NoKDSKey
+		}
+		return nil, e
 	}
 	subject := "gMSA " + e.GetAttributeValue("sAMAccountName")
 	blob := e.GetRawAttributeValue("msDS-ManagedPassword")

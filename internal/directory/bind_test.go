@@ -1,0 +1,413 @@
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	ber "github.com/go-asn1-ber/asn1-ber"
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+func wantCause(t *testing.T, err error, want *Cause) {
+	t.Helper()
+	got := CauseOf(err)
+	if got == nil || got != want {
+		t.Errorf("cause %v of %v; want %s", got, err, want.Name)
+	}
+	if err != nil && strings.Contains(err.Error(), "m4rker") {
+		t.Errorf("the password is in %v", err)
+	}
+}
+
+func refusedBind(data string) string {
+	return "80090308: LdapErr: DSID-0C09042A, comment: AcceptSecurityContext error, data " + data + ", v3839"
+}
+
+func TestRefusedBindsHaveACause(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		code int64
+		text string
+		want *Cause
+	}{
+		"525":                   {49, refusedBind("525"), UnknownAccount},
+		"52e":                   {49, refusedBind("52e"), WrongPassword},
+		"52f":                   {49, refusedBind("52f"), LogonRestricted},
+		"530":                   {49, refusedBind("530"), LogonRestricted},
+		"531":                   {49, refusedBind("531"), LogonRestricted},
+		"532":                   {49, refusedBind("532"), PasswordExpired},
+		"533":                   {49, refusedBind("533"), AccountDisabled},
+		"701":                   {49, refusedBind("701"), AccountExpired},
+		"773":                   {49, refusedBind("773"), MustChangePassword},
+		"775":                   {49, refusedBind("775"), AccountLocked},
+		"unknown data":          {49, refusedBind("fff"), Unexpected},
+		"no data":               {49, "", WrongPassword},
+		"stronger wanted":       {8, "BindSimple: Transport encryption required.", EncryptionRefused},
+		"confidentiality":       {13, "", EncryptionRefused},
+		"referral":              {10, "0000202B: RefErr", Referral},
+		"busy":                  {51, "", DCUnreachable},
+		"unavailable":           {52, "", DCUnreachable},
+		"protocol error":        {2, "\x1b[2Jm", Unexpected},
+		"operations error":      {1, "", Unexpected},
+		"result out of RFC4511": {4711, "", Unexpected},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFakeDC(t, map[string]func(net.Conn, int64){"bind": result(ldap.ApplicationBindResponse, c.code, c.text)})
+			_, err := Bind(t.Context(), f.config(), reader())
+			wantCause(t, err, c.want)
+			if strings.ContainsRune(err.Error(), 0x1b) {
+				t.Errorf("the server writes to the terminal: %q", err)
+			}
+		})
+	}
+}
+
+// Each answers one question wrongly, after a bind that was in order.
+func TestMisbehavingServersAreEndured(t *testing.T) {
+	t.Parallel()
+	whole := func(id int64) []byte { return entryMessage(id, gmsaEntry(nil)) }
+	reference := func(id int64) []byte {
+		r := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultReference, nil, "")
+		r.AppendChild(text("ldap://127.0.0.1/DC=corp,DC=example,DC=test"))
+		return envelope(id, r)
+	}
+	repeat := func(message func(id int64) []byte) func(net.Conn, int64) {
+		return func(c net.Conn, id int64) {
+			for {
+				if _, err := c.Write(message(id)); err != nil {
+					return
+				}
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		answer func(net.Conn, int64)
+		want   *Cause
+	}{
+		"cut off": {func(c net.Conn, id int64) {
+			_, _ = c.Write(whole(id)[:40])
+			_ = c.Close()
+		}, AnswerInvalid},
+		"dies":                  {func(c net.Conn, _ int64) { _ = c.Close() }, DCUnreachable},
+		"dies within an answer": {func(c net.Conn, id int64) { _, _ = c.Write(whole(id)); _ = c.Close() }, DCUnreachable},
+		"1 GiB announced":       {func(c net.Conn, _ int64) { _, _ = c.Write([]byte{0x30, 0x84, 0x40, 0, 0, 0}); silent(c, 0) }, AnswerInvalid},
+		"slow":                  {slowly(whole), Timeout},
+		"silent":                {silent, Timeout},
+		"entries without end":   {repeat(whole), SizeLimit},
+		"referrals to itself":   {repeat(reference), nil},
+		"other answers":         {repeat(func(id int64) []byte { return whole(id + 1) }), nil},
+		"deeply nested":         {func(c net.Conn, _ int64) { _, _ = c.Write(nested(100_000)) }, AnswerInvalid},
+		"not LDAP":              {func(c net.Conn, _ int64) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, AnswerInvalid},
+		"an entry without attributes": {func(c net.Conn, id int64) {
+			e := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultEntry, nil, "")
+			_, _ = c.Write(envelope(id, e))
+		}, AnswerInvalid},
+		"an empty result": {func(c net.Conn, id int64) {
+			_, _ = c.Write(envelope(id, ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultDone, nil, "")))
+		}, AnswerInvalid},
+		"no operation":   {func(c net.Conn, _ int64) { _, _ = c.Write([]byte{0x30, 3, 2, 1, 3}) }, AnswerInvalid},
+		"referral":       {searchResult(10, "0000202B: RefErr: DSID-031007F9"), Referral},
+		"size limit":     {searchResult(4, ""), SizeLimit},
+		"admin limit":    {searchResult(11, ""), SizeLimit},
+		"time limit":     {searchResult(3, ""), Timeout},
+		"no such object": {searchResult(32, ""), GMSANotFound},
+		"no right":       {searchResult(50, ""), NoRightToRead},
+		"no key":         {searchResult(1, "8009000D: failed to find a suitable root key"), NoKDSKey},
+		"not found":      {entries(), GMSANotFound},
+		"a user":         {entries(entry{"CN=web01", attributes{"sAMAccountName": {"web01"}, "objectClass": {"top", "person", "user"}}}), NotAGMSA},
+		"not readable":   {entries(gmsaEntry(nil)), NoRightToRead},
+		"damaged":        {entries(gmsaEntry(attributes{"msDS-ManagedPassword": {"m4rker"}})), ManagedPasswordDamaged},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": c.answer})
+			s := f.bind(t)
+			start := time.Now()
+			_, err := s.ManagedPassword(t.Context(), "web01")
+			if c.want == nil { // the time or the bytes of the exchange run out, whichever is first
+				c.want = AnswerInvalid
+				if CauseOf(err) == Timeout {
+					c.want = Timeout
+				}
+			}
+			wantCause(t, err, c.want)
+			if d := time.Since(start); d > 2*time.Second {
+				t.Errorf("it took %s", d)
+			}
+			if _, err := s.GMSA(t.Context(), "web01"); err == nil && c.want != NoRightToRead && c.want != ManagedPasswordDamaged {
+				t.Error("the gMSA was read all the same")
+			}
+		})
+	}
+}
+
+func TestReferralsAmongTheResultsAreNotFollowed(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": func(c net.Conn, id int64) {
+		r := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultReference, nil, "")
+		r.AppendChild(text("ldap://127.0.0.1/DC=DomainDnsZones,DC=corp,DC=example,DC=test"))
+		_, _ = c.Write(envelope(id, r))
+		entries(gmsaEntry(nil))(c, id)
+	}})
+	if g, err := f.bind(t).GMSA(t.Context(), "web01"); err != nil || g.Name != "web01" {
+		t.Errorf("%v, %v", g, err)
+	}
+	if got := f.asked(); got != "root bind accounts" {
+		t.Errorf("asked: %s", got)
+	}
+}
+
+// The password goes to nobody but a domain controller of the domain, known by its certificate.
+func TestThePasswordIsKeptFromOtherServers(t *testing.T) {
+	t.Parallel()
+	_, strangers := newCertificate(t, "127.0.0.1")
+	const other = "DC=other,DC=example,DC=test"
+	for name, c := range map[string]struct {
+		change func(*Config)
+		answer map[string]func(net.Conn, int64)
+		want   *Cause
+	}{
+		"another CA":           {func(c *Config) { c.RootCAs = strangers }, nil, CertificateNotTrusted},
+		"another CA, StartTLS": {func(c *Config) { c.RootCAs, c.Security = strangers, StartTLS }, nil, CertificateNotTrusted},
+		"another name":         {func(c *Config) { c.Servers = []string{"localhost"} }, nil, CertificateNotTrusted},
+		"no TLS":               {func(c *Config) { c.ports = map[string]string{"636": c.ports["88"]} }, nil, EncryptionRefused},
+		"LDAP in place of TLS": {func(c *Config) { c.ports = map[string]string{"636": c.ports["389"]} }, nil, EncryptionRefused},
+		"StartTLS refused": {func(c *Config) { c.Security = StartTLS },
+			map[string]func(net.Conn, int64){"starttls": result(ldap.ApplicationExtendedResponse, 52, "no certificate")}, EncryptionRefused},
+		"plain text behind StartTLS": {func(c *Config) { c.Security = StartTLS },
+			map[string]func(net.Conn, int64){"starttls": func(c net.Conn, id int64) {
+				_, _ = c.Write(append(resultMessage(id, ldap.ApplicationExtendedResponse, 0, ""), resultMessage(2, ldap.ApplicationBindResponse, 0, "")...))
+			}}, EncryptionRefused},
+		"another domain": {func(*Config) {}, map[string]func(net.Conn, int64){"root": entries(rootEntry(other, other))}, WrongDomain},
+		"no domain":      {func(*Config) {}, map[string]func(net.Conn, int64){"root": entries(entry{"", attributes{"vendorName": {"x"}}})}, AnswerInvalid},
+		"no root DSE":    {func(*Config) {}, map[string]func(net.Conn, int64){"root": entries()}, AnswerInvalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFakeDC(t, c.answer)
+			config := f.config()
+			c.change(&config)
+			_, err := Bind(t.Context(), config, reader())
+			wantCause(t, err, c.want)
+			if strings.Contains(f.asked(), "bind") {
+				t.Errorf("asked: %s", f.asked())
+			}
+		})
+	}
+}
+
+func TestARefusedPasswordIsSentOnceOnly(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, map[string]func(net.Conn, int64){"bind": result(ldap.ApplicationBindResponse, 49, refusedBind("52e"))})
+	config := f.config()
+	config.Servers = []string{"127.0.0.1", "127.0.0.1", "127.0.0.1"}
+	_, err := Bind(t.Context(), config, reader())
+	wantCause(t, err, WrongPassword)
+	if got := strings.Count(f.asked(), "bind"); got != 1 {
+		t.Errorf("sent %d times", got)
+	}
+}
+
+func TestAnEmptyPasswordIsNotSent(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, nil)
+	_, err := Bind(t.Context(), f.config(), credential.Credential{Username: "reader"})
+	wantCause(t, err, WrongPassword)
+	if f.asked() != "" {
+		t.Errorf("asked: %s", f.asked())
+	}
+}
+
+func TestTheSecondOfTwoDomainControllersIsUsed(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, nil)
+	config := f.config()
+	config.Servers = []string{"127.0.0.7", "127.0.0.1"}
+	s, err := Bind(t.Context(), config, reader())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	config.Servers = []string{"127.0.0.7", "127.0.0.8"}
+	_, err = Bind(t.Context(), config, reader())
+	wantCause(t, err, DCUnreachable)
+	for _, server := range config.Servers {
+		if !strings.Contains(err.Error(), server) {
+			t.Errorf("%v does not name %s", err, server)
+		}
+	}
+}
+
+// Windows decides who is in a child domain; Samba has no child domains that are cheap to make.
+func TestAChildDomainHasTheForestOfItsRoot(t *testing.T) {
+	t.Parallel()
+	const child, root = "DC=corp,DC=example,DC=test", "DC=example,DC=test"
+	f := newFakeDC(t, map[string]func(net.Conn, int64){
+		"root": entries(rootEntry(child, root)),
+		"partitions": entries(
+			entry{"CN=EXAMPLE,CN=Partitions", attributes{"nCName": {root}, "nETBIOSName": {"EXAMPLE"}, "dnsRoot": {"example.test"}}},
+			entry{"CN=CORP,CN=Partitions", attributes{"nCName": {child}, "nETBIOSName": {"CORP"}, "dnsRoot": {fakeDomain}}}),
+	})
+	got, err := f.bind(t).Domain(t.Context())
+	want := Domain{SID: "S-1-5-21-1-2-3-1256", GUID: "33323130-3534-3736-3839-616263646566", DNSName: fakeDomain, NetBIOSName: "CORP", ForestDNSName: "example.test"}
+	if err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestADomainMayHaveOneLabel(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, map[string]func(net.Conn, int64){
+		"root":       entries(rootEntry("DC=corp", "DC=corp")),
+		"partitions": entries(entry{"CN=CORP,CN=Partitions", attributes{"nCName": {"DC=corp"}, "nETBIOSName": {"CORP"}, "dnsRoot": {"corp"}}}),
+	})
+	config := f.config()
+	config.Domain = "corp"
+	s, err := Bind(t.Context(), config, reader())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if d, err := s.Domain(t.Context()); err != nil || d.DNSName != "corp" || d.ForestDNSName != "corp" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+func TestADomainThatIsHalfThereIsNotTaken(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]map[string]func(net.Conn, int64){
+		"no object": {"domain": entries()},
+		"no SID":    {"domain": entries(entry{"DC=corp", attributes{"objectGUID": {"0123456789abcdef"}}})},
+		"no GUID":   {"domain": entries(entry{"DC=corp", attributes{"objectSid": {sidOf(1)}}})},
+		"no names":  {"partitions": entries()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, err := newFakeDC(t, answer).bind(t).Domain(t.Context())
+			wantCause(t, err, AnswerInvalid)
+			if d != (Domain{}) {
+				t.Errorf("half a domain: %+v", d)
+			}
+		})
+	}
+}
+
+func TestNamesAreTakenAsTheyAre(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, nil)
+	s := f.bind(t)
+	for name, want := range map[string]string{
+		"web01":                  "web01",
+		"web01$":                 "web01",
+		"*":                      `\2a`,
+		"a)(objectClass=*":       `a\29\28objectClass=\2a`,
+		`back\slash`:             `back\5cslash`,
+		"nul\x00":                `nul\00`,
+		`"quo'ted"`:              `"quo'ted"`,
+		"jürgen":                 `j\c3\bcrgen`,
+		"密码":                     `\e5\af\86\e7\a0\81`,
+		"\xff\xfe":               `\ff\fe`,
+		"$":                      "",
+		"":                       "",
+		strings.Repeat("x", 300): strings.Repeat("x", 300),
+	} {
+		f.mu.Lock()
+		f.filter = ""
+		f.mu.Unlock()
+		_, err := s.GMSA(t.Context(), name)
+		wantCause(t, err, GMSANotFound)
+		full := ""
+		if want != "" {
+			full = fmt.Sprintf("(|(sAMAccountName=%s$)(sAMAccountName=%s))", want, want)
+		}
+		f.mu.Lock()
+		if f.filter != full {
+			t.Errorf("%q is looked for with %s; want %s", name, f.filter, full)
+		}
+		f.mu.Unlock()
+	}
+}
+
+func TestACancelledCallReturnsAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": silent})
+	config := f.config()
+	config.Timeout = time.Minute
+	s, err := Bind(t.Context(), config, reader())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err = s.GMSA(ctx, "web01")
+	wantCause(t, err, Timeout)
+	if d := time.Since(start); d > 2*time.Second {
+		t.Errorf("it took %s", d)
+	}
+}
+
+// A session that waits between two questions longer than one exchange may take goes on.
+func TestASessionMayWaitBetweenQuestions(t *testing.T) {
+	t.Parallel()
+	s := newFakeDC(t, nil).bind(t)
+	time.Sleep(600 * time.Millisecond)
+	if _, err := s.Domain(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClosedSessionsLeaveNothingRunning(t *testing.T) {
+	f := newFakeDC(t, nil)
+	before := runtime.NumGoroutine()
+	for range 20 {
+		s, err := Bind(t.Context(), f.config(), reader())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		s.Close()
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for runtime.NumGoroutine() > before+3 && time.Now().Before(deadline) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if after := runtime.NumGoroutine(); after > before+3 {
+		t.Errorf("%d goroutines before, %d after", before, after)
+	}
+}
+
+func TestConfigurationsThatCannotBeMeantAreRefused(t *testing.T) {
+	for _, domain := range []string{"", ".", "corp example", "CORP\\x", "http://corp", "a@b", strings.Repeat("x", 300), "a\x00b"} {
+		if _, err := Locate(t.Context(), Config{Domain: domain}); CauseOf(err) != DNSNotFound {
+			t.Errorf("%q: %v", domain, err)
+		}
+	}
+	for in, want := range map[string]Security{"": Auto, "auto": Auto, "Kerberos": Kerberos, "LDAPS": LDAPS, "starttls": StartTLS} {
+		if got, err := ParseSecurity(in); err != nil || got != want {
+			t.Errorf("%q: %q, %v", in, got, err)
+		}
+	}
+	for _, bad := range []string{"none", "plain", "ldap", "ssl"} {
+		if got, err := ParseSecurity(bad); err == nil {
+			t.Errorf("%q was taken for %q", bad, got)
+		}
+	}
+	if _, err := Bind(t.Context(), Config{Domain: "corp.example.test", Security: "plain"}, reader()); err == nil {
+		t.Error("an unprotected bind was taken")
+	}
+	var e *Error
+	if !errors.As(error(Timeout.of("x", "y", nil)), &e) {
+		t.Error("an Error is none")
+	}
+}

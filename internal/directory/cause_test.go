@@ -1,0 +1,114 @@
+package directory
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+var update = flag.Bool("update", false, "write the table of causes into docs/active-directory.md")
+
+func TestCausesAreCompleteAndTellWhatToDo(t *testing.T) {
+	names := map[string]bool{}
+	for _, c := range Causes {
+		if names[c.Name] || c.Name != strings.ToLower(c.Name) || strings.ContainsAny(c.Name, " _.") {
+			t.Errorf("%s: not a new name in kebab-case", c.Name)
+		}
+		names[c.Name] = true
+		for _, s := range []string{c.Text, c.Remedy} {
+			if !strings.HasSuffix(s, ".") || !unicode.IsUpper([]rune(s)[0]) {
+				t.Errorf("%s: %q is no sentence", c.Name, s)
+			}
+		}
+	}
+	// Programs match on these names: one that was released stays.
+	for _, name := range strings.Fields(`dns-unreachable dns-not-found dc-unreachable timeout wrong-domain certificate-not-trusted
+		encryption-refused unknown-account wrong-password account-disabled account-locked account-expired account-revoked
+		password-expired must-change-password logon-restricted clock-skew encryption-type-unsupported kdc-refused gmsa-not-found
+		not-a-gmsa gmsa-disabled no-right-to-read no-kds-key managed-password-damaged answer-invalid referral size-limit unexpected`) {
+		if !names[name] {
+			t.Errorf("%s is missing", name)
+		}
+		delete(names, name)
+	}
+	for name := range names {
+		t.Errorf("%s is not listed in this test", name)
+	}
+}
+
+func TestTheDocumentationHasTheTableOfCauses(t *testing.T) {
+	const file = "../../docs/active-directory.md"
+	const head = "| cause | what it means | what to do |\n|---|---|---|\n"
+	var table strings.Builder
+	escape := strings.NewReplacer("<", "&lt;", ">", "&gt;", "|", `\|`, "*", `\*`).Replace
+	for _, c := range Causes {
+		fmt.Fprintf(&table, "| `%s` | %s | %s |\n", c.Name, escape(c.Text), escape(c.Remedy))
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), head)
+	if !ok {
+		t.Fatalf("%s has no table of causes", file)
+	}
+	end := 0
+	for _, line := range strings.SplitAfter(rest, "\n") {
+		if !strings.HasPrefix(line, "|") {
+			break
+		}
+		end += len(line)
+	}
+	if rest[:end] == table.String() {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s is out of date: go test ./internal/directory -run Documentation -update", file)
+	}
+	if err := os.WriteFile(file, []byte(before+head+table.String()+rest[end:]), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnErrorIsOneSentenceWithoutControlCharacters(t *testing.T) {
+	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(said("80090308: data 52e\x00\x1b[31m\n"+strings.Repeat("x", 10_000))))
+	got := err.Error()
+	if !strings.HasPrefix(got, "account web@corp.example.com: The password is wrong (dc1.corp.example.com: 80090308: data 52e..[31m.xxx") {
+		t.Errorf("%.200q", got)
+	}
+	if len(got) > 500 || strings.ContainsFunc(got, unicode.IsControl) {
+		t.Errorf("%d bytes: %.100q", len(got), got)
+	}
+	if CauseOf(fmt.Errorf("verify: %w", err)) != WrongPassword || CauseOf(errors.New("x")) != nil || CauseOf(nil) != nil {
+		t.Error("CauseOf does not look through a wrapped error")
+	}
+}
+
+// What is formatted or encoded by somebody who did not think of it shows no password and no key.
+func TestNothingShowsASecret(t *testing.T) {
+	const marker = "m4rker"
+	utf16 := []byte{'m', 0, '4', 0, 'r', 0, 'k', 0, 'e', 0, 'r', 0}
+	m := &ManagedPassword{Current: credential.NewPassword(utf16), Previous: credential.NewPassword([]byte(marker))}
+	s := &Session{server: "dc1", security: Kerberos, conn: newLDAPConn(&sealedConn{w: &wrapping{key: []byte(marker)}})}
+	var out strings.Builder
+	for _, v := range []any{m, *m, s, Config{}, Ticket{}, WrongPassword.of("account x", "", nil), []any{m, s}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+			fmt.Fprintf(&out, verb+"\n", v)
+		}
+		if b, err := json.Marshal(v); err == nil {
+			out.Write(b)
+		}
+	}
+	for _, form := range []string{marker, string(utf16), fmt.Sprintf("%x", marker), fmt.Sprintf("%x", utf16), fmt.Sprint([]byte(marker)), fmt.Sprint(utf16), fmt.Sprintf("%#v", []byte(marker))} {
+		if strings.Contains(out.String(), strings.Trim(form, "[]")) {
+			t.Errorf("it got out as %q", form)
+		}
+	}
+}

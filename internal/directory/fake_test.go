@@ -1,0 +1,304 @@
+package directory
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	ber "github.com/go-asn1-ber/asn1-ber"
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+// fakeDC is an LDAP server that misbehaves as a test tells it to. A fake, because no real domain controller cuts its
+// answers off, sends a byte a second or belongs to a forest of its own for each test. What a real one does is tested in
+// lab/directory.
+type fakeDC struct {
+	answer map[string]func(c net.Conn, id int64) // by question: root, bind, domain, partitions, accounts, starttls
+	ports  map[string]string
+	roots  *x509.CertPool
+
+	mu        sync.Mutex
+	questions []string // in the order in which they came
+	filter    string   // of the last search for accounts
+}
+
+const fakeDomain = "corp.example.test"
+
+func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fakeDC {
+	t.Helper()
+	const nc = "DC=corp,DC=example,DC=test"
+	f := &fakeDC{answer: map[string]func(net.Conn, int64){
+		"bind":     result(ldap.ApplicationBindResponse, 0, ""),
+		"root":     entries(rootEntry(nc, nc)),
+		"starttls": result(ldap.ApplicationExtendedResponse, 0, ""),
+		"domain":   entries(entry{nc, attributes{"objectSid": {sidOf(232)}, "objectGUID": {"0123456789abcdef"}}}),
+		"partitions": entries(
+			entry{"CN=CORP,CN=Partitions,CN=Configuration," + nc, attributes{"nCName": {nc}, "nETBIOSName": {"CORP"}, "dnsRoot": {fakeDomain}}}),
+		"accounts": entries(),
+	}, ports: map[string]string{}}
+	for question, a := range answer {
+		f.answer[question] = a
+	}
+	certificate, roots := newCertificate(t, fakeDomain, "127.0.0.1")
+	f.roots = roots
+	for port, wrap := range map[string]func(net.Conn) net.Conn{
+		"389": func(c net.Conn) net.Conn { return c },
+		"636": func(c net.Conn) net.Conn {
+			return tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}})
+		},
+	} {
+		_, f.ports[port] = listen(t, func(c net.Conn) { f.serve(wrap(c), &certificate) })
+	}
+	_, f.ports["88"] = listen(t, func(c net.Conn) {})
+	return f
+}
+
+// listen serves connections on a free port until the test ends, and waits for them then.
+func listen(t *testing.T, serve func(c net.Conn)) (address, port string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	open := map[net.Conn]bool{}
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open[c] = true
+			mu.Unlock()
+			all.Go(func() {
+				defer func() { _ = c.Close() }()
+				serve(c)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		mu.Lock()
+		for c := range open {
+			_ = c.Close()
+		}
+		mu.Unlock()
+		all.Wait()
+	})
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return l.Addr().String(), port
+}
+
+func (f *fakeDC) serve(c net.Conn, certificate *tls.Certificate) {
+	for {
+		request, err := ber.ReadPacket(c)
+		if err != nil || len(request.Children) < 2 {
+			return
+		}
+		id, _ := request.Children[0].Value.(int64)
+		operation := request.Children[1]
+		question := "accounts"
+		switch operation.Tag {
+		case ldap.ApplicationUnbindRequest:
+			return
+		case ldap.ApplicationBindRequest:
+			question = "bind"
+		case ldap.ApplicationExtendedRequest:
+			question = "starttls"
+		case ldap.ApplicationSearchRequest:
+			base, _ := operation.Children[0].Value.(string)
+			scope, _ := operation.Children[1].Value.(int64)
+			switch {
+			case base == "":
+				question = "root"
+			case strings.HasPrefix(base, "CN=Partitions,"):
+				question = "partitions"
+			case scope == ldap.ScopeBaseObject:
+				question = "domain"
+			default:
+				filter, _ := ldap.DecompileFilter(operation.Children[6])
+				f.mu.Lock()
+				f.filter = filter
+				f.mu.Unlock()
+			}
+		}
+		f.mu.Lock()
+		f.questions = append(f.questions, question)
+		f.mu.Unlock()
+		f.answer[question](c, id)
+		if question == "starttls" {
+			c = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{*certificate}})
+		}
+	}
+}
+
+func (f *fakeDC) asked() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(f.questions, " ")
+}
+
+func (f *fakeDC) config() Config {
+	return Config{Domain: fakeDomain, Servers: []string{"127.0.0.1"}, Security: LDAPS, RootCAs: f.roots, Timeout: 400 * time.Millisecond, ports: f.ports}
+}
+
+func reader() credential.Credential {
+	return credential.Credential{DomainName: fakeDomain, Username: "reader", Password: credential.NewPassword([]byte("m4rker-password"))}
+}
+
+func (f *fakeDC) bind(t *testing.T) *Session {
+	t.Helper()
+	s, err := Bind(t.Context(), f.config(), reader())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+type attributes map[string][]string
+
+type entry struct {
+	dn         string
+	attributes attributes
+}
+
+func rootEntry(domain, forest string) entry {
+	return entry{"", attributes{
+		"dnsHostName": {"dc1." + fakeDomain}, "defaultNamingContext": {domain}, "rootDomainNamingContext": {forest},
+		"configurationNamingContext": {"CN=Configuration," + forest}, "currentTime": {time.Now().UTC().Format("20060102150405.0Z")},
+	}}
+}
+
+func gmsaEntry(more attributes) entry {
+	e := entry{"CN=web01,CN=Managed Service Accounts,DC=corp,DC=example,DC=test", attributes{
+		"sAMAccountName": {"web01$"}, "objectClass": {"top", gmsaClass}, "userAccountControl": {"4096"}, "objectSid": {sidOf(80)},
+	}}
+	for k, v := range more {
+		e.attributes[k] = v
+	}
+	return e
+}
+
+// sidOf is a SID of the domain S-1-5-21-1-2-3; 1024 is added to the number.
+func sidOf(rid byte) string {
+	return "\x01\x05\x00\x00\x00\x00\x00\x05\x15\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00" + string([]byte{rid, 4, 0, 0})
+}
+
+func text(s string) *ber.Packet {
+	return ber.NewString(ber.ClassUniversal, ber.TypePrimitive, ber.TagOctetString, s, "")
+}
+
+func envelope(id int64, operation *ber.Packet) []byte {
+	p := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSequence, nil, "")
+	p.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagInteger, id, ""))
+	p.AppendChild(operation)
+	return p.Bytes()
+}
+
+func resultMessage(id int64, tag ber.Tag, code int64, diagnostic string, more ...*ber.Packet) []byte {
+	r := ber.Encode(ber.ClassApplication, ber.TypeConstructed, tag, nil, "")
+	r.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagEnumerated, code, ""))
+	r.AppendChild(text(""))
+	r.AppendChild(text(diagnostic))
+	for _, m := range more {
+		r.AppendChild(m)
+	}
+	return envelope(id, r)
+}
+
+func result(tag ber.Tag, code int64, diagnostic string, more ...*ber.Packet) func(net.Conn, int64) {
+	return func(c net.Conn, id int64) { _, _ = c.Write(resultMessage(id, tag, code, diagnostic, more...)) }
+}
+
+func entryMessage(id int64, e entry) []byte {
+	list := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSequence, nil, "")
+	for name, values := range e.attributes {
+		one := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSequence, nil, "")
+		one.AppendChild(text(name))
+		set := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSet, nil, "")
+		for _, v := range values {
+			set.AppendChild(text(v))
+		}
+		one.AppendChild(set)
+		list.AppendChild(one)
+	}
+	p := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultEntry, nil, "")
+	p.AppendChild(text(e.dn))
+	p.AppendChild(list)
+	return envelope(id, p)
+}
+
+func entries(all ...entry) func(net.Conn, int64) {
+	return func(c net.Conn, id int64) {
+		for _, e := range all {
+			_, _ = c.Write(entryMessage(id, e))
+		}
+		_, _ = c.Write(resultMessage(id, ldap.ApplicationSearchResultDone, 0, ""))
+	}
+}
+
+func searchResult(code int64, diagnostic string) func(net.Conn, int64) {
+	return result(ldap.ApplicationSearchResultDone, code, diagnostic)
+}
+
+// newCertificate makes a certificate for names and addresses, and the pool with its CA, which is itself.
+func newCertificate(t *testing.T, names ...string) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
+}
+
+// slowly sends what is to be sent at a byte every 50 ms: as a byte a second, with everything else 20 times as fast too.
+func slowly(message func(id int64) []byte) func(net.Conn, int64) {
+	return func(c net.Conn, id int64) {
+		for _, b := range message(id) {
+			if _, err := c.Write([]byte{b}); err != nil {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+}
+
+// silent reads and never answers.
+func silent(c net.Conn, _ int64) { _, _ = io.Copy(io.Discard, c) }
