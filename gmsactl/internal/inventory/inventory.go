@@ -16,15 +16,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
 // Cluster is how a cluster is read.
 type Cluster struct {
-	Kube    kubernetes.Interface
+	Kube    *kube.Client
 	Dynamic dynamic.Interface
 	Config  *rest.Config // for exec
 }
@@ -34,12 +34,12 @@ func New(config *rest.Config) (*Cluster, error) {
 	config = rest.CopyConfig(config)
 	// The default of 5 calls a second is for controllers that go on for ever.
 	config.QPS, config.Burst = 100, 200
-	kube, err := kubernetes.NewForConfig(config)
+	client, err := kube.New(config)
 	if err != nil {
 		return nil, err
 	}
 	dyn, err := dynamic.NewForConfig(config)
-	return &Cluster{Kube: kube, Dynamic: dyn, Config: config}, err
+	return &Cluster{Kube: client, Dynamic: dyn, Config: config}, err
 }
 
 // Unseen is something that could not be looked at.
