@@ -1,3 +1,277 @@
+// Package ad runs a real Active Directory: Samba's domain controller, with group managed service accounts, on a loopback
+// address of its own. Domains are made once, kept packed in the lab's cache, and unpacked for every start, so that a start
+// takes a second and nothing of an earlier run is in it. It needs root, for ports below 1024.
+//
+// What is not as on Windows: one domain controller in a forest of one domain; no AD Web Services on port 9389; no SMB and no
+// RPC; wrong passwords lock nobody, unless Lock does it.
 package ad
 
-import _ "github.com/ccgrkc/ccgrkc/internal/directory"
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+)
+
+// Options say which domain. Its fixtures are a user, who is in a group, which may read a gMSA's password.
+type Options struct {
+	DNSName string // corp.example.com
+	NetBIOS string // CORP
+	Reader  string // gmsa-reader: the impersonation account, in the group GmsaReaders
+	GMSA    string // web01
+
+	// Forwarder is the address of a DNS server that is asked for the names of other domains; "": they do not exist. Two that
+	// forward to each other ask each other for ever.
+	Forwarder string
+	// ClockOffset is how far the domain controller's clock is ahead of this machine's.
+	ClockOffset time.Duration
+}
+
+// Group is the group of those who may read the password of a domain's gMSA.
+const Group = "GmsaReaders"
+
+// The standard domains.
+var (
+	Corp  = Options{DNSName: "corp.example.com", NetBIOS: "CORP", Reader: "gmsa-reader", GMSA: "web01"}
+	Other = Options{DNSName: "other.example.net", NetBIOS: "OTHER", Reader: "other-reader", GMSA: "app01"}
+)
+
+// Domain is a running domain with its one domain controller.
+type Domain struct {
+	DNSName string // corp.example.com
+	NetBIOS string // CORP
+	DC      string // host name of the domain controller, dc1.corp.example.com
+	Address string // loopback address of the domain controller and its DNS server
+	CA      string // PEM file of the CA that signed its certificate
+
+	Reader        credential.Credential // the impersonation account, with a password of this start's own
+	Administrator credential.Credential
+	GMSA          string // the gMSA that Reader may read
+
+	dir     string
+	options Options
+	release func() // of the address
+	console *console
+	samba   *child.Process
+}
+
+// host is the domain controller's name in its domain.
+const host = "dc1"
+
+// Start makes dir, which must not exist, a domain's and starts it. The domain dies with this process.
+func Start(ctx context.Context, dir string, o Options) (*Domain, error) {
+	template, err := Template(ctx, o, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		return nil, fmt.Errorf("%s exists; a domain is unpacked anew", dir)
+	}
+	address, release, err := takeAddress()
+	if err != nil {
+		return nil, err
+	}
+	d := &Domain{
+		DNSName: o.DNSName, NetBIOS: o.NetBIOS, DC: host + "." + o.DNSName, Address: address, CA: filepath.Join(dir, "private", "tls", "ca.pem"),
+		Reader:        credential.Credential{DomainName: o.DNSName, Username: o.Reader, Password: newPassword()},
+		Administrator: credential.Credential{DomainName: o.DNSName, Username: "Administrator", Password: newPassword()},
+		GMSA:          o.GMSA, dir: dir, options: o, release: release,
+	}
+	if err := d.start(ctx, template); err != nil {
+		d.Stop()
+		return nil, fmt.Errorf("domain %s: %w", o.DNSName, err)
+	}
+	return d, nil
+}
+
+func (d *Domain) start(ctx context.Context, template string) error {
+	if err := unpack(template, d.dir); err != nil {
+		return err
+	}
+	if err := writeConfig(d.dir, d.options, d.Address); err != nil {
+		return err
+	}
+	if err := makeCertificates(filepath.Dir(d.CA), d.DC, d.DNSName, d.Address); err != nil {
+		return err
+	}
+	var err error
+	if d.console, err = startConsole(d.dir); err != nil {
+		return err
+	}
+	moved := make(chan error, 1)
+	go func() {
+		err := d.console.call(ctx, nil, "move", map[string]any{"old": provisionAddress, "new": d.Address})
+		moved <- errors.Join(err, d.console.call(ctx, nil, "set_passwords", map[string]any{"passwords": map[string]string{
+			d.Reader.Username: string(d.Reader.Password.Reveal()), d.Administrator.Username: string(d.Administrator.Password.Reveal()),
+		}}))
+	}()
+	return errors.Join(d.serve(ctx), <-moved)
+}
+
+// serve starts the domain controller and waits until its ports are open.
+func (d *Domain) serve(ctx context.Context) error {
+	log, err := os.OpenFile(filepath.Join(d.dir, "log", "samba.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command("/usr/sbin/samba", "-F", "--no-process-group", "-M", "single", "--configfile="+filepath.Join(d.dir, "smb.conf"), "--debug-stdout")
+	cmd.Env, cmd.Dir = environment, d.dir
+	if d.options.ClockOffset != 0 {
+		cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "LD_PRELOAD="+faketime, fmt.Sprintf("FAKETIME=%+d", int(d.options.ClockOffset.Seconds())))
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if d.samba, err = child.Start(cmd, syscall.SIGKILL); err != nil {
+		return err
+	}
+	for _, port := range ports {
+		for {
+			conn, err := net.DialTimeout("tcp", net.JoinHostPort(d.Address, strconv.Itoa(port)), time.Second)
+			if err == nil {
+				conn.Close()
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("port %d did not open: %w\n%s", port, ctx.Err(), d.said())
+			case <-d.samba.Done:
+				return fmt.Errorf("samba ended: %w\n%s", d.samba.Err, d.said())
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+	return nil
+}
+
+// said is the end of what the domain controller printed.
+func (d *Domain) said() []byte {
+	b, _ := os.ReadFile(filepath.Join(d.dir, "log", "samba.log"))
+	return b[max(0, len(b)-4096):]
+}
+
+// Stop ends the domain for good. Its files stay in its directory.
+func (d *Domain) Stop() {
+	d.end(syscall.SIGTERM)
+	if d.console != nil {
+		d.console.close()
+		d.console = nil
+	}
+	if d.release != nil {
+		d.release()
+		d.release = nil
+	}
+}
+
+// Kill ends the domain controller as a power failure would. Accounts can be changed meanwhile, and Restart starts it again.
+func (d *Domain) Kill() { d.end(syscall.SIGKILL) }
+
+// Restart starts the domain controller again, after ending it if it runs, at the same address and with all that was changed.
+func (d *Domain) Restart(ctx context.Context) error {
+	d.end(syscall.SIGTERM)
+	return d.serve(ctx)
+}
+
+func (d *Domain) end(signal syscall.Signal) {
+	if d.samba == nil {
+		return
+	}
+	_ = d.samba.Signal(signal)
+	select {
+	case <-d.samba.Done:
+	case <-time.After(5 * time.Second):
+		_ = d.samba.Signal(syscall.SIGKILL)
+		<-d.samba.Done
+	}
+	d.samba = nil
+}
+
+// PID is the process of the domain controller, all of which is in it.
+func (d *Domain) PID() int { return d.samba.PID() }
+
+// newPassword is a random password that the domain's rules take: three kinds of characters, no name of an account in it.
+func newPassword() credential.Password {
+	return credential.NewPassword([]byte("Pw-" + strings.ToLower(rand.Text())))
+}
+
+// StartPair starts the standard domains side by side, below dir. The DNS server of the first, Corp, knows both.
+func StartPair(ctx context.Context, dir string) (corp, other *Domain, err error) {
+	if other, err = Start(ctx, filepath.Join(dir, Other.DNSName), Other); err != nil {
+		return nil, nil, err
+	}
+	o := Corp
+	o.Forwarder = other.Address
+	if corp, err = Start(ctx, filepath.Join(dir, Corp.DNSName), o); err != nil {
+		other.Stop()
+		return nil, nil, err
+	}
+	return corp, other, nil
+}
+
+// conf is the configuration of the domain controller, everything in the domain's own directory.
+func writeConfig(dir string, o Options, address string) error {
+	for _, sub := range []string{"private/tls", "state/sysvol/" + o.DNSName + "/scripts", "cache", "lock", "run", "log", "bind-dns", "ncalrpc"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	forwarder := o.Forwarder
+	if forwarder == "" {
+		forwarder = "none"
+	}
+	var conf bytes.Buffer
+	fmt.Fprintf(&conf, config, strings.ToUpper(o.DNSName), o.NetBIOS, strings.ToUpper(host), address, forwarder, dir, o.DNSName)
+	return os.WriteFile(filepath.Join(dir, "smb.conf"), conf.Bytes(), 0o600)
+}
+
+// Without "old password allowed period" a simple bind takes the old password for an hour after a change.
+const config = `[global]
+	realm = %[1]s
+	workgroup = %[2]s
+	netbios name = %[3]s
+	server role = active directory domain controller
+	ad dc functional level = 2016
+	server services = ldap, cldap, kdc, dns
+	interfaces = %[4]s/8
+	bind interfaces only = yes
+	disable netbios = yes
+	dns forwarder = %[5]s
+	old password allowed period = 0
+	private dir = %[6]s/private
+	state directory = %[6]s/state
+	cache directory = %[6]s/cache
+	lock directory = %[6]s/lock
+	pid directory = %[6]s/run
+	ncalrpc dir = %[6]s/ncalrpc
+	binddns dir = %[6]s/bind-dns
+	winbindd socket directory = %[6]s/run/winbindd
+	ntp signd socket directory = %[6]s/run/ntp_signd
+	usershare path =
+	log file = %[6]s/log/%%m.log
+	logging = file
+	max log size = 0
+	log level = 1
+	load printers = no
+	printcap name = /dev/null
+[sysvol]
+	path = %[6]s/state/sysvol
+	read only = no
+[netlogon]
+	path = %[6]s/state/sysvol/%[7]s/scripts
+	read only = no
+`
