@@ -18,12 +18,12 @@ import (
 )
 
 func newAccount(g *globals) *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "account",
 		Short: "Keep the Secrets of impersonation accounts",
 		Long: `An impersonation account is the user of Active Directory that may read a gMSA's password. Its credentials are in one Secret,
 which one release of the chart rancher-gmsa-account-provider serves to Windows nodes.`,
-	}
+	})
 	c.AddCommand(newAccountCreate(g), newAccountRotate(g))
 	return c
 }
@@ -436,7 +436,7 @@ func (g *globals) completeReleases(cmd *cobra.Command, args []string, _ string) 
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 	defer cancel()
 	releases, err := c.Releases(ctx, "")
-	if namespace := g.config.namespace(); err != nil && namespace != "" {
+	if namespace := *g.config.Namespace; err != nil && namespace != "" {
 		releases, _ = c.Releases(ctx, namespace)
 	}
 	var names []string

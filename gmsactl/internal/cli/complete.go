@@ -14,7 +14,7 @@ import (
 const completionTime = 2 * time.Second
 
 func (g *globals) completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	config, err := g.config.loader().RawConfig()
+	config, err := g.config.ToRawKubeConfigLoader().RawConfig()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -19,12 +19,12 @@ import (
 )
 
 func newCredspec(g *globals) *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "credspec",
 		Short: "Make and check credential specs",
 		Long: `A credential spec tells Windows which gMSA a container is, and which plugin knows the account that may read its password. In
 a cluster it is a GMSACredentialSpec, which pods name in securityContext.windowsOptions.gmsaCredentialSpecName.`,
-	}
+	})
 	c.AddCommand(newCredspecCreate(g), newCredspecCheck(g))
 	return c
 }

@@ -18,10 +18,13 @@ import (
 type kubeFlags struct {
 	rules     *clientcmd.ClientConfigLoadingRules
 	overrides *clientcmd.ConfigOverrides
+
+	Namespace *string // what --namespace says; "" if nothing
 }
 
 func newKubeFlags() *kubeFlags {
-	return &kubeFlags{rules: clientcmd.NewDefaultClientConfigLoadingRules(), overrides: &clientcmd.ConfigOverrides{}}
+	overrides := &clientcmd.ConfigOverrides{}
+	return &kubeFlags{clientcmd.NewDefaultClientConfigLoadingRules(), overrides, &overrides.Context.Namespace}
 }
 
 func (f *kubeFlags) add(flags *pflag.FlagSet) {
@@ -37,13 +40,14 @@ func (f *kubeFlags) add(flags *pflag.FlagSet) {
 	clientcmd.BindOverrideFlags(f.overrides, flags, names)
 }
 
-func (f *kubeFlags) loader() clientcmd.ClientConfig {
+// ToRawKubeConfigLoader returns what the kubeconfig and the flags say together.
+func (f *kubeFlags) ToRawKubeConfigLoader() clientcmd.ClientConfig {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(f.rules, f.overrides)
 }
 
 // ToRESTConfig returns how to reach the cluster. Its errors are about the kubeconfig.
 func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
-	config, err := f.loader().ClientConfig()
+	config, err := f.ToRawKubeConfigLoader().ClientConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +55,3 @@ func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
 	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
 	return config, nil
 }
-
-// namespace is what --namespace says, or "".
-func (f *kubeFlags) namespace() string { return f.overrides.Context.Namespace }

@@ -215,6 +215,18 @@ func (g *globals) examples(text string) string {
 	return strings.ReplaceAll(strings.Trim(text, "\n"), "gmsactl ", g.program+" ")
 }
 
+// group is a command that only holds others. cobra would print its help for a word that it does not know, and end well.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef("unknown command %q for %q", args[0], c.CommandPath())
+		}
+		return nil
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return c
+}
+
 func markRunning(c *cobra.Command, running *bool) {
 	if run := c.RunE; run != nil {
 		c.RunE = func(cmd *cobra.Command, args []string) error {

@@ -4,17 +4,20 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/rest"
 )
 
@@ -28,7 +31,7 @@ var codecs = serializer.NewCodecFactory(Scheme)
 
 func init() {
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme,
+		corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme, discoveryv1.AddToScheme,
 	} {
 		if err := add(Scheme); err != nil {
 			panic(err) // two kinds of one name: no input can do that
@@ -38,7 +41,7 @@ func init() {
 }
 
 // Client is a client of one cluster. All groups share its connections.
-type Client struct{ core, apps, rbac, authorization, admission rest.Interface }
+type Client struct{ core, apps, rbac, authorization, admission, discovery rest.Interface }
 
 // New makes a client. It asks nothing of the cluster.
 func New(config *rest.Config) (*Client, error) {
@@ -57,6 +60,7 @@ func New(config *rest.Config) (*Client, error) {
 		{&c.rbac, "/apis", rbacv1.SchemeGroupVersion},
 		{&c.authorization, "/apis", authorizationv1.SchemeGroupVersion},
 		{&c.admission, "/apis", admissionv1.SchemeGroupVersion},
+		{&c.discovery, "/apis", discoveryv1.SchemeGroupVersion},
 	} {
 		if *g.client, err = group(config, transport, g.path, g.version); err != nil {
 			return nil, err
@@ -83,6 +87,8 @@ type (
 	RBAC          struct{ client rest.Interface }
 	Authorization struct{ client rest.Interface }
 	Admission     struct{ client rest.Interface }
+	Endpoints     struct{ client rest.Interface }
+	Server        struct{ client rest.Interface }
 )
 
 func (c *Client) CoreV1() Core                       { return Core{c.core} }
@@ -90,6 +96,24 @@ func (c *Client) AppsV1() Apps                       { return Apps{c.apps} }
 func (c *Client) RbacV1() RBAC                       { return RBAC{c.rbac} }
 func (c *Client) AuthorizationV1() Authorization     { return Authorization{c.authorization} }
 func (c *Client) AdmissionregistrationV1() Admission { return Admission{c.admission} }
+func (c *Client) DiscoveryV1() Endpoints             { return Endpoints{c.discovery} }
+
+// Discovery asks for what the API server is.
+func (c *Client) Discovery() Server { return Server{c.core} }
+
+// ServerVersion returns the version of the API server.
+func (g Server) ServerVersion() (*version.Info, error) {
+	body, err := g.client.Get().AbsPath("/version").Do(context.TODO()).Raw()
+	if err != nil {
+		return nil, err
+	}
+	var v version.Info
+	return &v, json.Unmarshal(body, &v)
+}
+
+func (g Endpoints) EndpointSlices(namespace string) Resource[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList] {
+	return Resource[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList]{g.client, "endpointslices", namespace}
+}
 
 // RESTClient is for subresources that are no objects, such as a pod's exec.
 func (g Core) RESTClient() rest.Interface { return g.client }
