@@ -58,7 +58,7 @@ func (d *Domain) Enable(ctx context.Context, name string) error {
 
 // Lock locks a user with wrong passwords, over LDAPS, for half an hour.
 func (d *Domain) Lock(ctx context.Context, name string) error {
-	return d.do(ctx, "lock", with{"name": name, "address": d.Address, "host": d.DC})
+	return d.do(ctx, "lock", with{"name": name, "address": d.Address})
 }
 
 // Unlock undoes Lock.
@@ -116,8 +116,8 @@ func (d *Domain) RemoveMember(ctx context.Context, group, member string) error {
 	return d.do(ctx, "change_group", with{"name": group, "members": []string{member}, "add": false})
 }
 
-// AddGMSA makes an enabled gMSA whose password these users and groups may read. It has AES and RC4 keys, and a password that
-// changes every 30 days.
+// AddGMSA makes an enabled gMSA whose password these users and groups may read. It has AES and RC4 keys, is 70 days old, and
+// has a password that is 25 days old and changes every 30 days.
 func (d *Domain) AddGMSA(ctx context.Context, name string, readers ...string) error {
 	return d.do(ctx, "add_gmsa", with{"name": name, "readers": list(readers), "interval": 30, "encryption_types": AES | RC4})
 }
@@ -139,14 +139,9 @@ func (d *Domain) Revoke(ctx context.Context, gmsa, principal string) error {
 }
 
 // RollManagedPassword gives a gMSA a new password, as time does every 30 days. The one of before becomes the previous one,
-// which a domain controller still takes for some minutes.
+// with which nobody gets a ticket any more. It can be done five times with a gMSA; the domain controller must run.
 func (d *Domain) RollManagedPassword(ctx context.Context, gmsa string) error {
-	var rolled bool
-	err := d.console.call(ctx, &rolled, "roll", with{"gmsa": gmsa})
-	if err == nil && !rolled {
-		err = fmt.Errorf("domain %s: the password of %s did not change", d.DNSName, gmsa)
-	}
-	return err
+	return d.do(ctx, "roll", with{"gmsa": gmsa, "address": d.Address})
 }
 
 // RemoveKDSKeys deletes the keys from which the passwords of gMSAs are made. Those that were made can be read until they

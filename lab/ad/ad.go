@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/directory"
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
@@ -114,14 +116,17 @@ func (d *Domain) start(ctx context.Context, template string) error {
 	if d.console, err = startConsole(d.dir); err != nil {
 		return err
 	}
-	moved := make(chan error, 1)
+	settled := make(chan error, 1)
 	go func() {
-		err := d.console.call(ctx, nil, "move", map[string]any{"old": provisionAddress, "new": d.Address})
-		moved <- errors.Join(err, d.console.call(ctx, nil, "set_passwords", map[string]any{"passwords": map[string]string{
+		settled <- d.do(ctx, "settle", with{"old": provisionAddress, "new": d.Address, "gmsa": d.GMSA, "passwords": map[string]string{
 			d.Reader.Username: string(d.Reader.Password.Reveal()), d.Administrator.Username: string(d.Administrator.Password.Reveal()),
-		}}))
+		}})
 	}()
-	return errors.Join(d.serve(ctx), <-moved)
+	if err := errors.Join(d.serve(ctx), <-settled); err != nil {
+		return err
+	}
+	// The gMSA's passwords are made now, lest the first who reads them waits for it.
+	return d.do(ctx, "look", with{"name": d.GMSA, "address": d.Address})
 }
 
 // serve starts the domain controller and waits until its ports are open.
@@ -201,6 +206,17 @@ func (d *Domain) end(signal syscall.Signal) {
 	d.samba = nil
 }
 
+// Config is how the domain is reached: by its own DNS server, and trusting its own CA.
+func (d *Domain) Config(security directory.Security) (directory.Config, error) {
+	pem, err := os.ReadFile(d.CA)
+	if err != nil {
+		return directory.Config{}, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	return directory.Config{Domain: d.DNSName, DNSServer: d.Address, Security: security, RootCAs: pool}, nil
+}
+
 // PID is the process of the domain controller, all of which is in it.
 func (d *Domain) PID() int { return d.samba.PID() }
 
@@ -223,7 +239,7 @@ func StartPair(ctx context.Context, dir string) (corp, other *Domain, err error)
 	return corp, other, nil
 }
 
-// conf is the configuration of the domain controller, everything in the domain's own directory.
+// writeConfig writes the configuration of the domain controller, everything in the domain's own directory.
 func writeConfig(dir string, o Options, address string) error {
 	for _, sub := range []string{"private/tls", "state/sysvol/" + o.DNSName + "/scripts", "cache", "lock", "run", "log", "bind-dns", "ncalrpc"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
@@ -235,12 +251,13 @@ func writeConfig(dir string, o Options, address string) error {
 		forwarder = "none"
 	}
 	var conf bytes.Buffer
-	fmt.Fprintf(&conf, config, strings.ToUpper(o.DNSName), o.NetBIOS, strings.ToUpper(host), address, forwarder, dir, o.DNSName)
+	fmt.Fprintf(&conf, smbConf, strings.ToUpper(o.DNSName), o.NetBIOS, strings.ToUpper(host), address, forwarder, o.DNSName)
 	return os.WriteFile(filepath.Join(dir, "smb.conf"), conf.Bytes(), 0o600)
 }
 
-// Without "old password allowed period" a simple bind takes the old password for an hour after a change.
-const config = `[global]
+// Paths go by the working directory, which is the domain's: those of sockets may have 107 bytes, and directories of tests are
+// long. Without "old password allowed period" a simple bind takes the old password for an hour after a change.
+const smbConf = `[global]
 	realm = %[1]s
 	workgroup = %[2]s
 	netbios name = %[3]s
@@ -252,26 +269,26 @@ const config = `[global]
 	disable netbios = yes
 	dns forwarder = %[5]s
 	old password allowed period = 0
-	private dir = %[6]s/private
-	state directory = %[6]s/state
-	cache directory = %[6]s/cache
-	lock directory = %[6]s/lock
-	pid directory = %[6]s/run
-	ncalrpc dir = %[6]s/ncalrpc
-	binddns dir = %[6]s/bind-dns
-	winbindd socket directory = %[6]s/run/winbindd
-	ntp signd socket directory = %[6]s/run/ntp_signd
+	private dir = /proc/self/cwd/private
+	state directory = /proc/self/cwd/state
+	cache directory = /proc/self/cwd/cache
+	lock directory = /proc/self/cwd/lock
+	pid directory = /proc/self/cwd/run
+	ncalrpc dir = /proc/self/cwd/ncalrpc
+	binddns dir = /proc/self/cwd/bind-dns
+	winbindd socket directory = /proc/self/cwd/run/winbindd
+	ntp signd socket directory = /proc/self/cwd/run/ntp_signd
 	usershare path =
-	log file = %[6]s/log/%%m.log
+	log file = /proc/self/cwd/log/%%m.log
 	logging = file
 	max log size = 0
 	log level = 1
 	load printers = no
 	printcap name = /dev/null
 [sysvol]
-	path = %[6]s/state/sysvol
+	path = /proc/self/cwd/state/sysvol
 	read only = no
 [netlogon]
-	path = %[6]s/state/sysvol/%[7]s/scripts
+	path = /proc/self/cwd/state/sysvol/%[6]s/scripts
 	read only = no
 `

@@ -81,7 +81,6 @@ class Console:
 
     def move(self, old, new):
         """Every A record of the old address shows the new one."""
-        moved = 0
         for zones in ("DomainDnsZones", "ForestDnsZones"):
             nodes = self.db.search(base="DC=%s,%s" % (zones, self.db.domain_dn()), scope=ldb.SCOPE_SUBTREE,
                                    expression="(objectClass=dnsNode)", attrs=["dnsRecord"])
@@ -92,8 +91,6 @@ class Console:
                     record.data = new
                 if own:
                     self.replace(node.dn, dnsRecord=[ndr_pack(r) for r in records])
-                    moved += 1
-        return moved
 
     def add_user(self, name, password, groups=()):
         dn = ldb.Dn(self.db, "CN=x,CN=Users," + self.db.domain_dn())
@@ -123,11 +120,16 @@ class Console:
         self.db.delete(self.entry(name).dn)
 
     def set_password(self, name, password, must_change=False):
+        if must_change:
+            self.flag(name, NEVER_EXPIRES, False)  # which would be stronger
         self.db.setpassword("(sAMAccountName=%s)" % ldb.binary_encode(name), password, force_change_at_next_login=must_change)
 
-    def set_passwords(self, passwords):
+    def settle(self, old, new, passwords, gmsa):
+        """Makes an unpacked domain that of a start: its address, its passwords, and a gMSA that is as old as always."""
+        self.move(old, new)
         for name, password in passwords.items():
             self.set_password(name, password)
+        self.backdate(gmsa, 60)
 
     def set(self, name, attribute, values):
         message = ldb.Message(self.entry(name).dn)
@@ -158,26 +160,15 @@ class Console:
         self.replace(self.entry(name).dn, controls=["local_oid:%s:0" % dsdb.DSDB_CONTROL_BYPASS_PASSWORD_HASH_OID],
                      pwdLastSet=filetime(time.time() - 365 * 86400))
 
-    def lock(self, name, address, host):
+    def lock(self, name, address):
         """By wrong passwords, while the domain allows three."""
-        from samba.credentials import DONT_USE_KERBEROS, Credentials
         domain = ldb.Dn(self.db, self.db.domain_dn())
-        policy = {"lockoutThreshold": 3, "lockoutDuration": -30 * 60 * 10**7, "lockOutObservationWindow": -30 * 60 * 10**7}
-        self.replace(domain, **policy)
+        self.replace(domain, lockoutThreshold=3, lockoutDuration=-30 * 60 * 10**7, lockOutObservationWindow=-30 * 60 * 10**7)
         try:
-            lp = LoadParm()
-            lp.load(self.lp.configfile)
-            lp.set("tls verify peer", "no_check")
-            said = ""
+            said = "nothing"
             for _ in range(10):
-                wrong = Credentials()
-                wrong.guess(lp)
-                wrong.set_kerberos_state(DONT_USE_KERBEROS)
-                wrong.set_bind_dn("%s@%s" % (name, self.db.domain_dns_name()))
-                wrong.set_password("not the password")
                 try:
-                    SamDB(url="ldaps://" + address, lp=lp, credentials=wrong)
-                    raise Exception("a wrong password was taken")
+                    self.bind(name, "not the password", address)
                 except ldb.LdbError as e:
                     said = str(e)
                 if "data 775" in said:
@@ -201,6 +192,7 @@ class Console:
                 self.grant(name, reader, True)
             self.replace(self.entry(name).dn, userAccountControl=WORKSTATION_TRUST, msDS_SupportedEncryptionTypes=encryption_types,
                          servicePrincipalName=["HTTP/%s.%s" % (name, dns)])
+            self.backdate(name, 60)
         except BaseException:
             self.db.transaction_cancel()
             raise
@@ -215,22 +207,66 @@ class Console:
             account.remove_trustee(sid)
         account.save(self.db)
 
-    def roll(self, gmsa):
-        """The key of the present password is made an old one, so that the domain controller makes a new password when the
-        account is next looked at - which is done here, so that the roll is over when this returns."""
-        entry = self.entry(gmsa, ["msDS-ManagedPasswordId", "msDS-ManagedPasswordInterval", "pwdLastSet"])
-        days = int(str(entry["msDS-ManagedPasswordInterval"]))
-        self.rewind(entry, days * 86400 // KEY_CYCLE + 2)
-        self.db.search(base=entry.dn, scope=ldb.SCOPE_BASE, attrs=["msDS-ManagedPassword"])
-        return str(self.entry(gmsa, ["pwdLastSet"])["pwdLastSet"]) != str(entry["pwdLastSet"])
+    # A password of a gMSA follows from its id, which is the number of a key: that of the 10 hours in which the password began.
+    # A domain controller makes a new one when, at the next look at the account, that is longer ago than the interval; the
+    # new one begins where the old one ends ([MS-ADTS] 3.1.1.4.5.39).
 
-    def rewind(self, entry, cycles):
-        # [MS-GKDI] 2.2.4: after version, magic and flags, the three numbers of the key: 1024, 32 and 1 cycles.
+    def backdate(self, gmsa, cycles):
+        """The account is made 70 days old and its password as many cycles, after another one of 30 days: so the account has a
+        previous password. The domain controller makes both at its next look at the account."""
+        entry = self.entry(gmsa, ["msDS-ManagedPasswordId", "msDS-ManagedPasswordInterval"])
+        old = cycles + int(str(entry["msDS-ManagedPasswordInterval"])) * 86400 // KEY_CYCLE
         key = bytearray(bytes(entry["msDS-ManagedPasswordId"][0]))
-        l0, l1, l2 = struct.unpack_from("<III", key, 12)
-        cycle = l0 * 1024 + l1 * 32 + l2 - cycles
+        # [MS-GKDI] 2.2.4: after version, magic and flags, the three numbers of the key: 1024, 32 and 1 cycles.
+        cycle = int(self.now() // KEY_CYCLE) - old
         struct.pack_into("<III", key, 12, cycle // 1024, cycle // 32 % 32, cycle % 32)
-        self.replace(entry.dn, controls=["relax:0"], msDS_ManagedPasswordId=bytes(key))
+        self.replace(entry.dn, controls=["relax:0"], msDS_ManagedPasswordId=bytes(key), whenCreated=ldb.timestring(int(time.time()) - 70 * 86400))
+
+    def age(self, gmsa):
+        """How many cycles ago the password's key began."""
+        key = bytes(self.entry(gmsa, ["msDS-ManagedPasswordId"])["msDS-ManagedPasswordId"][0])
+        l0, l1, l2 = struct.unpack_from("<III", key, 12)
+        return int(self.now() // KEY_CYCLE) - (l0 * 1024 + l1 * 32 + l2)
+
+    def now(self):
+        return time.time() + EPOCH
+
+    def roll(self, gmsa, address):
+        """For a moment the interval is so short that it has just passed, and not so short that it has passed twice."""
+        self.look(gmsa, address)
+        age = self.age(gmsa)
+        days = next((d for d in range(1, 30) if age // 2 < d * 86400 // KEY_CYCLE <= age), None)
+        if days is None:
+            raise Exception("%s has rolled as often as it can: its password is %d hours old, and an interval has whole days; add another gMSA"
+                            % (gmsa, age * KEY_CYCLE // 3600))
+        dn = self.entry(gmsa).dn
+        self.replace(dn, controls=["relax:0"], msDS_ManagedPasswordInterval=days)
+        try:
+            self.look(gmsa, address)
+        finally:
+            self.replace(dn, controls=["relax:0"], msDS_ManagedPasswordInterval=30)
+        if self.age(gmsa) >= age:
+            raise Exception("the domain controller made no new password for " + gmsa)
+
+    def look(self, name, address):
+        """Has the domain controller look at an account, by a wrong password."""
+        try:
+            self.bind(name + "$", "not the password", address)
+        except ldb.LdbError as e:
+            if "data 52e" not in str(e):
+                raise
+
+    def bind(self, name, password, address):
+        from samba.credentials import DONT_USE_KERBEROS, Credentials
+        lp = LoadParm()
+        lp.load(self.lp.configfile)
+        lp.set("tls verify peer", "no_check")
+        credentials = Credentials()
+        credentials.guess(lp)
+        credentials.set_kerberos_state(DONT_USE_KERBEROS)
+        credentials.set_bind_dn("%s@%s" % (name, self.db.domain_dns_name()))
+        credentials.set_password(password)
+        return SamDB(url="ldaps://" + address, lp=lp, credentials=credentials)
 
     def remove_kds_keys(self):
         base = "CN=Master Root Keys,CN=Group Key Distribution Service,CN=Services," + str(self.db.get_config_basedn())
@@ -250,20 +286,19 @@ class Console:
         fqdn = "%s.%s" % (host, dns)
         for name, zone in (("_ldap._tcp.dc", "_msdcs." + dns), ("_kerberos._tcp.dc", "_msdcs." + dns), ("_ldap._tcp", dns), ("_kerberos._tcp", dns)):
             port = 88 if "kerberos" in name else 389
-            self.add_record(name, zone, SRVRecord(fqdn, port, prio=priority))
+            self.add_record(name, zone, SRVRecord(fqdn, port, priority=priority))
         self.add_record(host, dns, ARecord(address))
 
     def add_record(self, name, zone, record):
         partition = "ForestDnsZones" if zone.startswith("_msdcs.") else "DomainDnsZones"
         dn = ldb.Dn(self.db, "DC=%s,DC=%s,CN=MicrosoftDNS,DC=%s,%s" % (name, zone, partition, self.db.domain_dn()))
-        found = []
         try:
-            found = self.db.search(base=dn, scope=ldb.SCOPE_BASE, attrs=["dnsRecord"])
+            node = self.db.search(base=dn, scope=ldb.SCOPE_BASE, attrs=["dnsRecord"])[0]
+            self.replace(dn, dnsRecord=[bytes(r) for r in node["dnsRecord"]] + [ndr_pack(record)])
         except ldb.LdbError as e:
             if e.args[0] != ldb.ERR_NO_SUCH_OBJECT:
                 raise
-        records = [ndr_unpack(dnsp.DnssrvRpcRecord, bytes(r)) for m in found for r in m.get("dnsRecord", [])]
-        self.db.dns_replace_by_dn(dn, records + [record])
+            self.db.add({"dn": dn, "objectClass": "dnsNode", "dnsRecord": ndr_pack(record)})
 
 
 def filetime(unix):

@@ -43,7 +43,7 @@ func Template(ctx context.Context, o Options, progress io.Writer) (string, error
 	if err != nil {
 		return "", err
 	}
-	key := cache.Key(version, []byte(script), []byte(ownSource), []byte(config), options)
+	key := cache.Key(version, []byte(script), []byte(ownSource), []byte(smbConf), options)
 	return cache.Get(ctx, "ad-"+key+".tar.gz", progress, func(path string) error { return makeTemplate(ctx, path, o) })
 }
 
