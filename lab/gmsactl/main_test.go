@@ -168,6 +168,13 @@ func (p *program) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
+func (p *program) took(line []string) time.Duration {
+	p.t.Helper()
+	begin := time.Now()
+	p.want(good, nil, line...)
+	return time.Since(begin)
+}
+
 func (p *program) runWith(stdin string, args ...string) result {
 	p.t.Helper()
 	cmd := p.command(args...)

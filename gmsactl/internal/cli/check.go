@@ -53,7 +53,7 @@ domain's, whether the gMSA exists and the account may read its password. The acc
 Warnings alone give exit code 0; with --strict, 1.`,
 		Example: g.examples(`
   gmsactl credspec check web01.yaml
-  gmsactl credspec check web01 web02 --online
+  gmsactl credspec check web01 --online
   kubectl get gmsacredentialspecs -o yaml | gmsactl credspec check -`),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {

@@ -113,6 +113,9 @@ cluster or a domain controller cannot be reached, or does not allow it).`,
 		}
 		return nil
 	}
+	root.SetUsageTemplate(root.UsageTemplate() + `{{if .Runnable}}
+Use "` + g.program + ` options" for the rarer flags of the way to a cluster.
+{{end}}`)
 	for _, c := range commands {
 		root.AddCommand(c(g))
 	}
