@@ -120,7 +120,12 @@ func newResolver(server string) (*net.Resolver, error) {
 	}
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, network, server)
+		conn, err := d.DialContext(ctx, network, server)
+		if err != nil && strings.HasPrefix(network, "udp") {
+			// Wine 8 lacks an option that Go sets on every UDP socket. DNS servers of a domain answer over TCP as well.
+			return d.DialContext(ctx, "tcp", server)
+		}
+		return conn, err
 	}}, nil
 }
 

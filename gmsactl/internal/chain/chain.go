@@ -290,18 +290,18 @@ func (v *verify) inDirectory(ctx context.Context) {
 	v.take(StepRight, []string{StepBind}, func() Step {
 		gmsa := v.result.GMSA
 		if _, err := session.GMSA(ctx, gmsa); err != nil {
-			return fromDirectory(err)
+			return v.fromDirectory(err)
 		}
 		// One answer tells whether it may be read and what it is.
 		password, passwordErr = session.ManagedPassword(ctx, gmsa)
 		if passwordErr != nil && !slices.Contains(passwordCauses, directory.CauseOf(passwordErr)) {
-			return fromDirectory(passwordErr)
+			return v.fromDirectory(passwordErr)
 		}
 		return ok(fmt.Sprintf("%s may read the password of %s", v.cred.Username, gmsa))
 	})
 	v.take(StepPassword, []string{StepRight}, func() Step {
 		if passwordErr != nil {
-			return fromDirectory(passwordErr)
+			return v.fromDirectory(passwordErr)
 		}
 		detail := "well-formed"
 		if password.Query > 0 {
@@ -315,6 +315,13 @@ func (v *verify) inDirectory(ctx context.Context) {
 // Causes that are about the managed password, and not about the right to read it.
 var passwordCauses = []*directory.Cause{directory.NoKDSKey, directory.ManagedPasswordDamaged}
 
+// fromDirectory puts the names in place of those in angle brackets of a remedy.
+func (v *verify) fromDirectory(err error) Step {
+	s := fromDirectory(err)
+	s.Remedy = strings.NewReplacer("<gmsa>", v.result.GMSA, "<account>", v.cred.Username).Replace(s.Remedy)
+	return s
+}
+
 func (v *verify) bind(ctx context.Context) (*directory.Session, Step) {
 	config, err := v.Directory(v.cred.DomainName)
 	if err != nil {
@@ -322,7 +329,7 @@ func (v *verify) bind(ctx context.Context) (*directory.Session, Step) {
 	}
 	session, err := directory.Bind(ctx, config, v.cred)
 	if err != nil {
-		s := fromDirectory(err)
+		s := v.fromDirectory(err)
 		// A domain that only the Secret names is most likely written wrongly; one that both name may be unknown here alone.
 		if s.Cause == directory.DNSNotFound.Name && v.spec != nil && strings.EqualFold(v.cred.DomainName, v.spec.DomainJoinConfig.DnsName) {
 			s.State = NotLookedAt
@@ -337,7 +344,7 @@ func (v *verify) bind(ctx context.Context) (*directory.Session, Step) {
 func (v *verify) compare(ctx context.Context, session *directory.Session) Step {
 	d, err := session.Domain(ctx)
 	if err != nil {
-		return fromDirectory(err)
+		return v.fromDirectory(err)
 	}
 	if v.spec == nil {
 		return ok(d.DNSName)
@@ -366,7 +373,7 @@ func Compare(c credspec.DomainJoinConfig, d directory.Domain) []string {
 func (v *verify) ticket(ctx context.Context, session *directory.Session, password *directory.ManagedPassword) Step {
 	t, err := session.TicketAs(ctx, v.result.GMSA, password)
 	if err != nil {
-		return fromDirectory(err)
+		return v.fromDirectory(err)
 	}
 	detail := fmt.Sprintf("%s for %s until %s (%s)", t.Service, t.Client, t.End.Local().Format("2006-01-02 15:04:05"), t.EncryptionType)
 	if t.Previous {

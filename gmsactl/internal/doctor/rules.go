@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -418,11 +419,23 @@ func uses(o *Objects) []Finding {
 			Text:   fmt.Sprintf("it may not use the GMSACredentialSpec %s that its pods name, so that a webhook refuses them", u.CredentialSpec),
 			Remedy: "Let it use this credential spec and no other.",
 			Commands: []string{
-				command("kubectl", "create", "clusterrole", "use-gmsa-"+u.CredentialSpec, "--verb=use", "--resource="+inventory.CredentialSpecResource, "--resource-name="+u.CredentialSpec),
+				// kubectl create clusterrole refuses the verb.
+				command("echo", useRole(u.CredentialSpec)) + " | kubectl apply -f -",
 				command("kubectl", "create", "rolebinding", "use-gmsa-"+u.CredentialSpec, "--namespace", u.Namespace, "--clusterrole=use-gmsa-"+u.CredentialSpec, "--serviceaccount="+u.Namespace+":"+u.ServiceAccount),
 			}})
 	}
 	return found
+}
+
+func useRole(spec string) string {
+	role, err := json.Marshal(map[string]any{
+		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": map[string]any{"name": "use-gmsa-" + spec},
+		"rules": []any{map[string]any{"apiGroups": []string{"windows.k8s.io"}, "resources": []string{"gmsacredentialspecs"}, "resourceNames": []string{spec}, "verbs": []string{"use"}}},
+	})
+	if err != nil {
+		panic(err) // texts always encode
+	}
+	return string(role)
 }
 
 // few lists names, of many the first.
