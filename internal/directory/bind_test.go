@@ -140,7 +140,7 @@ func TestMisbehavingServersAreEndured(t *testing.T) {
 				}
 			}
 			wantCause(t, err, c.want)
-			if d := time.Since(start); d > 2*time.Second {
+			if d := time.Since(start); d > 4*time.Second {
 				t.Errorf("it took %s", d)
 			}
 			if _, err := s.GMSA(t.Context(), "web01"); err == nil && c.want != NoRightToRead && c.want != ManagedPasswordDamaged {
@@ -347,12 +347,12 @@ func TestACancelledCallReturnsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
 	start := time.Now()
 	_, err = s.GMSA(ctx, "web01")
 	wantCause(t, err, Timeout)
-	if d := time.Since(start); d > 2*time.Second {
+	if d := time.Since(start); d > 4*time.Second {
 		t.Errorf("it took %s", d)
 	}
 }
@@ -361,7 +361,7 @@ func TestACancelledCallReturnsAtOnce(t *testing.T) {
 func TestASessionMayWaitBetweenQuestions(t *testing.T) {
 	t.Parallel()
 	s := newFakeDC(t, nil).bind(t)
-	time.Sleep(600 * time.Millisecond)
+	time.Sleep(1200 * time.Millisecond)
 	if _, err := s.Domain(t.Context()); err != nil {
 		t.Error(err)
 	}

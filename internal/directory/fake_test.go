@@ -153,7 +153,7 @@ func (f *fakeDC) asked() string {
 }
 
 func (f *fakeDC) config() Config {
-	return Config{Domain: fakeDomain, Servers: []string{"127.0.0.1"}, Security: LDAPS, RootCAs: f.roots, Timeout: 400 * time.Millisecond, ports: f.ports}
+	return Config{Domain: fakeDomain, Servers: []string{"127.0.0.1"}, Security: LDAPS, RootCAs: f.roots, Timeout: time.Second, ports: f.ports}
 }
 
 func reader() credential.Credential {

@@ -72,8 +72,10 @@ func (k kdc) send(ctx context.Context, request []byte) ([]byte, error) {
 		return nil, err
 	}
 	var head [4]byte
-	if _, err := io.ReadFull(conn, head[:]); err != nil {
-		return nil, cutOff(err)
+	if _, err := io.ReadFull(conn, head[:]); errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, errCutOff
+	} else if err != nil { // io.EOF: it hung up without an answer
+		return nil, err
 	}
 	length := binary.BigEndian.Uint32(head[:])
 	if length > maxMessage {

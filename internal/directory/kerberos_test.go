@@ -147,7 +147,7 @@ func TestMisbehavingKDCsAreEndured(t *testing.T) {
 			start := time.Now()
 			_, err := Bind(t.Context(), config, reader())
 			wantCause(t, err, c.want)
-			if d := time.Since(start); d > 2*time.Second {
+			if d := time.Since(start); d > 4*time.Second {
 				t.Errorf("it took %s", d)
 			}
 			if got := f.asked(); got != "root" {
@@ -298,7 +298,7 @@ func TestAServerThatDoesNotSealIsRefused(t *testing.T) {
 			}()
 			ticket := &ticket{key: key, cname: types.PrincipalName{NameType: 1, NameString: []string{"reader"}}}
 			ticket.Ticket = krb.Ticket{TktVNO: 5, Realm: "CORP.EXAMPLE.TEST", SName: types.PrincipalName{NameType: 2, NameString: []string{"ldap", "dc1"}}, EncPart: types.EncryptedData{EType: 18, Cipher: []byte("opaque")}}
-			conn, err := bindSealed(context.Background(), here, time.Second, ticket, "CORP.EXAMPLE.TEST")
+			conn, err := bindSealed(context.Background(), here, 10*time.Second, ticket, "CORP.EXAMPLE.TEST")
 			_ = here.Close()
 			<-done
 			if c.want == "" {
