@@ -176,6 +176,13 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{"good-creds"}, Verbs: []string{"get"}}))
 		p.want(good, []string{"needs the right to list daemonsets.apps in namespace " + ns}, create("--account NS/good")...)
 	})
+	t.Run("a token that is no longer good", func(t *testing.T) {
+		path := kubeconfigOf(t, cp, ns)
+		content, err := os.ReadFile(path)
+		must(t, err)
+		must(t, os.WriteFile(path, regexp.MustCompile(`token: .*`).ReplaceAll(content, []byte("token: x")), 0o600))
+		newProgram(t, path).want(unable, []string{"log in to it again"}, create("--account NS/good")...)
+	})
 	t.Run("no cluster", func(t *testing.T) {
 		newProgram(t, "").want(unable, nil, create("--account NS/good")...)
 	})
@@ -269,6 +276,7 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		{"", usage, []string{"name a file"}},
 		{"good.yaml --username x", usage, []string{"--online"}},
 		{"good.yaml --online --password-file x", usage, []string{"--username"}},
+		{"- --online --username x --password-stdin", usage, []string{"both a credential spec and the password"}},
 	} {
 		t.Run(c.args, func(t *testing.T) { p.want(c.code, c.says, args("credspec check", c.args)...) })
 	}

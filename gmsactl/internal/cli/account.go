@@ -417,6 +417,8 @@ func (g *globals) secretError(ref credential.Reference, release, verb string, er
 // clusterError explains an error of the API server about something that needs a right.
 func (g *globals) clusterError(what, right string, err error) error {
 	switch {
+	case apierrors.IsUnauthorized(err):
+		return unablef("%s: the cluster does not know who you are; log in to it again: %w", what, err)
 	case notAllowed(err):
 		return unablef("%s: you need the right to %s", what, right)
 	case unreachable(err):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -68,6 +69,9 @@ Warnings alone give exit code 0; with --strict, 1.`,
 			}
 			if f.password.given() && f.username == "" {
 				return usagef("--password-file and --password-stdin are the password of --username: add it")
+			}
+			if (f.password.stdin || f.password.file == "-") && slices.Contains(args, "-") {
+				return usagef("standard input cannot be both a credential spec and the password: use --password-file FILE")
 			}
 			k := &check{g: g, flags: f}
 			defer k.close()

@@ -193,7 +193,7 @@ func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, 
 	if release == "" {
 		release = ref.Namespace + "/" + strings.TrimSuffix(ref.Secret, "-creds")
 	}
-	if notAllowed(err) {
+	if apierrors.IsForbidden(err) {
 		return cred, unablef("Secret %s/%s: you need the right to %s\nWithout it, name an account of the domain: --domain, --username and --password-file",
 			ref.Namespace, ref.Secret, inventory.Right("get", "secrets/"+ref.Secret, ref.Namespace))
 	}

@@ -13,8 +13,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// kubeFlags are kubectl's flags for the way to a cluster. They are client-go's own: those of cli-runtime bring Kustomize along,
-// a fifth of the program.
+// kubeFlags are kubectl's flags for the way to a cluster. They are client-go's own: those of cli-runtime bring Kustomize along.
 type kubeFlags struct {
 	rules     *clientcmd.ClientConfigLoadingRules
 	overrides *clientcmd.ConfigOverrides

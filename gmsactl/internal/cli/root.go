@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
-	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ccgrkc/ccgrkc/internal/version"
@@ -30,11 +29,17 @@ const (
 	outputYAML = "yaml"
 )
 
+// Streams are where gmsactl reads and writes.
+type Streams struct {
+	In          io.Reader
+	Out, ErrOut io.Writer
+}
+
 // globals is what all commands share: the global flags, where to read and write, and how to print.
 type globals struct {
 	program string // gmsactl, or "kubectl gmsa", as examples and advice must call it
 	config  *kubeFlags
-	streams genericiooptions.IOStreams
+	streams Streams
 	output  string // outputText, outputJSON or outputYAML
 	colour  bool
 	ad      directoryFlags
@@ -49,7 +54,7 @@ type directoryFlags struct {
 }
 
 // Run runs the command line args, whose first is the program's name, and returns the exit code.
-func Run(ctx context.Context, args []string, streams genericiooptions.IOStreams) int {
+func Run(ctx context.Context, args []string, streams Streams) int {
 	g := &globals{
 		program: programName(args[0]),
 		config:  newKubeFlags(),

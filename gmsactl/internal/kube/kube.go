@@ -1,5 +1,5 @@
 // Package kube is a typed client of the few kinds that gmsactl reads and writes. Calls look as they do in
-// k8s.io/client-go/kubernetes, which knows every kind there is and makes a program 10 MB larger.
+// k8s.io/client-go/kubernetes, which knows every kind there is, and doubles the program.
 package kube
 
 import (
