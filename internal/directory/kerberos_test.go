@@ -329,3 +329,15 @@ func FuzzEstablish(f *testing.F) {
 	t := &ticket{key: types.EncryptionKey{KeyType: aes[0], KeyValue: make([]byte, 32)}}
 	f.Fuzz(func(_ *testing.T, token []byte) { _, _ = establish(token, t, types.Authenticator{}) })
 }
+
+func TestEncryptedPartsOfAnyLengthAreRefused(t *testing.T) {
+	key := types.EncryptionKey{KeyType: aes[0], KeyValue: make([]byte, 32)}
+	for n := range 80 {
+		if _, err := decrypt(key, make([]byte, n), 1); err == nil {
+			t.Errorf("%d bytes were opened", n)
+		}
+		if _, err := decrypt(types.EncryptionKey{KeyType: aes[0], KeyValue: make([]byte, n%32)}, make([]byte, 64), 1); err == nil {
+			t.Errorf("a key of %d bytes was used", n%32)
+		}
+	}
+}

@@ -78,6 +78,17 @@ func TestReadersAreThoseWhoAreAllowed(t *testing.T) {
 	}
 }
 
+// A SID that says it is longer than its entry would take the next entry's bytes, or those after the end.
+func TestASIDEndsWithItsEntry(t *testing.T) {
+	const system = "010100000000000512000000"
+	for _, sd := range [][]byte{descriptor(t, "00"+system), descriptor(t, "00"+system, "00"+system)} {
+		sd[20+8+8+1] = 3 // the number of sub-authorities, in the first entry's SID
+		if sids, err := allowedSIDs(sd); err == nil {
+			t.Errorf("%x", sids)
+		}
+	}
+}
+
 func FuzzSecurityDescriptor(f *testing.F) {
 	f.Add(descriptor(f, "00010100000000000512000000"))
 	f.Fuzz(func(t *testing.T, b []byte) {
