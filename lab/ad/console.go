@@ -23,7 +23,7 @@ var script string
 // environment is all that Samba's programs see: another Python on PATH would not have Samba's modules.
 var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1"}
 
-// console is a process of Samba's Python with a domain's database open.
+// console is a process of the Python of Samba with a domain's database open.
 type console struct {
 	process *child.Process
 	in      io.WriteCloser
@@ -88,14 +88,14 @@ func (c *console) call(ctx context.Context, result any, do string, with map[stri
 	}
 	if err != nil {
 		said, _ := os.ReadFile(c.log)
-		return fmt.Errorf("Samba's Python ended: %w\n%s", errors.Join(ctx.Err(), err), said)
+		return fmt.Errorf("the Python of Samba ended: %w\n%s", errors.Join(ctx.Err(), err), said)
 	}
 	var a struct {
 		Result json.RawMessage
 		Error  string
 	}
 	if err := json.Unmarshal(answer, &a); err != nil {
-		return fmt.Errorf("Samba's Python answered %q: %w", answer, err)
+		return fmt.Errorf("the Python of Samba answered %q: %w", answer, err)
 	}
 	if a.Error != "" {
 		return fmt.Errorf("%s: %s", do, a.Error)

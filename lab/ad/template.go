@@ -36,7 +36,7 @@ func Template(ctx context.Context, o Options, progress io.Writer) (string, error
 	}
 	version, err := exec.CommandContext(ctx, "/usr/bin/dpkg-query", "-W", "-f", "${Package} ${Version}\n", "samba-ad-dc", "samba-ad-provision").Output()
 	if err != nil {
-		return "", fmt.Errorf("Samba's domain controller is not installed; hack/apt.sh installs it: %w", err)
+		return "", fmt.Errorf("samba-ad-dc is not installed; hack/apt.sh installs it: %w", err)
 	}
 	o.Forwarder, o.ClockOffset = "", 0 // of a start
 	options, err := json.Marshal(o)

@@ -1,14 +1,17 @@
 // Command ccg does what ccg.exe does with its plugin: it reads a credential spec, activates the class PluginGUID in another
-// process, and asks it for the credentials of PluginInput. It then prints them instead of going to Active Directory.
+// process, and asks it for the credentials of PluginInput. With a DNS server it goes on to Active Directory: as that account
+// it reads the gMSA's password, and gets a Kerberos ticket as the gMSA. Without one it ends there.
 //
-//	ccg [--show-password] <credential-spec.json>
+//	ccg [--show-password] [--dns-server ADDRESS [--ldap auto|kerberos] [--renew-until FILE [--renew-every D]]] <credential-spec.json>
 //	ccg [--input <plugin input>] [--class <GUID>] [--calls N] [--parallel P] [--every D] [--while FILE] [--activations] [<credential-spec.json>]
 //
-// The password is printed as a fingerprint, SHA-256 of its UTF-16LE bytes, unless --show-password is given. On failure it
-// prints {"hresult": ..., "error": ...} and exits with 1.
+// The account's password is printed as a fingerprint, SHA-256 of its UTF-16LE bytes, unless --show-password is given; the
+// gMSA's is never printed. On failure it prints {"error": ...}, with the hresult if it is the plugin's, or the event of
+// ccg.exe and the cause if it is Active Directory's, and exits with 1.
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -21,7 +24,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/ccgrkc/ccgrkc/internal/com"
-	"github.com/ccgrkc/ccgrkc/lab/internal/credspec"
+	"github.com/ccgrkc/ccgrkc/internal/credspec"
+	"github.com/ccgrkc/ccgrkc/internal/directory"
 	"golang.org/x/sys/windows"
 )
 
@@ -37,12 +41,17 @@ func main() {
 	while := flag.String("while", "", "with --calls: stop, though there are calls left, when this file is gone")
 	every := flag.Duration("every", 0, "with --calls: time between the beginnings of two calls, as far as --parallel allows")
 	activations := flag.Bool("activations", false, "a new activation for every call, not one for all of a worker's")
+	dnsServer := flag.String("dns-server", "", "DNS server of the domain: go on to Active Directory")
+	ldap := flag.String("ldap", "auto", "with --dns-server: auto or kerberos")
+	renewUntil := flag.String("renew-until", "", "with --dns-server: get a ticket again and again until this file is gone")
+	renewEvery := flag.Duration("renew-every", time.Second, "with --renew-until: time between two tickets")
 	flag.Parse()
 
-	config, err := readConfig(flag.Args(), *class)
+	spec, err := readSpec(flag.Args(), *class)
 	if err != nil {
 		fail(err)
 	}
+	config := spec.ActiveDirectoryConfig.HostAccountConfig
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name == "input" {
 			config.PluginInput = *input
@@ -61,7 +70,28 @@ func main() {
 		return
 	}
 
+	security, err := directory.ParseSecurity(*ldap)
+	if err != nil {
+		fail(err)
+	}
 	begin := time.Now()
+	if *dnsServer != "" {
+		g := &gMSA{spec: spec, clsid: clsid, dnsServer: *dnsServer, security: security}
+		defer g.forget()
+		result, ticket, err := g.login(context.Background())
+		if err != nil {
+			failInDirectory(g, result, err)
+		}
+		answer := describe(result, *showPassword, time.Since(begin))
+		result.Password.Wipe()
+		answer.GMSA, answer.DomainController, answer.Security = spec.GMSAName(), g.session.Server(), string(g.session.Security())
+		answer.Ticket = &ticketAnswer{ticket.Client, ticket.Service, ticket.KDC, ticket.EncryptionType, ticket.Start, ticket.End, ticket.Previous}
+		print(answer)
+		if *renewUntil != "" {
+			g.renew(context.Background(), *renewUntil, *renewEvery)
+		}
+		return
+	}
 	result, err := fetch(clsid, config.PluginInput)
 	if err != nil {
 		fail(err)
@@ -70,18 +100,33 @@ func main() {
 	print(describe(result, *showPassword, time.Since(begin)))
 }
 
-func readConfig(args []string, class string) (credspec.HostAccountConfig, error) {
+// readSpec reads a credential spec, and is strict about HostAccountConfig. Without one, the spec names a class.
+func readSpec(args []string, class string) (credspec.Spec, error) {
 	if len(args) == 0 {
-		return credspec.HostAccountConfig{PortableCcgVersion: "1", PluginGUID: class}, nil
+		host := &credspec.HostAccountConfig{PortableCcgVersion: credspec.CcgVersion, PluginGUID: class}
+		return credspec.Spec{ActiveDirectoryConfig: credspec.ActiveDirectoryConfig{HostAccountConfig: host}}, nil
 	}
 	if len(args) > 1 {
-		return credspec.HostAccountConfig{}, fmt.Errorf("more than one credential spec: %q; flags go before it", args)
+		return credspec.Spec{}, fmt.Errorf("more than one credential spec: %q; flags go before it", args)
 	}
 	content, err := os.ReadFile(args[0])
 	if err != nil {
-		return credspec.HostAccountConfig{}, err
+		return credspec.Spec{}, err
 	}
-	return credspec.Parse(content)
+	// The runtime hands over plain JSON, which ccg.exe takes as it is written.
+	var spec credspec.Spec
+	if err := json.Unmarshal(content, &spec); err != nil {
+		return credspec.Spec{}, fmt.Errorf("the credential spec is not JSON: %w", err)
+	}
+	switch host := spec.ActiveDirectoryConfig.HostAccountConfig; {
+	case host == nil:
+		return credspec.Spec{}, errors.New("the credential spec has no ActiveDirectoryConfig.HostAccountConfig: it is one for domain-joined hosts, which need no plugin")
+	case host.PortableCcgVersion != credspec.CcgVersion:
+		return credspec.Spec{}, fmt.Errorf("HostAccountConfig.PortableCcgVersion is %q; write %q", host.PortableCcgVersion, credspec.CcgVersion)
+	case len(host.PluginGUID) != 38 || host.PluginGUID[0] != '{' || host.PluginGUID[37] != '}':
+		return credspec.Spec{}, fmt.Errorf("HostAccountConfig.PluginGUID is %q; write the class id with braces", host.PluginGUID)
+	}
+	return spec, nil
 }
 
 func fetch(clsid windows.GUID, input string) (com.Result, error) {
@@ -101,6 +146,22 @@ type credentials struct {
 	ElapsedMs           float64  `json:"elapsedMs"`
 	Password            *string  `json:"password,omitempty"`
 	PasswordUTF16       []uint16 `json:"passwordUTF16,omitempty"` // what JSON's strings cannot hold: unpaired surrogates
+
+	// With --dns-server.
+	GMSA             string        `json:"gmsa,omitempty"`
+	DomainController string        `json:"domainController,omitempty"`
+	Security         string        `json:"security,omitempty"`
+	Ticket           *ticketAnswer `json:"ticket,omitempty"`
+}
+
+type ticketAnswer struct {
+	Client         string    `json:"client"`
+	Service        string    `json:"service"`
+	KDC            string    `json:"kdc"`
+	EncryptionType string    `json:"encryptionType"`
+	Start          time.Time `json:"start"`
+	End            time.Time `json:"end"`
+	Previous       bool      `json:"previous"` // it was the previous password that was accepted
 }
 
 func describe(r com.Result, showPassword bool, elapsed time.Duration) credentials {
@@ -138,6 +199,15 @@ func fail(err error) {
 		answer["hresult"] = code
 	}
 	print(answer)
+	os.Exit(1)
+}
+
+// failInDirectory ends the program because of what the plugin or Active Directory answered.
+func failInDirectory(g *gMSA, account com.Result, err error) {
+	if _, plugin := hresult(err); plugin {
+		fail(err)
+	}
+	print(map[string]any{"event": 8, "error": g.refusal(err), "cause": causeName(err), "domain": account.DomainName, "username": account.Username})
 	os.Exit(1)
 }
 

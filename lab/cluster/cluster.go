@@ -17,6 +17,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/ccgrkc/ccgrkc/lab/ad"
 	"github.com/ccgrkc/ccgrkc/lab/certmanager"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/kubelet"
@@ -30,6 +31,8 @@ type Cluster struct {
 	ControlPlane *controlplane.ControlPlane
 	Registry     string // host:port
 	Dir          string
+	// AD are the domains that StartAD started, ad.Corp and ad.Other. The DNS server of the first knows both.
+	AD []*ad.Domain
 
 	stopRegistry    func()
 	stopCertManager func() // nil unless StartCertManager was called
@@ -146,7 +149,14 @@ func (c *Cluster) AddWindows(ctx context.Context, name string, o NodeOptions) (*
 		w.Stop()
 		return nil, err
 	}
-	n := &Node{Name: name, Stage: s, options: kubelet.Options{Name: name, OS: "windows", Labels: o.Labels, Wine: w, Sandbox: o.Sandbox, CCG: s.StartContainer}}
+	c.mu.Lock()
+	if len(c.AD) > 0 {
+		s.UseDNS(c.AD[0].Address)
+	}
+	c.mu.Unlock()
+	n := &Node{Name: name, Stage: s, options: kubelet.Options{
+		Name: name, OS: "windows", Labels: o.Labels, Wine: w, Sandbox: o.Sandbox, CCG: s.StartContainer, ResolvConf: c.ResolvConf,
+	}}
 	if err := c.join(ctx, n); err != nil {
 		w.Stop()
 		return nil, err
@@ -219,6 +229,9 @@ func (c *Cluster) Stop() {
 		})
 	}
 	wg.Wait()
+	for _, d := range c.AD {
+		d.Stop()
+	}
 	if c.stopCertManager != nil {
 		c.stopCertManager()
 	}
@@ -233,6 +246,34 @@ func (c *Cluster) StartCertManager(ctx context.Context) (err error) {
 	}
 	c.stopCertManager, err = certmanager.Start(ctx, c.ControlPlane.Kubeconfig, filepath.Join(c.Dir, "cert-manager.log"))
 	return err
+}
+
+// StartAD starts two Active Directory domains, c.AD, which live as long as the cluster. Containers that start from then on go
+// to them with the plugin's credentials, and ask their DNS server.
+func (c *Cluster) StartAD(ctx context.Context) error {
+	corp, other, err := ad.StartPair(ctx, filepath.Join(c.Dir, "ad"))
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.AD = []*ad.Domain{corp, other}
+	for _, n := range c.nodes {
+		if n.Stage != nil {
+			n.Stage.UseDNS(corp.Address)
+		}
+	}
+	return os.WriteFile(c.resolvConfFile(), []byte("nameserver "+corp.Address+"\n"), 0o644)
+}
+
+func (c *Cluster) resolvConfFile() string { return filepath.Join(c.Dir, "ad", "resolv.conf") }
+
+// ResolvConf is a file for /etc/resolv.conf that names the DNS server of the domains, or "" before StartAD.
+func (c *Cluster) ResolvConf() string {
+	if _, err := os.Stat(c.resolvConfFile()); err != nil {
+		return ""
+	}
+	return c.resolvConfFile()
 }
 
 // Program is the path of helm or kubectl.

@@ -18,13 +18,18 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
-// AppPod is a pod whose containers are to take on the gMSA of a credential spec with this plugin input. The contents of the
-// credential spec stand in the pod, where an admission webhook puts them in a cluster that has one.
+// AppPod is a GMSAPod with a credential spec whose domain is made up, for where nobody goes to Active Directory.
 func (c *Cluster) AppPod(namespace, name, node, input string) (*corev1.Pod, error) {
 	spec, err := json.Marshal(stage.CredentialSpec(input))
 	if err != nil {
 		return nil, err
 	}
+	return c.GMSAPod(namespace, name, node, spec), nil
+}
+
+// GMSAPod is a pod whose containers are to take on the gMSA of a credential spec in JSON, which stands in the pod, where an
+// admission webhook puts it in a cluster that has one.
+func (c *Cluster) GMSAPod(namespace, name, node string, spec []byte) *corev1.Pod {
 	contents, grace := string(spec), int64(5)
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
@@ -34,7 +39,7 @@ func (c *Cluster) AppPod(namespace, name, node, input string) (*corev1.Pod, erro
 			TerminationGracePeriodSeconds: &grace,
 			Containers:                    []corev1.Container{{Name: "app", Image: c.AppImage()}},
 		},
-	}, nil
+	}
 }
 
 // CreateAppPod creates an AppPod.
@@ -43,7 +48,16 @@ func (c *Cluster) CreateAppPod(ctx context.Context, namespace, name, node, input
 	if err != nil {
 		return err
 	}
-	_, err = c.ControlPlane.Client().CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
+	return c.createPod(ctx, pod)
+}
+
+// CreateGMSAPod creates a GMSAPod.
+func (c *Cluster) CreateGMSAPod(ctx context.Context, namespace, name, node string, spec []byte) error {
+	return c.createPod(ctx, c.GMSAPod(namespace, name, node, spec))
+}
+
+func (c *Cluster) createPod(ctx context.Context, pod *corev1.Pod) error {
+	_, err := c.ControlPlane.Client().CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 	"github.com/ccgrkc/ccgrkc/lab/wine"
 )
 
@@ -44,6 +45,16 @@ type hostProcess struct {
 	dir     string
 	node    *wine.Node
 	sandbox Sandbox
+	// resolvConf is as in Options.
+	resolvConf func() string
+}
+
+// system is what a container sees elsewhere than on the node's disk.
+func (r *hostProcess) system() []mountns.Mount {
+	if r.resolvConf == nil || r.resolvConf() == "" {
+		return nil
+	}
+	return []mountns.Mount{{Source: r.resolvConf(), Target: "/etc/resolv.conf", ReadOnly: true}}
 }
 
 func (r *hostProcess) start(ctx context.Context, s start) (*running, error) {
@@ -81,7 +92,7 @@ func (r *hostProcess) startView(ctx context.Context, s start) (_ *running, err e
 		mounts = append(mounts, wine.Mount{Source: m.source, Target: m.target, ReadOnly: m.readOnly},
 			wine.Mount{Source: m.source, Target: below(hpc, m.target), ReadOnly: m.readOnly})
 	}
-	if view, err = r.node.View(ctx, filepath.Join(dir, "wine"), mounts); err != nil {
+	if view, err = r.node.View(ctx, filepath.Join(dir, "wine"), mounts, r.system()...); err != nil {
 		return nil, err
 	}
 	c := windowsContainer{root: hpc, files: root, start: s}
@@ -144,11 +155,15 @@ func (r *hostProcess) start16(ctx context.Context, s start) (_ *running, err err
 }
 
 func (r *hostProcess) inSession(c windowsContainer, fallback bool) func(context.Context, []string) *exec.Cmd {
+	system := r.system()
 	return func(ctx context.Context, argv []string) *exec.Cmd {
 		argv = c.commandLine(argv)
 		cmd := r.node.Command(ctx, argv[0], argv[1:]...)
 		cmd.Env = append(cmd.Env, c.environ()...)
 		cmd.Dir = r.node.UnixPath(c.workingDir(fallback))
+		if system != nil {
+			mountns.Private(cmd, system...)
+		}
 		return cmd
 	}
 }

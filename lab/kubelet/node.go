@@ -59,6 +59,9 @@ type Options struct {
 	// CCG stands for ccg.exe: it is called with a credential spec before a container that has one starts. Its error is what
 	// the pod shows. Without it, no container with a credential spec starts.
 	CCG func(ctx context.Context, credentialSpec []byte) error
+	// ResolvConf is a file that HostProcess containers have at /etc/resolv.conf, where Wine looks for the DNS server. It is
+	// asked for at every start of a container; "" leaves them the machine's.
+	ResolvConf func() string
 }
 
 // Node is a node that was started. Its object in the API server stays when it stops.
@@ -107,7 +110,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		if err := o.Wine.Boot(ctx); err != nil {
 			return nil, err
 		}
-		r := &hostProcess{dir: containers, node: o.Wine, sandbox: o.Sandbox}
+		r := &hostProcess{dir: containers, node: o.Wine, sandbox: o.Sandbox, resolvConf: o.ResolvConf}
 		if err := r.clearAfterPowerFailure(); err != nil {
 			return nil, err
 		}

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf16"
@@ -50,7 +51,13 @@ type Stage struct {
 	ControlPlane *controlplane.ControlPlane
 	Node         *wine.Node
 	Logs         string
+
+	dns atomic.Pointer[string]
 }
+
+// UseDNS makes the emulator go on to Active Directory, from now on, with the DNS server at this address. Without it the
+// emulator ends with what the plugin returned.
+func (s *Stage) UseDNS(address string) { s.dns.Store(&address) }
 
 // Put copies programs from make build's directory to the node.
 func (s *Stage) Put(names ...string) error {
@@ -184,10 +191,31 @@ type Answer struct {
 	ElapsedMs           float64  `json:"elapsedMs"`
 	HResult             string   `json:"hresult"`
 	Error               string   `json:"error"`
+
+	// Of Active Directory, if the stage has a DNS server.
+	GMSA             string `json:"gmsa"`
+	DomainController string `json:"domainController"`
+	Security         string `json:"security"`
+	Ticket           *struct {
+		Client         string    `json:"client"` // web01$@CORP.EXAMPLE.COM
+		Service        string    `json:"service"`
+		KDC            string    `json:"kdc"`
+		EncryptionType string    `json:"encryptionType"`
+		Start          time.Time `json:"start"`
+		End            time.Time `json:"end"`
+		Previous       bool      `json:"previous"`
+	} `json:"ticket"`
+	Event int    `json:"event"` // of ccg.exe's log: 8 if Active Directory refused the account
+	Cause string `json:"cause"` // of package directory
+
+	// Of a gMSA that lives; see Live.
+	Tickets   int `json:"tickets"`
+	Refetches int `json:"refetches"`
+	Failures  int `json:"failures"`
 }
 
-// Fetch has the emulator start a container with a credential spec that names the plugin input, as far as the plugin's
-// part goes. A refusal is an Answer with an HResult, not an error.
+// Fetch has the emulator start a container with a credential spec that names the plugin input. A refusal is an Answer with an
+// HResult or an Event, not an error.
 func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answer, error) {
 	spec, err := json.Marshal(CredentialSpec(input))
 	if err != nil {
@@ -196,17 +224,18 @@ func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answe
 	return s.fetch(ctx, spec, flags...)
 }
 
+// FetchSpec is Fetch with a credential spec of one's own, in JSON.
+func (s *Stage) FetchSpec(ctx context.Context, spec []byte, flags ...string) (Answer, error) {
+	return s.fetch(ctx, spec, flags...)
+}
+
 func (s *Stage) fetch(ctx context.Context, spec []byte, flags ...string) (Answer, error) {
-	file, err := os.CreateTemp(s.Node.Path(programs), "spec-*.json")
+	file, err := s.writeSpec(spec)
 	if err != nil {
 		return Answer{}, err
 	}
-	defer os.Remove(file.Name())
-	defer file.Close()
-	if _, err := file.Write(spec); err != nil {
-		return Answer{}, err
-	}
-	out, err := s.CCG(ctx, append(flags, programs+`\`+filepath.Base(file.Name()))...)
+	defer os.Remove(s.Node.Path(file))
+	out, err := s.CCG(ctx, append(append(s.dnsFlags(), flags...), file)...)
 	var a Answer
 	if jsonErr := json.Unmarshal(out, &a); jsonErr != nil {
 		return Answer{}, fmt.Errorf("the emulator printed %q: %v, %v", out, jsonErr, err)
@@ -214,17 +243,163 @@ func (s *Stage) fetch(ctx context.Context, spec []byte, flags ...string) (Answer
 	return a, nil
 }
 
+// writeSpec puts a credential spec on the node and returns its Windows path.
+func (s *Stage) writeSpec(spec []byte) (string, error) {
+	file, err := os.CreateTemp(s.Node.Path(programs), "spec-*.json")
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	_, err = file.Write(spec)
+	return programs + `\` + filepath.Base(file.Name()), err
+}
+
+func (s *Stage) dnsFlags() []string {
+	if address := s.dns.Load(); address != nil {
+		return []string{"--dns-server", *address}
+	}
+	return nil
+}
+
 // StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what ccg.exe writes
-// to its own log: what the plugin returned.
+// to its own log: what the plugin returned, or why Active Directory refused.
 func (s *Stage) StartContainer(ctx context.Context, spec []byte) error {
 	a, err := s.fetch(ctx, spec)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if a.Error != "" {
+	case a.Event != 0:
+		return errors.New(a.Error)
+	case a.Error != "":
 		return fmt.Errorf("ccg.exe: the plug-in returned %s", a.Error)
 	}
 	return nil
+}
+
+// Living is a gMSA that lives: the emulator gets ticket after ticket, and asks the plugin again when the gMSA's password has
+// changed.
+type Living struct {
+	// First is what it got at its start.
+	First Answer
+
+	process  *child.Process
+	out      string // what it prints
+	file     string // while it is there, the emulator goes on
+	specFile string
+}
+
+// Live starts a gMSA with a credential spec, and returns when it has its first ticket. The emulator asks for one every so
+// often, and ends with Stop or with this process.
+func (s *Stage) Live(ctx context.Context, spec []byte, every time.Duration) (*Living, error) {
+	specFile, err := s.writeSpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	l := &Living{file: s.Node.Path(specFile + ".lives"), specFile: s.Node.Path(specFile)}
+	if err := os.WriteFile(l.file, nil, 0o600); err != nil {
+		return nil, err
+	}
+	out, err := os.CreateTemp(s.Logs, "ccg-lives-*.log")
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	l.out = out.Name()
+	args := append(s.dnsFlags(), "--renew-until", specFile+".lives", "--renew-every", every.String(), specFile)
+	cmd := s.Node.Command(context.WithoutCancel(ctx), programs+`\ccg.exe`, args...)
+	cmd.Stdout = out
+	if l.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
+		return nil, err
+	}
+	for {
+		answers, err := l.Answers()
+		if err != nil {
+			l.Kill()
+			return nil, err
+		}
+		if len(answers) > 0 {
+			l.First = answers[0]
+			break
+		}
+		select {
+		case <-ctx.Done():
+			l.Kill()
+			return nil, ctx.Err()
+		case <-l.process.Done:
+			return nil, fmt.Errorf("the emulator ended without an answer: %w", l.process.Err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if l.First.Error != "" {
+		l.Kill()
+		return nil, errors.New(l.First.Error)
+	}
+	return l, nil
+}
+
+// Answers are the first answer, then one for each time that the password was fetched again or the error changed.
+func (l *Living) Answers() ([]Answer, error) {
+	content, err := os.ReadFile(l.out)
+	if err != nil {
+		return nil, err
+	}
+	var answers []Answer
+	for line := range bytes.Lines(content) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break
+		}
+		var a Answer
+		if err := json.Unmarshal(line, &a); err != nil {
+			return nil, fmt.Errorf("the emulator printed %q: %w", line, err)
+		}
+		answers = append(answers, a)
+	}
+	return answers, nil
+}
+
+// Wait waits until the latest answer is as wanted.
+func (l *Living) Wait(ctx context.Context, wanted func(Answer) bool) (Answer, error) {
+	for {
+		answers, err := l.Answers()
+		if err != nil {
+			return Answer{}, err
+		}
+		last := answers[len(answers)-1]
+		if wanted(last) {
+			return last, nil
+		}
+		select {
+		case <-ctx.Done():
+			return last, fmt.Errorf("the gMSA's last answer is %+v: %w", last, ctx.Err())
+		case <-l.process.Done:
+			return last, fmt.Errorf("the emulator ended: %w", l.process.Err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Stop ends the gMSA and returns its last answer, with the number of tickets that it got.
+func (l *Living) Stop() (Answer, error) {
+	if err := errors.Join(os.Remove(l.file), os.Remove(l.specFile)); err != nil {
+		return Answer{}, err
+	}
+	select {
+	case <-l.process.Done:
+	case <-time.After(20 * time.Second):
+		l.Kill()
+		return Answer{}, errors.New("the emulator did not end within 20 s")
+	}
+	answers, err := l.Answers()
+	if err != nil {
+		return Answer{}, err
+	}
+	return answers[len(answers)-1], nil
+}
+
+// Kill ends the gMSA at once.
+func (l *Living) Kill() {
+	_ = l.process.Signal(syscall.SIGKILL)
+	<-l.process.Done
 }
 
 // CCG runs the emulator with arguments of one's own and returns what it printed.

@@ -35,8 +35,9 @@ type View struct {
 	points []string
 }
 
-// View makes a view in dir, which must not exist. It takes most of a second until its first program runs.
-func (n *Node) View(ctx context.Context, dir string, mounts []Mount) (*View, error) {
+// View makes a view in dir, which must not exist. It takes most of a second until its first program runs. What system says
+// appears outside the disk, on the machine as the view's programs see it.
+func (n *Node) View(ctx context.Context, dir string, mounts []Mount, system ...mountns.Mount) (*View, error) {
 	v := &View{node: n, prefix: dir}
 	for _, e := range n.env {
 		switch name, _, _ := strings.Cut(e, "="); name {
@@ -61,6 +62,7 @@ func (n *Node) View(ctx context.Context, dir string, mounts []Mount) (*View, err
 		}
 		binds = append(binds, mountns.Mount{Source: m.Source, Target: filepath.Join(drive, target), ReadOnly: m.ReadOnly})
 	}
+	binds = append(binds, system...)
 	server := exec.CommandContext(context.WithoutCancel(ctx), wineserver, "--foreground", "--persistent")
 	server.Env = v.env
 	var err error

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unicode/utf16"
+
+	"github.com/ccgrkc/ccgrkc/internal/com"
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/credspec"
+	"github.com/ccgrkc/ccgrkc/internal/directory"
+	"golang.org/x/sys/windows"
+)
+
+// gMSA is a gMSA whose password was fetched from Active Directory.
+type gMSA struct {
+	spec      credspec.Spec
+	clsid     windows.GUID
+	dnsServer string
+	security  directory.Security
+
+	session  *directory.Session
+	password *directory.ManagedPassword
+	due      time.Time // when Active Directory said to ask for the password again
+}
+
+// login asks the plugin for the account and with it Active Directory for the gMSA's password, and then for a ticket.
+func (g *gMSA) login(ctx context.Context) (com.Result, directory.Ticket, error) {
+	result, err := fetch(g.clsid, g.spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
+	if err != nil {
+		return com.Result{}, directory.Ticket{}, err
+	}
+	account := credential.Credential{
+		DomainName: result.DomainName, Username: result.Username, Password: credential.NewPassword([]byte(string(utf16.Decode(result.Password.Reveal())))),
+	}
+	defer account.Password.Wipe()
+	session, err := directory.Bind(ctx, directory.Config{Domain: result.DomainName, DNSServer: g.dnsServer, Security: g.security}, account)
+	if err != nil {
+		return result, directory.Ticket{}, err
+	}
+	password, err := session.ManagedPassword(ctx, g.spec.GMSAName())
+	if err != nil {
+		session.Close()
+		return result, directory.Ticket{}, err
+	}
+	ticket, err := session.TicketAs(ctx, g.spec.GMSAName(), password)
+	if err != nil {
+		password.Wipe()
+		session.Close()
+		return result, directory.Ticket{}, err
+	}
+	g.forget()
+	g.session, g.password, g.due = session, password, time.Now().Add(password.Query)
+	return result, ticket, nil
+}
+
+func (g *gMSA) forget() {
+	if g.session != nil {
+		g.session.Close()
+		g.password.Wipe()
+		g.session, g.password = nil, nil
+	}
+}
+
+// renewal is what came of a gMSA that lives, in one line each time that it changes.
+type renewal struct {
+	Tickets   int    `json:"tickets"`   // that it got, with the first
+	Refetches int    `json:"refetches"` // of the password, through the plugin
+	Failures  int    `json:"failures"`  // times that it had no ticket
+	Error     string `json:"error,omitempty"`
+	Cause     string `json:"cause,omitempty"`
+}
+
+// renew gets a ticket again and again for as long as the file is there, as a container's services do, with the password that
+// it has. Where that is not taken any more, the password is fetched again through the plugin: ccg.exe's event 7.
+func (g *gMSA) renew(ctx context.Context, file string, every time.Duration) {
+	r := renewal{Tickets: 1}
+	for {
+		time.Sleep(every)
+		if _, err := os.Stat(file); err != nil {
+			print(r)
+			return
+		}
+		before := r
+		err := errors.New("the password is due")
+		if g.password != nil && time.Now().Before(g.due) {
+			_, err = g.session.TicketAs(ctx, g.spec.GMSAName(), g.password)
+		}
+		if err != nil {
+			if _, _, err = g.login(ctx); err == nil {
+				r.Refetches++
+			}
+		}
+		r.Error, r.Cause = "", ""
+		if err != nil {
+			r.Failures++
+			r.Error, r.Cause = g.refusal(err), causeName(err)
+		} else {
+			r.Tickets++
+		}
+		if r.Refetches != before.Refetches || r.Error != before.Error {
+			print(r)
+		}
+	}
+}
+
+// refusal is what ccg.exe writes to its log. Its event 8 says that the account is no use in Active Directory.
+func (g *gMSA) refusal(err error) string {
+	if _, plugin := hresult(err); plugin {
+		return err.Error()
+	}
+	return fmt.Sprintf("Container Credential Guard failed to fetch gmsa credentials for %s using plugin %s. Error reason: %v",
+		g.spec.GMSAName(), g.spec.ActiveDirectoryConfig.HostAccountConfig.PluginGUID, err)
+}
+
+func causeName(err error) string {
+	if cause := directory.CauseOf(err); cause != nil {
+		return cause.Name
+	}
+	return ""
+}
