@@ -3,4 +3,4 @@ package cli
 import "github.com/spf13/cobra"
 
 // commands are the constructors of the commands, in the order of help.
-var commands = []func(*globals) *cobra.Command{newCredspec, newAccount}
+var commands = []func(*globals) *cobra.Command{newCredspec, newAccount, newVerify, newDoctor}

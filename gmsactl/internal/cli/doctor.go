@@ -13,8 +13,6 @@ import (
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/doctor"
 )
 
-func init() { commands = append(commands, newDoctor) }
-
 func newDoctor(g *globals) *cobra.Command {
 	var (
 		allNamespaces, inside bool
@@ -32,8 +30,8 @@ Without an argument it looks at the charts, their DaemonSets and Secrets, Window
 with a gMSA of all namespaces, or of the one that -n names. "doctor pod" looks at one pod and all that it needs, "doctor node" at one
 node, also from within, as verify --node does; --nodes does that for all Windows nodes.
 
---bundle packs the report and what it rests on into a file to be sent to others. It has no secret in it: of Secrets the names of the
-keys, of pods no environment, command lines or annotations. It does have names: of nodes, pods, accounts and domains.`,
+--bundle packs the report and what it rests on into a file to be sent to others. It has no secret in it: of Secrets their names and what is
+wrong with them, of pods no environment, command lines or annotations. It does have names: of nodes, pods, accounts and domains.`,
 		Example: g.examples(`
   gmsactl doctor
   gmsactl doctor pod web-0 -n shop

@@ -16,8 +16,6 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-func init() { commands = append(commands, newVerify) }
-
 func newVerify(g *globals) *cobra.Command {
 	var (
 		node, username, passwordFile string

@@ -15,7 +15,10 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -479,6 +482,30 @@ func TestABundleHasNoSecretInIt(t *testing.T) {
 	} {
 		if !strings.Contains(all["gmsactl-doctor/"+name], want) {
 			t.Errorf("%s has no %q:\n%s", name, want, all["gmsactl-doctor/"+name])
+		}
+	}
+}
+
+// docs/troubleshooting.md says of CCG's events what Decode says, and has the numbers that people see.
+func TestThePageOnTroubleshootingSaysTheSame(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(content)
+	for id, e := range ccgEvents {
+		if !strings.Contains(page, fmt.Sprintf("| %d | %s |", id, e.text)) {
+			t.Errorf("docs/troubleshooting.md has not: event %d, %s", id, e.text)
+		}
+	}
+	for _, m := range regexp.MustCompile("#(\\d{10})` \\| `(0x[0-9A-F]{8})`").FindAllStringSubmatch(page, -1) {
+		n, err := strconv.ParseUint(m[1], 10, 32)
+		if err != nil || fmt.Sprintf("0x%08X", n) != m[2] {
+			t.Errorf("#%s is not %s", m[1], m[2])
+		}
+		if _, known := Explain(uint32(n)); !known {
+			t.Errorf("%s is not explained", m[2])
 		}
 	}
 }

@@ -52,7 +52,6 @@ type Secret struct {
 	Reference credential.Reference `json:"-"`
 	Name      string               `json:"name"` // namespace/name
 	Exists    bool                 `json:"exists"`
-	Keys      []string             `json:"keys,omitempty"`
 	Problem   string               `json:"problem,omitempty"`
 	Warnings  []string             `json:"warnings,omitempty"`
 }

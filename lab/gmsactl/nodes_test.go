@@ -1,0 +1,77 @@
+package gmsactl
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/lab/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+// The namespace, the release and the Secret on the cluster with nodes.
+const (
+	nodesNamespace = "gmsa-system"
+	nodesSecret    = "web-creds"
+	nodesInput     = nodesNamespace + ":" + nodesSecret
+)
+
+var (
+	nodesOnce sync.Once
+	nodesErr  error
+	nodesLab  *cluster.Cluster
+	nodesTurn sync.Mutex // what one test breaks, another must not see
+)
+
+// nodes is a cluster with both charts on it: the installer on win-1 and win-2, a provider of the account gmsa-reader on win-1
+// alone, and the credential spec web01. Tests take turns on it.
+func nodes(t *testing.T) (*cluster.Cluster, *domain) {
+	t.Helper()
+	_, ad := lab(t)
+	labtest.Require(t)
+	nodesOnce.Do(func() { nodesErr = startNodes(ad) })
+	must(t, nodesErr)
+	nodesTurn.Lock()
+	t.Cleanup(nodesTurn.Unlock)
+	return nodesLab, ad
+}
+
+func startNodes(ad *domain) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "gmsactl-nodes-")
+	if err != nil {
+		return err
+	}
+	c, err := cluster.Start(ctx, filepath.Join(dir, "cluster"))
+	if err != nil {
+		return err
+	}
+	nodesLab = c
+	stop = append([]func(){c.Stop}, append(stop, func() { os.RemoveAll(dir) })...)
+	var wg sync.WaitGroup
+	errs := make([]error, 3)
+	for i, name := range []string{"win-1", "win-2"} {
+		wg.Go(func() { _, errs[i] = c.AddWindows(ctx, name, cluster.NodeOptions{}) })
+	}
+	wg.Go(func() { errs[2] = installCRD(ctx, c.ControlPlane) })
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := c.Label(ctx, "win-1", "gmsa=web"); err != nil {
+		return err
+	}
+	if _, err := (cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: nodesNamespace, Name: "plugin"}).Install(ctx); err != nil {
+		return err
+	}
+	if err := putReader(ctx, c, ad.Reader, ad.Password); err != nil {
+		return err
+	}
+	_, err = cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: nodesNamespace, Name: "web"}.Install(ctx, "--set", "nodeSelector.gmsa=web")
+	return err
+}
