@@ -154,9 +154,9 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 	if d.has("endpoint-absent", "pod "+shop+"/refused") || d.has("use-forbidden", "ServiceAccount "+shop+"/default") || !d.has("credential-spec-not-copied", "pod "+shop+"/uncopied") {
 		t.Errorf("%+v", d)
 	}
-	// A node, from within: its provider answers, and has no Secret; the domain is not known there.
+	// A node, from within: its provider answers, and has no Secret.
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "node", "win-1", "-o", "json"))
-	if !d.has("secret-not-found", "node win-1") || !d.has("node-dns", "node win-1") || d.has("node-outside-selector", "pod "+shop+"/refused") {
+	if !d.has("secret-not-found", "node win-1") || !d.has("node-ports", "node win-1") || d.has("node-outside-selector", "pod "+shop+"/refused") {
 		t.Errorf("%+v", d)
 	}
 	p.want(wrong, []string{"not found"}, "doctor", "pod", "nobody", "-n", shop)

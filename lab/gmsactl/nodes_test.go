@@ -24,6 +24,7 @@ var (
 	nodesOnce sync.Once
 	nodesErr  error
 	nodesLab  *cluster.Cluster
+	nodesAD   *domain    // its own: the nodes ask its DNS server
 	nodesTurn sync.Mutex // what one test breaks, another must not see
 )
 
@@ -31,16 +32,15 @@ var (
 // alone, and the credential spec web01. Tests take turns on it.
 func nodes(t *testing.T) (*cluster.Cluster, *domain) {
 	t.Helper()
-	_, ad := lab(t)
 	labtest.Require(t)
-	nodesOnce.Do(func() { nodesErr = startNodes(ad) })
+	nodesOnce.Do(func() { nodesErr = startNodes() })
 	must(t, nodesErr)
 	nodesTurn.Lock()
 	t.Cleanup(nodesTurn.Unlock)
-	return nodesLab, ad
+	return nodesLab, nodesAD
 }
 
-func startNodes(ad *domain) error {
+func startNodes() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "gmsactl-nodes-")
@@ -53,6 +53,14 @@ func startNodes(ad *domain) error {
 	}
 	nodesLab = c
 	stop = append([]func(){c.Stop}, append(stop, func() { os.RemoveAll(dir) })...)
+	if err := c.StartAD(ctx); err != nil {
+		return err
+	}
+	corp := c.AD[0]
+	nodesAD = &domain{corp, corp.Reader.Username, string(corp.Reader.Password.Reveal()), "secret02"}
+	if err := corp.AddGMSA(ctx, nodesAD.Unreadable); err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	errs := make([]error, 3)
 	for i, name := range []string{"win-1", "win-2"} {
@@ -69,7 +77,7 @@ func startNodes(ad *domain) error {
 	if _, err := (cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: nodesNamespace, Name: "plugin"}).Install(ctx); err != nil {
 		return err
 	}
-	if err := putReader(ctx, c, ad.Reader, ad.Password); err != nil {
+	if err := putReader(ctx, c, nodesAD.Reader, nodesAD.Password); err != nil {
 		return err
 	}
 	_, err = cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: nodesNamespace, Name: "web"}.Install(ctx, "--set", "nodeSelector.gmsa=web")
