@@ -17,10 +17,8 @@ import (
 
 // gMSA is a gMSA whose password was fetched from Active Directory.
 type gMSA struct {
-	spec      credspec.Spec
-	clsid     windows.GUID
-	dnsServer string
-	security  directory.Security
+	spec  credspec.Spec
+	clsid windows.GUID
 
 	session  *directory.Session
 	password *directory.ManagedPassword
@@ -37,7 +35,7 @@ func (g *gMSA) login(ctx context.Context) (com.Result, directory.Ticket, error) 
 		DomainName: result.DomainName, Username: result.Username, Password: credential.NewPassword([]byte(string(utf16.Decode(result.Password.Reveal())))),
 	}
 	defer account.Password.Wipe()
-	session, err := directory.Bind(ctx, directory.Config{Domain: result.DomainName, DNSServer: g.dnsServer, Security: g.security}, account)
+	session, err := directory.Bind(ctx, directory.Config{Domain: result.DomainName}, account)
 	if err != nil {
 		return result, directory.Ticket{}, err
 	}

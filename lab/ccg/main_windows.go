@@ -1,8 +1,8 @@
 // Command ccg does what ccg.exe does with its plugin: it reads a credential spec, activates the class PluginGUID in another
-// process, and asks it for the credentials of PluginInput. With a DNS server it goes on to Active Directory: as that account
-// it reads the gMSA's password, and gets a Kerberos ticket as the gMSA. Without one it ends there.
+// process, and asks it for the credentials of PluginInput. With --directory it goes on to Active Directory, which it finds by
+// the machine's DNS server: as that account it reads the gMSA's password, and gets a Kerberos ticket as the gMSA.
 //
-//	ccg [--show-password] [--dns-server ADDRESS [--ldap auto|kerberos] [--renew-until FILE [--renew-every D]]] <credential-spec.json>
+//	ccg [--show-password] [--directory [--renew-until FILE [--renew-every D]]] <credential-spec.json>
 //	ccg [--input <plugin input>] [--class <GUID>] [--calls N] [--parallel P] [--every D] [--while FILE] [--activations] [<credential-spec.json>]
 //
 // The account's password is printed as a fingerprint, SHA-256 of its UTF-16LE bytes, unless --show-password is given; the
@@ -25,7 +25,6 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
-	"github.com/ccgrkc/ccgrkc/internal/directory"
 	"golang.org/x/sys/windows"
 )
 
@@ -41,9 +40,8 @@ func main() {
 	while := flag.String("while", "", "with --calls: stop, though there are calls left, when this file is gone")
 	every := flag.Duration("every", 0, "with --calls: time between the beginnings of two calls, as far as --parallel allows")
 	activations := flag.Bool("activations", false, "a new activation for every call, not one for all of a worker's")
-	dnsServer := flag.String("dns-server", "", "DNS server of the domain: go on to Active Directory")
-	ldap := flag.String("ldap", "auto", "with --dns-server: auto or kerberos")
-	renewUntil := flag.String("renew-until", "", "with --dns-server: get a ticket again and again until this file is gone")
+	inDirectory := flag.Bool("directory", false, "go on to Active Directory")
+	renewUntil := flag.String("renew-until", "", "with --directory: get a ticket again and again until this file is gone")
 	renewEvery := flag.Duration("renew-every", time.Second, "with --renew-until: time between two tickets")
 	flag.Parse()
 
@@ -70,13 +68,9 @@ func main() {
 		return
 	}
 
-	security, err := directory.ParseSecurity(*ldap)
-	if err != nil {
-		fail(err)
-	}
 	begin := time.Now()
-	if *dnsServer != "" {
-		g := &gMSA{spec: spec, clsid: clsid, dnsServer: *dnsServer, security: security}
+	if *inDirectory {
+		g := &gMSA{spec: spec, clsid: clsid}
 		defer g.forget()
 		result, ticket, err := g.login(context.Background())
 		if err != nil {
@@ -147,7 +141,7 @@ type credentials struct {
 	Password            *string  `json:"password,omitempty"`
 	PasswordUTF16       []uint16 `json:"passwordUTF16,omitempty"` // what JSON's strings cannot hold: unpaired surrogates
 
-	// With --dns-server.
+	// With --directory.
 	GMSA             string        `json:"gmsa,omitempty"`
 	DomainController string        `json:"domainController,omitempty"`
 	Security         string        `json:"security,omitempty"`

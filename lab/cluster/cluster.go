@@ -149,11 +149,10 @@ func (c *Cluster) AddWindows(ctx context.Context, name string, o NodeOptions) (*
 		w.Stop()
 		return nil, err
 	}
-	c.mu.Lock()
-	if len(c.AD) > 0 {
-		s.UseDNS(c.AD[0].Address)
+	if err := c.useDNS(s); err != nil {
+		w.Stop()
+		return nil, err
 	}
-	c.mu.Unlock()
 	n := &Node{Name: name, Stage: s, options: kubelet.Options{
 		Name: name, OS: "windows", Labels: o.Labels, Wine: w, Sandbox: o.Sandbox, CCG: s.StartContainer, ResolvConf: c.ResolvConf,
 	}}
@@ -260,10 +259,22 @@ func (c *Cluster) StartAD(ctx context.Context) error {
 	c.AD = []*ad.Domain{corp, other}
 	for _, n := range c.nodes {
 		if n.Stage != nil {
-			n.Stage.UseDNS(corp.Address)
+			if err := n.Stage.UseDNS(corp.Address); err != nil {
+				return err
+			}
 		}
 	}
 	return os.WriteFile(c.resolvConfFile(), []byte("nameserver "+corp.Address+"\n"), 0o644)
+}
+
+// useDNS has the emulator on a new node go to the domains, if there are any.
+func (c *Cluster) useDNS(s *stage.Stage) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.AD) == 0 {
+		return nil
+	}
+	return s.UseDNS(c.AD[0].Address)
 }
 
 func (c *Cluster) resolvConfFile() string { return filepath.Join(c.Dir, "ad", "resolv.conf") }

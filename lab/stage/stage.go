@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
@@ -23,6 +24,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 	"github.com/ccgrkc/ccgrkc/lab/wine"
 )
 
@@ -52,12 +54,19 @@ type Stage struct {
 	Node         *wine.Node
 	Logs         string
 
-	dns atomic.Pointer[string]
+	resolvConf atomic.Pointer[string]
 }
 
-// UseDNS makes the emulator go on to Active Directory, from now on, with the DNS server at this address. Without it the
-// emulator ends with what the plugin returned.
-func (s *Stage) UseDNS(address string) { s.dns.Store(&address) }
+// UseDNS makes the emulator go on to Active Directory, from now on, by the DNS server at this address: it runs where
+// /etc/resolv.conf, which Wine reads, names that. Without it the emulator ends with what the plugin returned.
+func (s *Stage) UseDNS(address string) error {
+	path := filepath.Join(s.Logs, "resolv.conf")
+	if err := os.WriteFile(path, []byte("nameserver "+address+"\n"), 0o644); err != nil {
+		return err
+	}
+	s.resolvConf.Store(&path)
+	return nil
+}
 
 // Put copies programs from make build's directory to the node.
 func (s *Stage) Put(names ...string) error {
@@ -235,7 +244,7 @@ func (s *Stage) fetch(ctx context.Context, spec []byte, flags ...string) (Answer
 		return Answer{}, err
 	}
 	defer os.Remove(s.Node.Path(file))
-	out, err := s.CCG(ctx, append(append(s.dnsFlags(), flags...), file)...)
+	out, err := s.CCG(ctx, append(append(s.directoryFlags(), flags...), file)...)
 	var a Answer
 	if jsonErr := json.Unmarshal(out, &a); jsonErr != nil {
 		return Answer{}, fmt.Errorf("the emulator printed %q: %v, %v", out, jsonErr, err)
@@ -254,11 +263,21 @@ func (s *Stage) writeSpec(spec []byte) (string, error) {
 	return programs + `\` + filepath.Base(file.Name()), err
 }
 
-func (s *Stage) dnsFlags() []string {
-	if address := s.dns.Load(); address != nil {
-		return []string{"--dns-server", *address}
+// directoryFlags are what make the emulator go on to Active Directory, if it is to.
+func (s *Stage) directoryFlags() []string {
+	if s.resolvConf.Load() == nil {
+		return nil
 	}
-	return nil
+	return []string{"--directory"}
+}
+
+// emulator is a command of the emulator, which sees the DNS server of UseDNS.
+func (s *Stage) emulator(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := s.Node.Command(ctx, programs+`\ccg.exe`, args...)
+	if path := s.resolvConf.Load(); path != nil {
+		mountns.Private(cmd, mountns.Mount{Source: *path, Target: "/etc/resolv.conf"})
+	}
+	return cmd
 }
 
 // StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what ccg.exe writes
@@ -305,8 +324,8 @@ func (s *Stage) Live(ctx context.Context, spec []byte, every time.Duration) (*Li
 	}
 	defer out.Close()
 	l.out = out.Name()
-	args := append(s.dnsFlags(), "--renew-until", specFile+".lives", "--renew-every", every.String(), specFile)
-	cmd := s.Node.Command(context.WithoutCancel(ctx), programs+`\ccg.exe`, args...)
+	args := append(s.directoryFlags(), "--renew-until", specFile+".lives", "--renew-every", every.String(), specFile)
+	cmd := s.emulator(context.WithoutCancel(ctx), args...)
 	cmd.Stdout = out
 	if l.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
 		return nil, err
@@ -426,7 +445,7 @@ func (s *Stage) ccg(ctx context.Context, noise *os.File, args ...string) ([]byte
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
-	cmd := s.Node.Command(ctx, programs+`\ccg.exe`, args...)
+	cmd := s.emulator(ctx, args...)
 	cmd.Stdout, cmd.Stderr = out, noise
 	runErr := cmd.Run()
 	b, err := os.ReadFile(out.Name())
