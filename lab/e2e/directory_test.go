@@ -202,7 +202,7 @@ func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.
 		must(t, err)
 	}
 	for chart, name := range map[string]string{cluster.Installer: "plugin", cluster.Provider: "web"} {
-		_, err := cluster.Release{Cluster: c, Chart: chart, Namespace: web.Namespace, Name: name}.Install(ctx, "--set", "logLevel=debug")
+		_, err := cluster.Release{Cluster: c, Chart: chart, Namespace: web.Namespace, Name: name}.Install(ctx)
 		must(t, err)
 	}
 	must(t, c.PutSecret(ctx, web.Namespace, web.Secret, "not the password"))

@@ -1,5 +1,5 @@
-// Command lab-prepare makes what the lab's tests, demo and bench need once and then keep: the programs of package tools and
-// the template of a Wine node. Tests would make them too, but silently.
+// Command lab-prepare makes what the lab's tests, demo and bench need once and then keep: the programs of package tools, the
+// template of a Wine node, and the standard Active Directory domains. Tests would make them too, but silently.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/ccgrkc/ccgrkc/lab/ad"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
 	"github.com/ccgrkc/ccgrkc/lab/wine"
 )
@@ -18,6 +19,11 @@ func main() {
 	defer stop()
 	if _, err := wine.Template(ctx, os.Stderr); err != nil {
 		fail(err)
+	}
+	for _, domain := range []ad.Options{ad.Corp, ad.Other} {
+		if _, err := ad.Template(ctx, domain, os.Stderr); err != nil {
+			fail(err)
+		}
 	}
 	for _, tool := range tools.All {
 		if _, err := tools.Path(ctx, tool, os.Stderr); err != nil {

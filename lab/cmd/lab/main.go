@@ -21,7 +21,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
 
-const usage = `lab keeps a cluster for gMSAs running on this machine: a real control plane, three Windows nodes under Wine, one Linux node.
+const usage = `lab keeps a cluster for gMSAs running on this machine: a real control plane, three Windows nodes under Wine, one Linux node,
+two Active Directory domains.
 
   lab up      start it in the background, unless it runs, and print how to use it
   lab down    end it and remove its files
@@ -69,6 +70,12 @@ type facts struct {
 	PID        int
 	Kubeconfig string
 	Programs   string // directory with helm, helm3 and kubectl
+	Domains    []domain
+}
+
+type domain struct {
+	DNSName, DC, Address, CA   string
+	Reader, PasswordFile, GMSA string
 }
 
 // running returns the facts of the lab that runs, or nil. A lab holds a lock for as long as it lives.
@@ -116,7 +123,17 @@ func up(s *state) error {
 export PATH=%s:$PATH
 # helm (4), helm3 and kubectl are in that directory. The charts' image is in the lab's own registry, where the nodes find it
 # under its public name. End the lab with: make lab-down
+#
+# Active Directory, a real one of Samba: the DNS server of the first domain knows both. Pods with a credential spec go to it.
 `, f.Kubeconfig, f.Programs)
+	for _, d := range f.Domains {
+		fmt.Printf(`# %s: domain controller %s (DNS, Kerberos, LDAP on %s), CA %s
+#   %s may read the password of the gMSA %s; its password is in %s
+`, d.DNSName, d.DC, d.Address, d.CA, d.Reader, d.GMSA, d.PasswordFile)
+	}
+	if len(f.Domains) > 0 {
+		fmt.Printf("# Reach it with: gmsactl --dns-server %s\n", f.Domains[0].Address)
+	}
 	return nil
 }
 
@@ -177,6 +194,18 @@ func serve(s *state) error {
 	defer os.RemoveAll(dir)
 	defer c.Stop()
 
+	if err := c.StartAD(ctx); err != nil {
+		return err
+	}
+	var domains []domain
+	for _, d := range c.AD {
+		file := filepath.Join(dir, "ad", d.Reader.Username+".txt")
+		if err := os.WriteFile(file, d.Reader.Password.Reveal(), 0o600); err != nil {
+			return err
+		}
+		domains = append(domains, domain{d.DNSName, d.DC, d.Address, d.CA, d.Reader.Username, file, d.GMSA})
+	}
+
 	programs := filepath.Join(dir, "bin")
 	if err := os.Mkdir(programs, 0o700); err != nil {
 		return err
@@ -186,7 +215,7 @@ func serve(s *state) error {
 			return err
 		}
 	}
-	content, err := json.Marshal(facts{os.Getpid(), c.ControlPlane.Kubeconfig, programs})
+	content, err := json.Marshal(facts{os.Getpid(), c.ControlPlane.Kubeconfig, programs, domains})
 	if err != nil {
 		return err
 	}
