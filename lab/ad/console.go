@@ -17,11 +17,11 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-//go:embed samba.py
+//go:embed console.py
 var script string
 
 // environment is all that Samba's programs see: another Python on PATH would not have Samba's modules.
-var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1"}
+var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC", "LC_ALL=C.UTF-8"}
 
 // console is a process of the Python of Samba with a domain's database open.
 type console struct {
@@ -46,10 +46,14 @@ func startConsole(dir string) (*console, error) {
 	}
 	defer out.Close()
 	c := &console{in: toChild, out: bufio.NewReader(fromChild), log: filepath.Join(dir, "log", "console.log")}
+	file := filepath.Join(dir, "console.py")
 	log, err := os.OpenFile(c.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err == nil {
 		defer log.Close()
-		cmd := exec.Command("/usr/bin/python3", "-c", script, filepath.Join(dir, "smb.conf"))
+		err = os.WriteFile(file, []byte(script), 0o600)
+	}
+	if err == nil {
+		cmd := exec.Command("/usr/bin/python3", "-I", "-B", file, filepath.Join(dir, "smb.conf"))
 		cmd.Env, cmd.Dir = environment, dir
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, log
 		c.process, err = child.Start(cmd, syscall.SIGKILL)
