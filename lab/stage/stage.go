@@ -326,7 +326,12 @@ func (s *Stage) Live(ctx context.Context, spec []byte, every time.Duration) (*Li
 	l.out = out.Name()
 	args := append(s.directoryFlags(), "--renew-until", specFile+".lives", "--renew-every", every.String(), specFile)
 	cmd := s.emulator(context.WithoutCancel(ctx), args...)
-	cmd.Stdout = out
+	noise, err := s.noise()
+	if err != nil {
+		return nil, err
+	}
+	defer noise.Close()
+	cmd.Stdout, cmd.Stderr = out, noise
 	if l.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
 		return nil, err
 	}
@@ -423,8 +428,7 @@ func (l *Living) Kill() {
 
 // CCG runs the emulator with arguments of one's own and returns what it printed.
 func (s *Stage) CCG(ctx context.Context, args ...string) ([]byte, error) {
-	// What a surrogate that is started by the activation writes goes elsewhere, lest it stand in the answer.
-	noise, err := os.OpenFile(filepath.Join(s.Logs, "surrogates.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	noise, err := s.noise()
 	if err != nil {
 		return nil, err
 	}
@@ -436,6 +440,11 @@ func (s *Stage) CCG(ctx context.Context, args ...string) ([]byte, error) {
 		}
 	}
 	return out, err
+}
+
+// noise is for what a surrogate that is started by an activation writes, lest it stand in the emulator's answer.
+func (s *Stage) noise() (*os.File, error) {
+	return os.OpenFile(filepath.Join(s.Logs, "surrogates.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 }
 
 func (s *Stage) ccg(ctx context.Context, noise *os.File, args ...string) ([]byte, error) {
