@@ -1,6 +1,6 @@
 // Command demo shows the product as its users meet it, on one machine: charts installed with helm on a real control plane,
-// the Windows programs under Wine, pods that want a gMSA, and an emulator in place of ccg.exe. It ends with what was proven
-// and how long each step took, and leaves nothing running.
+// accounts in a real Active Directory, the Windows programs under Wine, pods that want a gMSA, and an emulator in place of
+// ccg.exe. It ends with what was proven and how long each step took, and leaves nothing running.
 package main
 
 import (
@@ -10,10 +10,15 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/lab/ad"
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
@@ -91,9 +96,21 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	}
 	defer c.Stop()
 
+	var corp *ad.Domain
+	if err := d.do("Start an Active Directory: a domain controller of corp.example.com (Samba) with the gMSA web01, which gmsa-reader may read", func() (string, error) {
+		if err := c.StartAD(ctx); err != nil {
+			return "", err
+		}
+		corp = c.AD[0]
+		_, err := c.Run(ctx, tools.Kubectl, "apply", "-f", filepath.Join(cluster.Chart(""), "..", "lab", "gmsactl", "testdata", "crd.yaml"))
+		return "", err
+	}); err != nil {
+		return err
+	}
+
 	plugin := cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: namespace, Name: cluster.Installer}
 	web := cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: namespace, Name: "web"}
-	var changed time.Time
+	account := []string{"--domain", corp.DNSName, "--username", corp.Reader.Username, "--password-file", "password.txt"}
 	for _, step := range []struct {
 		what string
 		do   func() (string, error)
@@ -109,41 +126,80 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			_, err := web.Install(ctx, "--set", selector)
 			return "the Account Provider is ready on win-1 and win-3, and waits for its Secret", err
 		}},
-		{"A pod with a credential spec (plugin input " + input + ") is scheduled to win-1, before the Secret exists", func() (string, error) {
-			if err := c.CreateAppPod(ctx, "default", "app", "win-1", input); err != nil {
+		{"gmsactl credspec create --gmsa web01 --account " + namespace + "/web " + strings.Join(account, " ") + " --apply", func() (string, error) {
+			if err := writePassword(c, corp.Reader.Password); err != nil {
+				return "", err
+			}
+			out, err := c.Gmsactl(ctx, append([]string{"credspec", "create", "--gmsa", corp.GMSA, "--account", namespace + "/web", "--apply"}, account...)...)
+			return "the credential spec is made over LDAP, from Linux: " + line(out, "created"), err
+		}},
+		{"A pod with that credential spec is scheduled to win-1, before the Secret exists", func() (string, error) {
+			if err := createPod(ctx, c, "app", "win-1"); err != nil {
 				return "", err
 			}
 			message, err := c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
 			return "the pod does not start, and says why: " + message, err
 		}},
-		{"kubectl create secret generic web-creds", func() (string, error) {
-			if err := c.PutSecret(ctx, namespace, "web-creds", "Old-Pässwörd-密码"); err != nil {
+		{"gmsactl account create " + namespace + "/web " + strings.Join(account, " "), func() (string, error) {
+			out, err := c.Gmsactl(ctx, append([]string{"account", "create", namespace + "/web", "--gmsa", corp.GMSA}, account...)...)
+			return "the password was proven to Active Directory before it was written: " + line(out, "created"), err
+		}},
+		{"The same pod starts, without anybody touching it", func() (string, error) {
+			if err := c.WaitForPod(ctx, "default", "app", time.Minute); err != nil {
 				return "", err
 			}
-			return "the same pod starts, without anybody touching it", c.WaitForPod(ctx, "default", "app", time.Minute)
+			return ticket(ctx, c, "win-1")
 		}},
 		{"A second pod is scheduled to win-2, which the release's nodeSelector leaves out", func() (string, error) {
-			if err := c.CreateAppPod(ctx, "default", "outside", "win-2", input); err != nil {
+			if err := createPod(ctx, c, "outside", "win-2"); err != nil {
 				return "", err
 			}
 			message, err := c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
 			return "a node outside the nodeSelector has nothing to give: " + message, err
 		}},
-		{"helm test web", func() (string, error) {
-			_, err := web.Test(ctx)
-			return "the provider answered through the files on the node, with good credentials", err
+		{"gmsactl verify web01 --node win-1", func() (string, error) {
+			out, err := c.Gmsactl(ctx, "verify", corp.GMSA, "--node", "win-1")
+			fmt.Print(indent(out))
+			return "every link holds, from the credential spec to a Kerberos ticket of the gMSA, and on the node", err
 		}},
-		{"Change the password in the Secret", func() (string, error) {
-			changed = time.Now()
-			if err := c.PutSecret(ctx, namespace, "web-creds", "New-Pässwörd-𝄞"); err != nil {
+		{"The account's password changes in Active Directory; gmsactl account rotate " + namespace + "/web --password-file password.txt", func() (string, error) {
+			if err := corp.SetPassword(ctx, corp.Reader.Username, ad.NewPassword()); err != nil {
+				return "", err
+			}
+			if out, err := c.Gmsactl(ctx, "verify", corp.GMSA); err == nil {
+				return "", fmt.Errorf("the old password still counts:\n%s", out)
+			}
+			if err := writePassword(c, corp.Reader.Password); err != nil {
+				return "", err
+			}
+			began := time.Now()
+			if _, err := c.Gmsactl(ctx, "account", "rotate", namespace+"/web", "--password-file", "password.txt"); err != nil {
 				return "", err
 			}
 			for _, node := range []string{"win-1", "win-3"} {
-				if err := expect(ctx, c.Node(node), "New-Pässwörd-𝄞"); err != nil {
+				if _, err := ticket(ctx, c, node); err != nil {
 					return "", err
 				}
 			}
-			return fmt.Sprintf("ccg has the new password on both nodes %.1f s after the change (a copy serves for 5 s)", time.Since(changed).Seconds()), nil
+			return fmt.Sprintf("ccg on both nodes gets tickets with the new password %.1f s after the Secret was written (a copy serves for 5 s)", time.Since(began).Seconds()), nil
+		}},
+		{"Active Directory rolls the gMSA's own password, while a gMSA lives on win-1", func() (string, error) {
+			contents, err := credentialSpec(ctx, c)
+			if err != nil {
+				return "", err
+			}
+			living, err := c.Node("win-1").Stage.Live(ctx, contents, 500*time.Millisecond)
+			if err != nil {
+				return "", err
+			}
+			defer living.Kill()
+			if err := corp.RollManagedPassword(ctx, corp.GMSA); err != nil {
+				return "", err
+			}
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			a, err := living.Wait(ctx, func(a stage.Answer) bool { return a.Refetches > 0 && a.Error == "" })
+			return fmt.Sprintf("ccg asked the plugin again and read the new managed password; it has had %d tickets by now", a.Tickets), err
 		}},
 		{"helm upgrade web, while ccg on win-1 calls 20 times a second", func() (string, error) {
 			end, err := c.Node("win-1").Load(ctx, input)
@@ -153,6 +209,17 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			_, err = web.Install(ctx, "--set", selector, "--set", "log.level=debug")
 			r, loadErr := end()
 			return fmt.Sprintf("all %d calls were answered while the pods were replaced", r.Calls), errors.Join(err, loadErr)
+		}},
+		{"Somebody writes CORP\\gmsa-reader into the Secret; gmsactl doctor", func() (string, error) {
+			if err := patchUsername(ctx, c, `CORP\gmsa-reader`); err != nil {
+				return "", err
+			}
+			out, err := c.Gmsactl(ctx, "doctor")
+			fmt.Print(indent(out))
+			if err == nil || !strings.Contains(out, "(secret-invalid)") {
+				return "", fmt.Errorf("doctor did not name it: %w", err)
+			}
+			return "doctor names the Secret, the key and the command that mends it", patchUsername(ctx, c, corp.Reader.Username)
 		}},
 		{"helm uninstall both; kubectl delete pods", func() (string, error) {
 			if _, err := c.Run(ctx, tools.Kubectl, "delete", "pod", "app", "outside"); err != nil {
@@ -182,15 +249,70 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	return nil
 }
 
-// expect has the emulator fetch until the password is this one. An answer from before a change may come for 5 seconds.
-func expect(ctx context.Context, node *cluster.Node, password string) error {
-	return cluster.Eventually(ctx, 15*time.Second, func() error {
-		a, err := node.Stage.Fetch(ctx, input)
-		if err == nil && a.PasswordFingerprint != stage.Fingerprint(password) {
-			err = fmt.Errorf("ccg on %s got %+v", node.Name, a)
+// createPod creates a pod with the contents of the credential spec, which an admission webhook would copy there.
+func createPod(ctx context.Context, c *cluster.Cluster, name, node string) error {
+	contents, err := credentialSpec(ctx, c)
+	if err != nil {
+		return err
+	}
+	return c.CreateGMSAPod(ctx, "default", name, node, contents)
+}
+
+// ticket has the emulator do once more what it does when a pod starts, and tells of the ticket. An answer from before a
+// change of the Secret may come for 5 seconds.
+func ticket(ctx context.Context, c *cluster.Cluster, node string) (string, error) {
+	contents, err := credentialSpec(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	var a stage.Answer
+	err = cluster.Eventually(ctx, 15*time.Second, func() error {
+		if a, err = c.Node(node).Stage.FetchSpec(ctx, contents); err == nil && a.Ticket == nil {
+			err = fmt.Errorf("ccg on %s got %+v", node, a)
 		}
 		return err
 	})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("ccg on %s read the managed password as %s, and has a Kerberos ticket: %s for %s, %s, until %s", node, a.Username,
+		a.Ticket.Service, a.Ticket.Client, a.Ticket.EncryptionType, a.Ticket.End.UTC().Format(time.DateTime)+" UTC"), nil
+}
+
+// credentialSpec reads the contents of the GMSACredentialSpec that gmsactl made.
+func credentialSpec(ctx context.Context, c *cluster.Cluster) ([]byte, error) {
+	contents, err := c.Run(ctx, tools.Kubectl, "get", "gmsacredentialspec", "web01", "--output", "jsonpath={.credspec}")
+	return []byte(contents), err
+}
+
+// writePassword puts the account's password where the commands of the demo read it.
+func writePassword(c *cluster.Cluster, p credential.Password) error {
+	return os.WriteFile(filepath.Join(c.Dir, "password.txt"), p.Reveal(), 0o600)
+}
+
+func patchUsername(ctx context.Context, c *cluster.Cluster, name string) error {
+	secrets := c.ControlPlane.Client().CoreV1().Secrets(namespace)
+	secret, err := secrets.Get(ctx, "web-creds", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	secret.Data["username"] = []byte(name)
+	_, err = secrets.Update(ctx, secret, metav1.UpdateOptions{})
+	return err
+}
+
+// line is the line of a program's output that holds a word.
+func line(out, word string) string {
+	for l := range strings.Lines(out) {
+		if strings.Contains(l, word) {
+			return strings.TrimSpace(l)
+		}
+	}
+	return ""
+}
+
+func indent(s string) string {
+	return "   | " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n   | ") + "\n"
 }
 
 func (d *demo) summary(err error) {
@@ -203,7 +325,7 @@ func (d *demo) summary(err error) {
 		fmt.Fprintln(os.Stderr, "The demo failed:", strings.TrimSpace(err.Error()))
 		return
 	}
-	fmt.Println("Proven, with a real control plane, real helm and the Windows binaries under Wine; ccg.exe and the kubelet are the lab's own:")
+	fmt.Println("Proven, with a real control plane, real helm, a real Active Directory and the Windows binaries under Wine; ccg.exe and the kubelet\nare the lab's own:")
 	for _, s := range d.steps {
 		if s.proven != "" {
 			fmt.Printf("  - %s\n", s.proven)

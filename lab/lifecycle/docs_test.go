@@ -1,13 +1,21 @@
 package lifecycle
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/lab/ad"
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
+	"github.com/ccgrkc/ccgrkc/lab/stage"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
 
@@ -30,22 +38,61 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	programs := t.TempDir()
 	must(t, os.Symlink(c.Program(tools.Helm4), filepath.Join(programs, "helm")))
 	must(t, os.Symlink(c.Program(tools.Kubectl), filepath.Join(programs, "kubectl")))
-	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", script)
-	cmd.Stdin = strings.NewReader("correct horse battery staple\na new password\n") // what the page asks its reader for
-	cmd.Dir = home
-	cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin", "HOME="+home)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	must(t, os.Symlink(filepath.Join(stage.Dist(), "gmsactl"), filepath.Join(programs, "gmsactl")))
+	must(t, c.StartAD(t.Context()))
+	corp := c.AD[0]
+	_, err = c.Run(t.Context(), tools.Kubectl, "apply", "-f", filepath.Join(filepath.Dir(cluster.Chart("")), "lab", "gmsactl", "testdata", "crd.yaml"))
+	must(t, err)
+
+	// The shell of a desk whose DNS server knows the domain. What the page asks its reader for is typed: gmsactl takes a
+	// password, twice, from nothing but a terminal.
+	run := func(script string, password credential.Password) string {
+		t.Helper()
+		terminal := typed(t, strings.Repeat(string(password.Reveal())+"\n", 2))
+		cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", script)
+		cmd.Stdin = terminal
+		cmd.Dir = home
+		cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin", "HOME="+home)
+		mountns.Private(cmd, mountns.Mount{Source: c.ResolvConf(), Target: "/etc/resolv.conf"})
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
 	}
-	for _, said := range []string{"the Secret: good", "the provider answers", "state: installed", "secret/web-creds replaced"} {
-		if !strings.Contains(string(out), said) {
+	const change = "## Change the password"
+	before, after, found := strings.Cut(string(content), change)
+	if !found {
+		t.Fatalf("the page has no section %q", change)
+	}
+	out := run(shellBlocks(before), corp.Reader.Password)
+	must(t, corp.SetPassword(t.Context(), corp.Reader.Username, ad.NewPassword()))
+	out += run(shellBlocks(after), corp.Reader.Password)
+	for _, said := range []string{"web-creds created", "GMSACredentialSpec web01 created", "The whole way holds", "pod/web condition met"} {
+		if !strings.Contains(out, said) {
 			t.Errorf("nothing said %q:\n%s", said, out)
 		}
 	}
 	for _, n := range c.WindowsNodes() {
 		nothingLeft(t, n)
 	}
+}
+
+// typed returns a terminal on which this was typed.
+func typed(t *testing.T, text string) *os.File {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	must(t, err)
+	t.Cleanup(func() { master.Close() })
+	must(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	must(t, err)
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	must(t, err)
+	t.Cleanup(func() { terminal.Close() })
+	_, err = master.WriteString(text)
+	must(t, err)
+	return terminal
 }
 
 // shellBlocks is what stands between ```sh and ``` in a page.
