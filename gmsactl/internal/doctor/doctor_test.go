@@ -331,6 +331,21 @@ func TestErrorsComeFirstAndCausesBeforeWhatTheyCause(t *testing.T) {
 	}
 }
 
+// Where the node is the reason that the plugin has no endpoint, the node comes first.
+func TestThePodsNodeIsNamedBeforeWhatItCauses(t *testing.T) {
+	t.Parallel()
+	o := healthy(t)
+	o.Users[0].Spec.NodeName = "win-2"
+	stuckWith("ccg.exe: the plug-in returned 0xA0040001 (endpoint-absent)")(o)
+	var codes []string
+	for _, f := range Diagnose(o).Findings {
+		codes = append(codes, f.Code)
+	}
+	if want := []string{"node-outside-selector", "endpoint-absent"}; !slices.Equal(codes, want) {
+		t.Errorf("found %q, want %q", codes, want)
+	}
+}
+
 func TestNumbersAreDecoded(t *testing.T) {
 	t.Parallel()
 	for message, want := range map[string][]string{

@@ -40,7 +40,8 @@ const (
 	orderSpecs
 	orderWebhooks
 	orderUse
-	orderPods
+	orderPods  // what is wrong with a pod
+	orderStuck // that it does not start for it
 )
 
 // Report is what doctor tells.

@@ -156,7 +156,7 @@ func (o *Objects) stuck(object string, pod *corev1.Pod) (Finding, bool) {
 	if message == "" {
 		return o.waits(object, pod)
 	}
-	f := Finding{Severity: Error, Code: "pod-does-not-start", Object: object, order: orderPods,
+	f := Finding{Severity: Error, Code: "pod-does-not-start", Object: object, order: orderStuck,
 		Text: strings.TrimSuffix(reason+": "+message, ": "), Remedy: "Its events tell more.", Commands: o.podCommands(pod)}
 	if meanings := Decode(message); len(meanings) > 0 {
 		for _, m := range meanings {
@@ -171,7 +171,7 @@ func (o *Objects) stuck(object string, pod *corev1.Pod) (Finding, bool) {
 func (o *Objects) waits(object string, pod *corev1.Pod) (Finding, bool) {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
-			return Finding{Severity: Error, Code: "pod-unschedulable", Object: object, order: orderPods, Text: "no node takes it: " + c.Message,
+			return Finding{Severity: Error, Code: "pod-unschedulable", Object: object, order: orderStuck, Text: "no node takes it: " + c.Message,
 				Remedy:   "It needs a Windows node that it selects and whose taints it tolerates.",
 				Commands: o.podCommands(pod)[:1]}, true
 		}
@@ -181,7 +181,7 @@ func (o *Objects) waits(object string, pod *corev1.Pod) (Finding, bool) {
 	}
 	for _, s := range pod.Status.ContainerStatuses {
 		if w := s.State.Waiting; w != nil && w.Reason == "ContainerCreating" {
-			return Finding{Severity: Error, Code: "pod-creating", Object: object, order: orderPods,
+			return Finding{Severity: Error, Code: "pod-creating", Object: object, order: orderStuck,
 				Text:   fmt.Sprintf("container %s has been in ContainerCreating for %s, and no event says why", s.Name, o.Now.Sub(pod.CreationTimestamp.Time).Round(time.Minute)),
 				Remedy: "Events are kept for an hour: make the pod anew, and look at them at once.", Commands: o.podCommands(pod)}, true
 		}
