@@ -69,6 +69,11 @@ backports() {
 	[ $# -gt 0 ] && [ -n "$codename" ] && awk -v codename="$codename" -f "$here/backports.awk" "$@"
 }
 
+# Where apt has no lists yet, as in a container, it does not know what its sources offer.
+if [ -n "$missing_samba" ] && [ "$(id -u)" -eq 0 ] && [ -z "$(apt-cache madison samba-ad-dc 2>/dev/null)" ]; then
+	echo "Running apt-get update, because samba-ad-dc is not in apt's lists"
+	apt-get update -qq
+fi
 add= text=
 if [ -n "$missing_samba" ] && ! offered; then
 	text=$(backports) || text=
