@@ -198,6 +198,11 @@ func (c Config) bindKerberos(ctx context.Context, server, account string, cred c
 
 func (c Config) bindTLS(ctx context.Context, security Security, server, account string, cred credential.Credential) (*Session, error) {
 	subject := "account " + account
+	// A certificate proves a name, and where DNS gave the name, whoever forges DNS answers may own one and have a good
+	// certificate for it. So it must be a name that only the domain gives out. Kerberos needs no such rule.
+	if len(c.Servers) == 0 && !c.owns(server) {
+		return nil, CertificateNotTrusted.of(subject, server, fmt.Errorf("DNS names it as a domain controller, but its name is not within %s: name it with --dc if it is one", c.Domain))
+	}
 	port := "636"
 	if security == StartTLS {
 		port = "389"
@@ -233,6 +238,11 @@ func (c Config) bindTLS(ctx context.Context, security Security, server, account 
 	return s, nil
 }
 
+// owns tells whether a host's name is within the domain's.
+func (c Config) owns(host string) bool {
+	return strings.HasSuffix(strings.ToLower(host), "."+strings.ToLower(c.Domain))
+}
+
 func (c Config) handshake(ctx context.Context, raw net.Conn, security Security, server string) (net.Conn, error) {
 	ctx, cancel := c.exchange(ctx)
 	defer cancel()
@@ -259,7 +269,7 @@ func startTLS(ctx context.Context, raw net.Conn, timeout time.Duration) error {
 
 func tlsError(subject, server string, err error) *Error {
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return CertificateNotTrusted.of(subject, server, e.Err)
+		return CertificateNotTrusted.of(subject, server, errors.New(said(e.Err.Error()))) // it quotes the certificate
 	}
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) {
 		return Timeout.of(subject, server, errors.New("no TLS in time"))
@@ -305,7 +315,7 @@ func (s *Session) readRoot(ctx context.Context) error {
 	}
 	e := entries[0]
 	s.root = rootDSE{
-		host: e.GetAttributeValue("dnsHostName"), domain: e.GetAttributeValue("defaultNamingContext"),
+		host: said(e.GetAttributeValue("dnsHostName")), domain: e.GetAttributeValue("defaultNamingContext"),
 		forest: e.GetAttributeValue("rootDomainNamingContext"), configuration: e.GetAttributeValue("configurationNamingContext"),
 	}
 	if s.root.domain == "" || s.root.configuration == "" {

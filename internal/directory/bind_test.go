@@ -170,17 +170,20 @@ func TestReferralsAmongTheResultsAreNotFollowed(t *testing.T) {
 func TestThePasswordIsKeptFromOtherServers(t *testing.T) {
 	t.Parallel()
 	_, strangers := newCertificate(t, "127.0.0.1")
+	forged := fakeDNS(t, 0, "0 0 389 "+stranger+".")
 	const other = "DC=other,DC=example,DC=test"
 	for name, c := range map[string]struct {
 		change func(*Config)
 		answer map[string]func(net.Conn, int64)
 		want   *Cause
 	}{
-		"another CA":           {func(c *Config) { c.RootCAs = strangers }, nil, CertificateNotTrusted},
-		"another CA, StartTLS": {func(c *Config) { c.RootCAs, c.Security = strangers, StartTLS }, nil, CertificateNotTrusted},
-		"another name":         {func(c *Config) { c.Servers = []string{"localhost"} }, nil, CertificateNotTrusted},
-		"no TLS":               {func(c *Config) { c.ports = map[string]string{"636": c.ports["88"]} }, nil, EncryptionRefused},
-		"LDAP in place of TLS": {func(c *Config) { c.ports = map[string]string{"636": c.ports["389"]} }, nil, EncryptionRefused},
+		"another CA":                    {func(c *Config) { c.RootCAs = strangers }, nil, CertificateNotTrusted},
+		"another CA, StartTLS":          {func(c *Config) { c.RootCAs, c.Security = strangers, StartTLS }, nil, CertificateNotTrusted},
+		"another name":                  {func(c *Config) { c.Servers = []string{"localhost"} }, nil, CertificateNotTrusted},
+		"a forged SRV record":           {func(c *Config) { c.Servers, c.DNSServer = nil, forged }, nil, CertificateNotTrusted},
+		"a forged SRV record, StartTLS": {func(c *Config) { c.Servers, c.DNSServer, c.Security = nil, forged, StartTLS }, nil, CertificateNotTrusted},
+		"no TLS":                        {func(c *Config) { c.ports = map[string]string{"636": c.ports["88"]} }, nil, EncryptionRefused},
+		"LDAP in place of TLS":          {func(c *Config) { c.ports = map[string]string{"636": c.ports["389"]} }, nil, EncryptionRefused},
 		"StartTLS refused": {func(c *Config) { c.Security = StartTLS },
 			map[string]func(net.Conn, int64){"starttls": result(ldap.ApplicationExtendedResponse, 52, "no certificate")}, EncryptionRefused},
 		"plain text behind StartTLS": {func(c *Config) { c.Security = StartTLS },

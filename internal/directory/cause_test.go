@@ -1,6 +1,8 @@
 package directory
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -110,5 +112,15 @@ func TestNothingShowsASecret(t *testing.T) {
 		if strings.Contains(out.String(), strings.Trim(form, "[]")) {
 			t.Errorf("it got out as %q", form)
 		}
+	}
+}
+
+// Whoever answers on port 636 chooses what is in the certificate.
+func TestNamesInACertificateDoNotReachTheTerminalAsTheyAre(t *testing.T) {
+	t.Parallel()
+	refused := &tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"\x1b[2Jdc9"}}, Host: "dc1"}}
+	err := tlsError("account reader", "dc1", refused)
+	if text := err.Error(); strings.ContainsRune(text, 0x1b) || !strings.Contains(text, "dc9") {
+		t.Errorf("%q", text)
 	}
 }

@@ -36,6 +36,9 @@ type fakeDC struct {
 
 const fakeDomain = "corp.example.test"
 
+// stranger is a host outside the domain. The fake has a good certificate for it, as its owner would.
+const stranger = "dc.stranger.test"
+
 func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fakeDC {
 	t.Helper()
 	const nc = "DC=corp,DC=example,DC=test"
@@ -51,7 +54,7 @@ func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fake
 	for question, a := range answer {
 		f.answer[question] = a
 	}
-	certificate, roots := newCertificate(t, fakeDomain, "127.0.0.1")
+	certificate, roots := newCertificate(t, fakeDomain, "127.0.0.1", stranger)
 	f.roots = roots
 	for port, wrap := range map[string]func(net.Conn) net.Conn{
 		"389": func(c net.Conn) net.Conn { return c },

@@ -9,6 +9,10 @@ import (
 	"syscall"
 )
 
+// maxServers is how many of the domain controllers that DNS names are tried. A domain may have hundreds, and each that is
+// dead takes a Timeout or two.
+const maxServers = 16
+
 // Locate returns the domain controllers in the order to try: Config.Servers as they are or, where none are given, the
 // targets of the SRV record that Windows' own locator uses ([MS-ADTS] 6.3.6), by priority and at random by weight.
 func Locate(ctx context.Context, c Config) ([]string, error) {
@@ -35,7 +39,7 @@ func (c Config) locate(ctx context.Context) ([]string, error) {
 		}
 	}
 	if len(hosts) > 0 {
-		return hosts, nil
+		return hosts[:min(len(hosts), maxServers)], nil
 	}
 	if err == nil {
 		err = fmt.Errorf("the SRV record %s names no host", name)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// fakeDNS answers every question with the records, or with the code (RFC 1035 4.1.1) where it is not 0. A fake, because
-// a real server refuses to answer in the wrong ways.
+// fakeDNS answers every question with the SRV records, or with the code (RFC 1035 4.1.1) where it is not 0; every host is
+// at 127.0.0.1. A fake, because a real server refuses to answer in the wrong ways.
 func fakeDNS(t *testing.T, code byte, records ...string) string {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -39,6 +39,11 @@ func fakeDNS(t *testing.T, code byte, records ...string) string {
 			a[2], a[3] = 0x84, 0x80|code
 			binary.BigEndian.PutUint16(a[6:], uint16(len(records)))
 			clear(a[8:12])
+			if code == 0 && binary.BigEndian.Uint16(a[end-4:]) == 1 { // A
+				binary.BigEndian.PutUint16(a[6:], 1)
+				_, _ = c.WriteTo(append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1), from)
+				continue
+			}
 			for _, r := range records {
 				var priority, weight, port uint16
 				var target string
@@ -75,6 +80,18 @@ func TestDomainControllersComeByPriority(t *testing.T) {
 	}
 	got, err = Locate(t.Context(), Config{Domain: "corp.example.test", DNSServer: dns, Servers: []string{"b", "a"}})
 	if err != nil || !slices.Equal(got, []string{"b", "a"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestOfManyDomainControllersSomeAreTried(t *testing.T) {
+	t.Parallel()
+	var records []string
+	for i := range maxServers + 4 {
+		records = append(records, fmt.Sprintf("%d 0 389 dc%d.corp.example.test.", i, i))
+	}
+	got, err := Locate(t.Context(), Config{Domain: "corp.example.test", DNSServer: fakeDNS(t, 0, records...)})
+	if err != nil || len(got) != maxServers || got[0] != "dc0.corp.example.test" {
 		t.Errorf("%q, %v", got, err)
 	}
 }
