@@ -184,12 +184,16 @@ func run(ctx context.Context) error {
 		{"provider, linux/amd64", stage.Dist() + "/gmsa-account-provider", "20 MB"},
 		{"provider, windows/amd64", stage.Dist() + "/gmsa-account-provider.exe", "20 MB"},
 		{"ccg-plugin.dll", stage.Dist() + "/ccg-plugin.dll", "6 MB"},
+		{"gmsactl, linux/amd64", stage.Dist() + "/gmsactl", "45 MB"},
 	} {
 		info, err := os.Stat(b.path)
 		if err != nil {
 			return err
 		}
 		value("size of "+b.name, fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), b.bound)
+	}
+	if err := operator(ctx, dir); err != nil {
+		return err
 	}
 	return requests(ctx, dir)
 }
