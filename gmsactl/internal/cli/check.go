@@ -76,9 +76,7 @@ Warnings alone give exit code 0; with --strict, 1.`,
 			k := &check{g: g, flags: f}
 			defer k.close()
 			for _, arg := range args {
-				if err := k.argument(cmd.Context(), arg); err != nil {
-					return err
-				}
+				k.argument(cmd.Context(), arg)
 			}
 			return k.print()
 		},
@@ -99,6 +97,7 @@ type check struct {
 	result   checkResult
 	cluster  *inventory.Cluster
 	password *credential.Password  // of --username
+	domain   string                // of --username: that of the first credential spec
 	accounts map[string]*ofAccount // what was seen of the account with this plugin input and domain
 }
 
@@ -120,31 +119,32 @@ func (k *check) close() {
 	}
 }
 
-func (k *check) argument(ctx context.Context, arg string) error {
+func (k *check) argument(ctx context.Context, arg string) {
 	var content []byte
 	var err error
-	_, statErr := os.Stat(arg)
+	info, statErr := os.Stat(arg)
 	switch {
 	case arg == "-":
 		content, err = io.ReadAll(k.g.streams.In)
-	case statErr == nil || isFile(arg):
+	case statErr == nil && !info.IsDir() || isFile(arg):
 		content, err = os.ReadFile(arg)
 	default:
-		return k.object(ctx, arg)
+		k.object(ctx, arg)
+		return
 	}
 	if err != nil {
 		k.unseen(inventory.Unseen{What: "file " + arg, Why: err.Error()})
-		return nil
+		return
 	}
 	k.content(ctx, arg, content)
-	return nil
 }
 
 // object reads a GMSACredentialSpec of the cluster. Without a cluster the rest is looked at all the same.
-func (k *check) object(ctx context.Context, name string) error {
+func (k *check) object(ctx context.Context, name string) {
 	c, err := k.connect()
 	if err != nil {
-		return err
+		k.unseen(inventory.Unseen{What: "GMSACredentialSpec " + name, Why: err.Error()})
+		return
 	}
 	content, err := c.CredentialSpec(ctx, name)
 	switch {
@@ -163,7 +163,6 @@ func (k *check) object(ctx context.Context, name string) error {
 	default:
 		k.content(ctx, name, content)
 	}
-	return nil
 }
 
 func (k *check) content(ctx context.Context, source string, content []byte) {
@@ -366,13 +365,22 @@ func (k *check) credential(ctx context.Context, c *inventory.Cluster, ref creden
 		return cred, c != nil && err == nil
 	}
 	cred.Password.Wipe()
+	if _, err := newCredential(domain, k.flags.username, placeholder()); err != nil { // before anybody types a password
+		k.unseen(inventory.Unseen{What: "Active Directory", Why: err.Error()})
+		return credential.Credential{}, false
+	}
+	// A credential spec from elsewhere must not lead the password to a domain that nobody thought of.
+	if k.password != nil && !strings.EqualFold(domain, k.domain) {
+		k.unseen(inventory.Unseen{What: "domain " + or(domain, "without a name"), Why: "the password was given for " + k.domain + "; check its credential specs by themselves"})
+		return credential.Credential{}, false
+	}
 	if k.password == nil {
 		p, err := k.flags.password.read(ctx, k.g, fmt.Sprintf("password of %s in %s", k.flags.username, domain), false)
 		if err != nil {
 			k.unseen(inventory.Unseen{What: "Active Directory", Why: err.Error()})
 			return credential.Credential{}, false
 		}
-		k.password = &p
+		k.password, k.domain = &p, domain
 	}
 	// A copy, because newCredential wipes what it is given.
 	cred, err = newCredential(domain, k.flags.username, credential.NewPassword(append([]byte(nil), k.password.Reveal()...)))

@@ -90,7 +90,7 @@ wrong with them, of pods no environment, command lines or annotations. It does h
 	f.BoolVarP(&allNamespaces, "all-namespaces", "A", false, "pods of all namespaces, which is the default without -n")
 	f.BoolVar(&inside, "nodes", false, "look at all Windows nodes from within too")
 	f.DurationVar(&timeout, "node-timeout", time.Minute, "how long one program on a node may take")
-	f.StringVar(&bundle, "bundle", "", "write the report and what it rests on to this file (.tgz)")
+	f.StringVar(&bundle, "bundle", "", "write the report and what it rests on to this new file (.tgz)")
 	_ = c.MarkFlagFilename("bundle", "tgz", "tar.gz")
 	return c
 }
@@ -101,11 +101,20 @@ func (g *globals) writeBundle(name string, o *doctor.Objects, r *doctor.Report) 
 	plain.colour = false
 	var text, content bytes.Buffer
 	plain.writeReport(&text, r)
-	if err := doctor.WriteBundle(&content, o, r, text.Bytes()); err != nil {
+	if err := doctor.WriteBundle(&content, o, r, []byte(plain.shown(text.String()))); err != nil {
 		return err
 	}
-	if err := os.WriteFile(name, content.Bytes(), 0o600); err != nil {
+	// Nothing is overwritten, and no link followed that somebody else laid.
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
 		return usagef("--bundle: %w", err)
+	}
+	if _, err = f.Write(content.Bytes()); err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		_, _ = f.Close(), os.Remove(name)
+		return unablef("--bundle: %w", err)
 	}
 	g.notef("the report and what it rests on is in %s", name)
 	return nil

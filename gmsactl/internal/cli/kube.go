@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -47,6 +48,9 @@ func (f *kubeFlags) ToRawKubeConfigLoader() clientcmd.ClientConfig {
 // ToRESTConfig returns how to reach the cluster. Its errors are about the kubeconfig.
 func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
 	config, err := f.ToRawKubeConfigLoader().ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, errors.New("there is no kubeconfig: name one with --kubeconfig or $KUBECONFIG")
+	}
 	if err != nil {
 		return nil, err
 	}

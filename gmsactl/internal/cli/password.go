@@ -54,7 +54,7 @@ func (f passwordFlags) read(ctx context.Context, g *globals, what string, twice 
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
 		return credential.Password{}, usagef("standard input is no terminal to ask for %s: use --password-file or --password-stdin", what)
 	}
-	fmt.Fprintf(g.streams.ErrOut, "%s: ", capital(what))
+	fmt.Fprintf(g.streams.ErrOut, "%s: ", g.shown(capital(what)))
 	first, err := readHidden(ctx, terminal, g.streams.ErrOut)
 	if err != nil {
 		return credential.Password{}, fmt.Errorf("reading %s: %w", what, err)
@@ -102,11 +102,8 @@ func readHidden(ctx context.Context, terminal *os.File, echo io.Writer) ([]byte,
 	}
 }
 
-// passwordFromFile reads a password from a file, or from standard input if the path is "-". The caller wipes it.
+// passwordFromFile reads a password from a file. The caller wipes it.
 func passwordFromFile(path string) (credential.Password, error) {
-	if path == "-" {
-		return passwordFrom(os.Stdin, "standard input")
-	}
 	f, err := os.Open(path)
 	if err != nil {
 		return credential.Password{}, usagef("--password-file: %w", err)

@@ -9,10 +9,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -80,7 +83,7 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 	}
 	code := exitCode(err)
 	if text := err.Error(); text != "" {
-		fmt.Fprintf(streams.ErrOut, "%s: %s\n", g.program, text)
+		fmt.Fprintf(streams.ErrOut, "%s: %s\n", g.program, g.shown(text))
 		if code == exitUsage {
 			fmt.Fprintf(streams.ErrOut, "See %s --help\n", commandPath(root, args[1:]))
 		}
@@ -151,35 +154,65 @@ func (g *globals) addDirectoryFlags(c *cobra.Command) {
 // print renders v in the form that was asked for: as JSON or YAML of v itself, or as the text that text writes.
 func (g *globals) print(v any, text func(w io.Writer)) error {
 	var b bytes.Buffer
-	switch g.output {
-	case outputJSON:
-		e := json.NewEncoder(&b)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		if err := e.Encode(v); err != nil {
-			return err
-		}
-	case outputYAML:
-		y, err := yaml.Marshal(v)
-		if err != nil {
-			return err
-		}
-		b.Write(y)
-	default:
+	if g.output == outputText {
 		text(&b)
+		_, err := io.WriteString(g.streams.Out, g.shown(b.String()))
+		return err
 	}
-	_, err := g.streams.Out.Write(b.Bytes())
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	content := []byte(g.shown(b.String()))
+	if g.output == outputYAML {
+		// What is not escaped in JSON, such as U+009B, may not stand in YAML at all.
+		var err error
+		if content, err = yaml.JSONToYAML(content); err != nil {
+			return err
+		}
+	}
+	_, err := g.streams.Out.Write(content)
 	return err
+}
+
+// own are the sequences that paint writes.
+var own = regexp.MustCompile("^\x1b\\[(?:0|1|2|31|32|33)m")
+
+// shown makes text fit for a terminal. Names and messages come from files, the cluster and Active Directory, and may hold
+// sequences that clear the screen or turn the direction of writing. They are written as JSON escapes them, so that JSON
+// means what it meant.
+func (g *globals) shown(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		if sequence := own.FindString(text); g.colour && sequence != "" {
+			b.WriteString(sequence)
+			text = text[len(sequence):]
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(text)
+		switch {
+		case r == '\n' || r == '\t':
+			b.WriteRune(r)
+		case unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+		text = text[n:]
+	}
+	return b.String()
 }
 
 // notef writes a line for the user's eyes to stderr, where it disturbs no output.
 func (g *globals) notef(format string, args ...any) {
-	fmt.Fprintf(g.streams.ErrOut, format+"\n", args...)
+	fmt.Fprintln(g.streams.ErrOut, g.shown(fmt.Sprintf(format, args...)))
 }
 
 // warnf is notef for what may be wrong.
 func (g *globals) warnf(format string, args ...any) {
-	fmt.Fprintf(g.streams.ErrOut, "warning: "+format+"\n", args...)
+	g.notef("warning: "+format, args...)
 }
 
 // Styles of paint: ECMA-48 SGR parameters.

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -18,9 +17,10 @@ import (
 
 func newVerify(g *globals) *cobra.Command {
 	var (
-		node, username, passwordFile string
-		allNodes                     bool
-		nodeTimeout                  time.Duration
+		node, username string
+		password       passwordFlags
+		allNodes       bool
+		nodeTimeout    time.Duration
 	)
 	c := &cobra.Command{
 		Use:   "verify CREDENTIALSPEC",
@@ -40,13 +40,19 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
   gmsactl verify web01
   gmsactl verify web01 --node win-1
   gmsactl verify ./web01.yaml --username gmsa-reader --password-file password.txt`),
-		Args: cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("name one credential spec: a GMSACredentialSpec of the cluster, or a file")
+			}
+			return nil
+		},
+		ValidArgsFunction: g.completeCredentialSpecs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if node != "" && allNodes {
 				return usagef("--node and --all-nodes exclude each other")
 			}
-			if (username == "") != (passwordFile == "") {
-				return usagef("--username and --password-file go together")
+			if (username == "") != !password.given() {
+				return usagef("--username goes together with --password-file or --password-stdin")
 			}
 			cluster, err := g.inventory()
 			if err != nil {
@@ -60,12 +66,12 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 				}
 			}
 			if username != "" {
-				password, err := g.passwordFromFile(passwordFile)
+				p, err := password.read(cmd.Context(), g, "password of "+username, false)
 				if err != nil {
 					return err
 				}
-				defer password.Wipe()
-				o.Credential = credential.Credential{Username: username, Password: password}
+				defer p.Wipe()
+				o.Credential = credential.Credential{Username: username, Password: p}
 			}
 			ctx := cmd.Context()
 			result := chain.Verify(ctx, o)
@@ -85,7 +91,7 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 	f.BoolVar(&allNodes, "all-nodes", false, "look at all Windows nodes too")
 	f.DurationVar(&nodeTimeout, "node-timeout", time.Minute, "how long one program on a node may take")
 	f.StringVar(&username, "username", "", "account to bind as instead of the Secret's: its bare sAMAccountName")
-	f.StringVar(&passwordFile, "password-file", "", "file with that account's password; - reads standard input")
+	password.add(c, "that account's password")
 	g.addDirectoryFlags(c)
 	return c
 }
@@ -253,27 +259,4 @@ func worst(steps []chain.Step, names []string) chain.State {
 		}
 	}
 	return order[rank]
-}
-
-// passwordFromFile reads a password, of which one line end is no part, from a file or from standard input.
-func (g *globals) passwordFromFile(name string) (credential.Password, error) {
-	in := g.streams.In
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return credential.Password{}, usagef("--password-file: %w", err)
-		}
-		defer f.Close()
-		in = f
-	}
-	content, err := io.ReadAll(io.LimitReader(in, credential.MaxValueLength+3))
-	if err != nil {
-		return credential.Password{}, usagef("--password-file: %w", err)
-	}
-	content = bytes.TrimSuffix(bytes.TrimSuffix(content, []byte("\n")), []byte("\r"))
-	if len(content) == 0 || len(content) > credential.MaxValueLength {
-		clear(content)
-		return credential.Password{}, usagef("--password-file %s: has %d bytes; a password has 1 to %d", name, len(content), credential.MaxValueLength)
-	}
-	return credential.NewPassword(content), nil
 }
