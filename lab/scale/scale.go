@@ -249,10 +249,13 @@ func (s *simulation) each(ctx context.Context, do func(*account, context.Context
 	return calls, nil
 }
 
-// settle waits until the API server has answered what the provider asked at its start.
+// settle waits until the API server has answered what the provider asked at its start. One that had no answer in time asks
+// again when it is called, and only then.
 func (p *account) settle(ctx context.Context) (calls int, _ error) {
+	call := false
 	return 0, cluster.Eventually(ctx, patience, func() error {
-		h, err := provider.Check(ctx, p.config.Publisher.Root, p.config.Account, false)
+		h, err := provider.Check(ctx, p.config.Publisher.Root, p.config.Account, call)
+		call = h.Problem == credential.ProblemUnavailable
 		if err == nil && h.Problem != credential.ProblemSecretNotFound {
 			err = fmt.Errorf("pod %s: the Secret is %q, %s; it does not exist", p.pod, h.Problem, h.Detail)
 		}
