@@ -12,7 +12,6 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -21,27 +20,27 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Scheme has the kinds of this client.
-var Scheme = runtime.NewScheme()
+// scheme has the kinds of this client.
+var scheme = runtime.NewScheme()
 
 // ParameterCodec writes options into a URL.
-var ParameterCodec = runtime.NewParameterCodec(Scheme)
+var ParameterCodec = runtime.NewParameterCodec(scheme)
 
-var codecs = serializer.NewCodecFactory(Scheme)
+var codecs = serializer.NewCodecFactory(scheme)
 
 func init() {
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme, discoveryv1.AddToScheme,
+		corev1.AddToScheme, appsv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme, discoveryv1.AddToScheme,
 	} {
-		if err := add(Scheme); err != nil {
+		if err := add(scheme); err != nil {
 			panic(err) // two kinds of one name: no input can do that
 		}
 	}
-	metav1.AddToGroupVersion(Scheme, schema.GroupVersion{Version: "v1"}) // Status, which every group answers with
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"}) // Status, which every group answers with
 }
 
 // Client is a client of one cluster. All groups share its connections.
-type Client struct{ core, apps, rbac, authorization, admission, discovery rest.Interface }
+type Client struct{ core, apps, authorization, admission, discovery rest.Interface }
 
 // New makes a client. It asks nothing of the cluster.
 func New(config *rest.Config) (*Client, error) {
@@ -57,7 +56,6 @@ func New(config *rest.Config) (*Client, error) {
 	}{
 		{&c.core, "/api", corev1.SchemeGroupVersion},
 		{&c.apps, "/apis", appsv1.SchemeGroupVersion},
-		{&c.rbac, "/apis", rbacv1.SchemeGroupVersion},
 		{&c.authorization, "/apis", authorizationv1.SchemeGroupVersion},
 		{&c.admission, "/apis", admissionv1.SchemeGroupVersion},
 		{&c.discovery, "/apis", discoveryv1.SchemeGroupVersion},
@@ -84,7 +82,6 @@ func group(config *rest.Config, transport *http.Client, path string, version sch
 type (
 	Core          struct{ client rest.Interface }
 	Apps          struct{ client rest.Interface }
-	RBAC          struct{ client rest.Interface }
 	Authorization struct{ client rest.Interface }
 	Admission     struct{ client rest.Interface }
 	Endpoints     struct{ client rest.Interface }
@@ -93,7 +90,6 @@ type (
 
 func (c *Client) CoreV1() Core                       { return Core{c.core} }
 func (c *Client) AppsV1() Apps                       { return Apps{c.apps} }
-func (c *Client) RbacV1() RBAC                       { return RBAC{c.rbac} }
 func (c *Client) AuthorizationV1() Authorization     { return Authorization{c.authorization} }
 func (c *Client) AdmissionregistrationV1() Admission { return Admission{c.admission} }
 func (c *Client) DiscoveryV1() Endpoints             { return Endpoints{c.discovery} }
@@ -130,10 +126,6 @@ func (g Core) Events(namespace string) Resource[corev1.Event, corev1.EventList] 
 	return Resource[corev1.Event, corev1.EventList]{g.client, "events", namespace}
 }
 
-func (g Core) ServiceAccounts(namespace string) Resource[corev1.ServiceAccount, corev1.ServiceAccountList] {
-	return Resource[corev1.ServiceAccount, corev1.ServiceAccountList]{g.client, "serviceaccounts", namespace}
-}
-
 func (g Core) Namespaces() Resource[corev1.Namespace, corev1.NamespaceList] {
 	return Resource[corev1.Namespace, corev1.NamespaceList]{g.client, "namespaces", ""}
 }
@@ -146,32 +138,8 @@ func (g Apps) DaemonSets(namespace string) Resource[appsv1.DaemonSet, appsv1.Dae
 	return Resource[appsv1.DaemonSet, appsv1.DaemonSetList]{g.client, "daemonsets", namespace}
 }
 
-func (g Apps) Deployments(namespace string) Resource[appsv1.Deployment, appsv1.DeploymentList] {
-	return Resource[appsv1.Deployment, appsv1.DeploymentList]{g.client, "deployments", namespace}
-}
-
-func (g RBAC) Roles(namespace string) Resource[rbacv1.Role, rbacv1.RoleList] {
-	return Resource[rbacv1.Role, rbacv1.RoleList]{g.client, "roles", namespace}
-}
-
-func (g RBAC) RoleBindings(namespace string) Resource[rbacv1.RoleBinding, rbacv1.RoleBindingList] {
-	return Resource[rbacv1.RoleBinding, rbacv1.RoleBindingList]{g.client, "rolebindings", namespace}
-}
-
-func (g RBAC) ClusterRoles() Resource[rbacv1.ClusterRole, rbacv1.ClusterRoleList] {
-	return Resource[rbacv1.ClusterRole, rbacv1.ClusterRoleList]{g.client, "clusterroles", ""}
-}
-
-func (g RBAC) ClusterRoleBindings() Resource[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList] {
-	return Resource[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList]{g.client, "clusterrolebindings", ""}
-}
-
 func (g Authorization) SubjectAccessReviews() Resource[authorizationv1.SubjectAccessReview, metav1.List] {
 	return Resource[authorizationv1.SubjectAccessReview, metav1.List]{g.client, "subjectaccessreviews", ""}
-}
-
-func (g Authorization) SelfSubjectAccessReviews() Resource[authorizationv1.SelfSubjectAccessReview, metav1.List] {
-	return Resource[authorizationv1.SelfSubjectAccessReview, metav1.List]{g.client, "selfsubjectaccessreviews", ""}
 }
 
 func (g Admission) ValidatingWebhookConfigurations() Resource[admissionv1.ValidatingWebhookConfiguration, admissionv1.ValidatingWebhookConfigurationList] {
