@@ -106,6 +106,8 @@ demo: images prepare ## both charts installed, used, upgraded and uninstalled on
 install: build ## install gmsactl, also as kubectl-gmsa, into PREFIX/bin (/usr/local)
 	install -D -m 755 dist/gmsactl $(PREFIX)/bin/gmsactl
 	ln -sf gmsactl $(PREFIX)/bin/kubectl-gmsa
+	printf '#!/bin/sh\nexec kubectl-gmsa __complete "$$@"\n' >$(PREFIX)/bin/kubectl_complete-gmsa
+	chmod 755 $(PREFIX)/bin/kubectl_complete-gmsa
 
 .PHONY: lab-up
 lab-up: images prepare ## start a cluster with three Windows nodes in the background, and say how to use it
