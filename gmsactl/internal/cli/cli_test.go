@@ -129,3 +129,32 @@ func TestABundleOverwritesNothing(t *testing.T) {
 		t.Error("the link was followed")
 	}
 }
+
+func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
+	t.Parallel()
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte("m4rker"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	create := []string{"credspec", "create", "--account", "a/b", "--domain", "corp.example.test", "--username", "reader", "--password-file", password, "--gmsa"}
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{append(create, ""), exitUsage, "name the gMSA"},
+		{append(create, "web01", "--dc", "dc1:636"), exitUsage, "leave out the port 636"},
+		{append(create, "web01", "--dc", "[::1]:636"), exitUsage, "leave out the port 636"},
+		{append(create, "web01", "--dns-server", "dns.example.test"), exitUsage, "write its address"},
+		{append(create, "web01", "--dns-server", "10.0.0.10:53", "--dc", "127.77.255.254"), exitUnable, "nothing listens"},
+		{append(create, "web01", "--dns-server", "::1", "--dc", "127.77.255.254"), exitUnable, "nothing listens"},
+		{[]string{"verify"}, exitUsage, "name one credential spec"},
+		{[]string{"verify", "web01"}, exitUnable, "there is no kubeconfig"},
+		{[]string{"doctor"}, exitUnable, "there is no kubeconfig"},
+	} {
+		code, out, errOut := run(t, "", c.args...)
+		if code != c.code || !strings.Contains(errOut, c.says) || out != "" {
+			t.Errorf("%q: code %d, %s%s", c.args, code, out, errOut)
+		}
+	}
+}

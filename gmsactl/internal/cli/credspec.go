@@ -100,6 +100,9 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 		return usagef("--domain and --username go together: they name the account to ask as")
 	}
 	gmsa := strings.TrimSuffix(f.gmsa, "$")
+	if gmsa == "" {
+		return usagef("--gmsa is empty: name the gMSA")
+	}
 	name := f.name
 	if name == "" {
 		name = strings.ToLower(gmsa)

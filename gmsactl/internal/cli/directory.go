@@ -2,8 +2,10 @@ package cli
 
 import (
 	"crypto/x509"
+	"net"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/ccgrkc/ccgrkc/internal/directory"
 )
@@ -16,6 +18,16 @@ func (g *globals) directoryConfig(domain string) (directory.Config, error) {
 	}
 	if g.ad.timeout <= 0 {
 		return directory.Config{}, usagef("--timeout %s: use a time greater than 0, such as 5s", g.ad.timeout)
+	}
+	for _, server := range g.ad.servers {
+		if _, port, err := net.SplitHostPort(server); err == nil {
+			return directory.Config{}, usagef("--dc %s: leave out the port %s; --ldap says which is used", server, port)
+		}
+	}
+	if s := g.ad.dnsServer; s != "" && net.ParseIP(strings.Trim(s, "[]")) == nil {
+		if host, _, err := net.SplitHostPort(s); err != nil || net.ParseIP(host) == nil {
+			return directory.Config{}, usagef("--dns-server %s: write its address, with or without a port: 10.0.0.10 or 10.0.0.10:53", s)
+		}
 	}
 	c := directory.Config{
 		Domain:    domain,

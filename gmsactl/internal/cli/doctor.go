@@ -46,7 +46,7 @@ wrong with them, of pods no environment, command lines or annotations. It does h
 		RunE: func(cmd *cobra.Command, args []string) error {
 			namespace, explicit, err := g.config.ToRawKubeConfigLoader().Namespace()
 			if err != nil {
-				return unablef("%w", err)
+				return unablef("%w", kubeconfigError(err))
 			}
 			if allNamespaces && explicit && g.config.Namespace != nil && *g.config.Namespace != "" {
 				return usagef("--namespace and --all-namespaces exclude each other")

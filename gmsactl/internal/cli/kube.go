@@ -48,13 +48,18 @@ func (f *kubeFlags) ToRawKubeConfigLoader() clientcmd.ClientConfig {
 // ToRESTConfig returns how to reach the cluster. Its errors are about the kubeconfig.
 func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
 	config, err := f.ToRawKubeConfigLoader().ClientConfig()
-	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("there is no kubeconfig: name one with --kubeconfig or $KUBECONFIG")
-	}
 	if err != nil {
-		return nil, err
+		return nil, kubeconfigError(err)
 	}
 	config.UserAgent = "gmsactl/" + version.String()
 	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
 	return config, nil
+}
+
+// kubeconfigError says what to do where client-go speaks of a variable that nobody sets.
+func kubeconfigError(err error) error {
+	if clientcmd.IsEmptyConfig(err) {
+		return errors.New("there is no kubeconfig: name one with --kubeconfig or $KUBECONFIG")
+	}
+	return err
 }
