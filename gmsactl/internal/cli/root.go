@@ -148,6 +148,10 @@ func (g *globals) addDirectoryFlags(c *cobra.Command) {
 	f.StringVar(&g.ad.security, "ldap", "auto", "how the connection to a domain controller is protected: auto, kerberos, ldaps or starttls")
 	f.StringVar(&g.ad.caFile, "ldap-ca", "", "PEM file with the CA of the domain controllers' certificates, for ldaps and starttls (default: this machine's CAs)")
 	f.DurationVar(&g.ad.timeout, "timeout", 5*time.Second, "how long to wait for one answer of a domain controller")
+	c.PreRunE = func(*cobra.Command, []string) error { // before anybody is asked for a password
+		_, err := g.directoryConfig("")
+		return err
+	}
 	_ = c.RegisterFlagCompletionFunc("ldap", cobra.FixedCompletions([]string{"auto", "kerberos", "ldaps", "starttls"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
