@@ -6,9 +6,9 @@ package doctor
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/shell"
 )
 
 // Severity is how bad a finding is.
@@ -71,14 +71,4 @@ func Diagnose(o *Objects) *Report {
 	return r
 }
 
-// command puts a command line together so that a shell takes it as it is printed.
-func command(words ...string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		if strings.Trim(w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:@") != "" || w == "" {
-			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-		quoted[i] = w
-	}
-	return strings.Join(quoted, " ")
-}
+var command = shell.Command
