@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf16"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
@@ -74,7 +75,8 @@ const (
 	fieldPluginInput = "ActiveDirectoryConfig.HostAccountConfig.PluginInput"
 )
 
-// Check returns what is wrong in a spec, in the order of its fields. Read has done it already.
+// Check returns what is wrong in a spec, in the order of its fields; of more than 100 problems the first, and a last one that
+// says so. Read has done it already.
 func (s Spec) Check() []Problem {
 	var c checker
 	c.plugins(s.CmsPlugins)
@@ -102,19 +104,36 @@ func (s Spec) CheckDomain(d Domain) []Problem {
 	return c.problems
 }
 
-type checker struct{ problems []Problem }
+// A list of some MB has a million entries, and each could have its problem.
+const maxProblems = 100
+
+type checker struct{ problems []Problem } // at most maxProblems, and one that says that there are more
+
+func (c *checker) add(p Problem) {
+	switch n := len(c.problems); {
+	case n < maxProblems:
+		c.problems = append(c.problems, p)
+	case n == maxProblems:
+		c.problems = append(c.problems, Problem{Text: fmt.Sprintf("has more problems than these %d", maxProblems), Remedy: "mend these, then check it again"})
+	}
+}
+
+func (c *checker) isFull() bool { return len(c.problems) > maxProblems }
 
 func (c *checker) wrong(field, remedy, format string, args ...any) {
-	c.problems = append(c.problems, Problem{Field: field, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	c.add(Problem{Field: field, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (c *checker) doubtful(field, remedy, format string, args ...any) {
-	c.problems = append(c.problems, Problem{Field: field, Text: fmt.Sprintf(format, args...), Remedy: remedy, Warning: true})
+	c.add(Problem{Field: field, Text: fmt.Sprintf(format, args...), Remedy: remedy, Warning: true})
 }
 
 func (c *checker) plugins(list []string) {
 	found := false
 	for i, p := range list {
+		if c.isFull() {
+			return
+		}
 		switch {
 		case p == CmsPlugin:
 			found = true
@@ -219,6 +238,13 @@ func (c *checker) dnsName(field, name, remedy string) bool {
 	return false
 }
 
+// IsAccountName reports whether a gMSA can have this name: a sAMAccountName without $.
+func IsAccountName(name string) bool {
+	var c checker
+	c.accountName("", name)
+	return len(c.problems) == 0
+}
+
 // accountName checks the name of a gMSA: sAMAccountName without $.
 func (c *checker) accountName(field, name string) {
 	bare := strings.TrimSuffix(name, "$")
@@ -233,7 +259,7 @@ func (c *checker) accountName(field, name string) {
 		// What stands before the $ of a computer's or gMSA's sAMAccountName is also its NetBIOS name.
 		c.wrong(field, "write the gMSA's sAMAccountName without $, which can differ from its name (Get-ADServiceAccount shows both)",
 			"is %q, %d characters; a gMSA's account name has at most 15", name, length(name))
-	case strings.ContainsAny(name, `"/[]:;|=,+*?<>`) || strings.TrimSpace(name) != name:
+	case strings.ContainsAny(name, `"/[]:;|=,+*?<>`) || strings.ContainsFunc(name, unicode.IsControl) || strings.TrimSpace(name) != name:
 		// [MS-SAMR] 3.1.1.6.
 		c.wrong(field, "write the gMSA's sAMAccountName without $", "is %q, which no account's name is", name)
 	}
@@ -248,6 +274,9 @@ func (c *checker) accounts(list []Account, d DomainJoinConfig) {
 	seen := map[string]*scopes{}
 	var names []string
 	for i, a := range list {
+		if c.isFull() {
+			return
+		}
 		field := fmt.Sprintf("%s[%d]", fieldAccounts, i)
 		c.accountName(field+".Name", a.Name)
 		key := strings.ToLower(strings.TrimSuffix(a.Name, "$"))

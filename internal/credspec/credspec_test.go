@@ -162,7 +162,7 @@ func TestReadSaysWhatIsNotACredentialSpecAtAll(t *testing.T) {
 		"apiVersion: v1\nkind: Secret\nstringData: {password: x}": `kind: is "Secret", not GMSACredentialSpec`,
 	} {
 		docs, err := Read([]byte(content))
-		if err != nil || len(docs) != 1 || !docs[0].Wrong() || !strings.Contains(docs[0].Problems[0].String(), says) {
+		if err != nil || len(docs) != 1 || !wrong(docs[0]) || !strings.Contains(docs[0].Problems[0].String(), says) {
 			t.Errorf("%q: %v, %v; want it to say %q", content, docs, err, says)
 		}
 	}
@@ -329,11 +329,42 @@ func TestProblemsOfAPlainSpecHaveNoPrefix(t *testing.T) {
 	}
 }
 
+func wrong(d Document) bool {
+	return slices.ContainsFunc(d.Problems, func(p Problem) bool { return !p.Warning })
+}
+
+// A small file must not become a large report.
+func TestOfVeryManyProblemsTheFirstAreTold(t *testing.T) {
+	many := func(item string) string { return strings.TrimSuffix(strings.Repeat(item+",", 100_000), ",") }
+	for name, content := range map[string]string{
+		"empty gMSAs":   `{"CmsPlugins": ["ActiveDirectory"], "ActiveDirectoryConfig": {"GroupManagedServiceAccounts": [` + many("{}") + `]}}`,
+		"numbers":       `{"CmsPlugins": ["ActiveDirectory"], "ActiveDirectoryConfig": {"GroupManagedServiceAccounts": [` + many("1") + `]}}`,
+		"gMSAs' scopes": `{"CmsPlugins": ["ActiveDirectory"], "ActiveDirectoryConfig": {"GroupManagedServiceAccounts": [` + many(`{"Name": "web01"}`) + `]}}`,
+		"plugins":       `{"CmsPlugins": [` + many(`"x"`) + `]}`,
+	} {
+		docs, err := Read([]byte(content))
+		if err != nil || len(docs) != 1 {
+			t.Fatalf("%s: %d documents, %v", name, len(docs), err)
+		}
+		problems := docs[0].Problems
+		if len(problems) != 101 || !strings.Contains(problems[100].Text, "more problems than these 100") || problems[100].Warning || problems[100].Field != "" {
+			t.Errorf("%s: %d problems, the last is %+v", name, len(problems), problems[len(problems)-1])
+		}
+		if n := len(docs[0].at.written); n > 1000 {
+			t.Errorf("%s: %d paths are kept", name, n)
+		}
+	}
+	docs, err := Read([]byte(`{"kind": "List", "items": [` + many("{}") + `]}`))
+	if err != nil || len(docs) != 101 || !strings.Contains(docs[100].Problems[0].Text, "more objects than these 100") {
+		t.Errorf("of a list: %d documents, %v", len(docs), err)
+	}
+}
+
 func TestASpecForHostsOfTheDomainIsOnlyDoubtful(t *testing.T) {
 	s := good()
 	s.ActiveDirectoryConfig.HostAccountConfig = nil
 	docs, err := Read(s.JSON())
-	if err != nil || len(docs) != 1 || docs[0].Wrong() || len(docs[0].Problems) != 1 {
+	if err != nil || len(docs) != 1 || wrong(docs[0]) || len(docs[0].Problems) != 1 {
 		t.Errorf("%v, %v; want one warning", docs, err)
 	}
 }

@@ -34,12 +34,9 @@ func (d Document) Path(field string) string {
 	return d.at.as(field)
 }
 
-// Wrong reports whether a problem of the document is more than a warning.
-func (d Document) Wrong() bool {
-	return slices.ContainsFunc(d.Problems, func(p Problem) bool { return !p.Warning })
-}
-
-// Read reads credential specs from JSON or YAML: GMSACredentialSpecs, one or several, also as a List, or the plain form.
+// Read reads credential specs from JSON or YAML: GMSACredentialSpecs, one or several, also as a List, or the plain form. Of more
+// than 100 problems of a document, and of more than 100 objects that are no credential specs, the first are told, and that
+// there are more.
 // It returns an error only for what is neither. Everything else that is wrong is a problem of its document, and a value
 // whose meaning is plain is used all the same: under a key in the wrong case, or of the wrong type. Objects of other kinds
 // are passed over if there is a credential spec beside them.
@@ -53,12 +50,18 @@ func Read(content []byte) ([]Document, error) {
 		for _, item := range items(t.value) {
 			d, other := read(item)
 			for _, key := range t.repeated {
+				if len(d.Problems) > maxProblems {
+					break
+				}
 				d.Problems = append(d.Problems, Problem{Field: key, Text: "stands twice in the same place", Remedy: "leave one of them out; readers do not agree on which counts"})
 			}
-			if other {
-				others = append(others, d)
-			} else {
+			switch {
+			case !other:
 				specs = append(specs, d)
+			case len(others) < maxProblems:
+				others = append(others, d)
+			case len(others) == maxProblems:
+				others = append(others, Document{Problems: []Problem{{Text: fmt.Sprintf("there are more objects than these %d that are no credential specs", maxProblems)}}})
 			}
 		}
 	}
@@ -222,7 +225,7 @@ func looksLikeSpec(m map[string]any) bool {
 type reader struct {
 	checker
 	prefix  string            // path of the Spec in the document, with a dot at its end, or ""
-	written map[string]string // path of a field in the Spec -> path as the user wrote it
+	written map[string]string // path of a field in the Spec -> path as the user wrote it, where that differs
 	told    map[string]bool   // fields of the Spec of which a problem is told already
 }
 
@@ -324,7 +327,7 @@ func (r *reader) spec(m map[string]any) Spec {
 	host := ad["HostAccountConfig"]
 	if misplaced, ok := m["HostAccountConfig"]; ok && host.value == nil {
 		host = entry{r.prefix + "HostAccountConfig", misplaced}
-		r.written[fieldHost] = host.path
+		r.writtenAs(fieldHost, host.path)
 	}
 	if host.value != nil {
 		h := r.section(fieldHost, host)
@@ -336,10 +339,13 @@ func (r *reader) spec(m map[string]any) Spec {
 	}
 	for _, p := range s.Check() {
 		// A number where a text belongs is told once, with the remedy that fits.
-		if !r.isTold(p.Field) {
-			p.Field = r.as(p.Field)
-			r.problems = append(r.problems, p)
+		if r.isTold(p.Field) {
+			continue
 		}
+		if p.Field != "" {
+			p.Field = r.as(p.Field)
+		}
+		r.add(p)
 	}
 	return s
 }
@@ -361,8 +367,11 @@ func (r *reader) accountList(e entry) []Account {
 	var accounts []Account
 	for i, v := range list {
 		field := fmt.Sprintf("%s[%d]", fieldAccounts, i)
+		if r.isFull() {
+			break
+		}
 		path := fmt.Sprintf("%s[%d]", e.path, i)
-		r.written[field] = path
+		r.writtenAs(field, path)
 		m, ok := v.(map[string]any)
 		if !ok {
 			r.wrong(path, "write {Name: …, Scope: …}", "is %s", typeOf(v))
@@ -408,7 +417,7 @@ func (r *reader) specMap(kind, field string, m map[string]any) map[string]entry 
 		return ""
 	})
 	for key, e := range found {
-		r.written[join(field, key)] = e.path
+		r.writtenAs(join(field, key), e.path)
 	}
 	return found
 }
@@ -451,9 +460,13 @@ func (r *reader) texts(field string, e entry) []string {
 	case []any:
 		var list []string
 		for i, item := range v {
+			if r.isFull() {
+				break
+			}
 			f := fmt.Sprintf("%s[%d]", field, i)
-			r.written[f] = fmt.Sprintf("%s[%d]", e.path, i)
-			list = append(list, r.text(f, entry{r.written[f], item}))
+			path := fmt.Sprintf("%s[%d]", e.path, i)
+			r.writtenAs(f, path)
+			list = append(list, r.text(f, entry{path, item}))
 		}
 		return list
 	case string:
@@ -506,10 +519,17 @@ func (r *reader) as(field string) string {
 	if w, ok := r.written[field]; ok {
 		return w
 	}
-	if i := strings.LastIndexByte(field, '.'); i >= 0 {
+	if i := strings.LastIndexAny(field, ".["); i >= 0 {
 		return r.as(field[:i]) + field[i:]
 	}
 	return r.prefix + field
+}
+
+// writtenAs notes the path of a field as the user wrote it, if as would not find it: lists may be long.
+func (r *reader) writtenAs(field, path string) {
+	if r.as(field) != path {
+		r.written[field] = path
+	}
 }
 
 func find(m map[string]any, key string) (any, bool) {
