@@ -15,6 +15,8 @@ import (
 func main() {
 	noCore()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first Ctrl-C asks what runs to end. The next one is the system's own again, for what cannot be asked.
+	context.AfterFunc(ctx, stop)
 	code := cli.Run(ctx, os.Args, cli.Streams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr})
 	stop()
 	os.Exit(code)

@@ -89,7 +89,7 @@ func nodeFacts(n *corev1.Node) any {
 	return map[string]any{"node": names(n.ObjectMeta), "taints": n.Spec.Taints, "unschedulable": n.Spec.Unschedulable, "conditions": n.Status.Conditions, "info": n.Status.NodeInfo}
 }
 
-// statuses leaves out what a program said last, which is anything.
+// statuses leaves out what a program said last and what a hook printed, which is anything.
 func statuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 	list = slices.Clone(list)
 	for i := range list {
@@ -98,6 +98,9 @@ func statuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 				silent := *t
 				silent.Message = ""
 				state.Terminated = &silent
+			}
+			if w := state.Waiting; w != nil && w.Reason == hookReason {
+				state.Waiting = &corev1.ContainerStateWaiting{Reason: w.Reason}
 			}
 		}
 	}

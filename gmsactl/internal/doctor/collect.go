@@ -55,7 +55,7 @@ func (s Scope) String() string {
 func Collect(ctx context.Context, cluster *inventory.Cluster, program string, scope Scope) (*Objects, error) {
 	c := &collector{Cluster: cluster, scope: scope, o: &Objects{Scope: scope.String(), Program: program, Now: time.Now(), Read: map[string]bool{}, ReleasesIn: map[string]bool{}}}
 	// One question first: if nobody answers, there is no report.
-	if _, err := cluster.Kube.Discovery().ServerVersion(); err != nil && !apierrors.IsForbidden(err) && !apierrors.IsUnauthorized(err) {
+	if _, err := cluster.Kube.Discovery().ServerVersion(ctx); err != nil && !apierrors.IsForbidden(err) && !apierrors.IsUnauthorized(err) {
 		return nil, fmt.Errorf("the API server %s does not answer: %w", cluster.Config.Host, err)
 	}
 	if err := c.first(ctx); err != nil {
@@ -97,6 +97,13 @@ func (c *collector) put(f func(o *Objects)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(c.o)
+}
+
+// wasRead tells whether all of a kind was read. Others may be reading theirs.
+func (c *collector) wasRead(kind string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.o.Read[kind]
 }
 
 // first reads pods and nodes, by which the rest is narrowed.
@@ -532,12 +539,12 @@ func (c *collector) refused(ctx context.Context) {
 
 // inside looks at nodes from within.
 func (c *collector) inside(ctx context.Context) {
-	if c.scope.Node == "" && !c.scope.Inside || !c.o.Read[ReadNodes] {
+	if c.scope.Node == "" && !c.scope.Inside || !c.wasRead(ReadNodes) {
 		return
 	}
 	installers := inventory.Of(c.o.Releases, inventory.InstallerChart)
 	var unseen *inventory.Unseen
-	if !c.o.Read[ReadReleases] {
+	if !c.wasRead(ReadReleases) {
 		unseen = &inventory.Unseen{What: "the plugin installer's DaemonSet", Why: "forbidden", Right: inventory.Right("list", "daemonsets.apps", "")}
 	}
 	results := chain.Each(c.o.Nodes, func(n *corev1.Node) chain.NodeResult {

@@ -456,7 +456,16 @@ func TestABundleHasNoSecretInIt(t *testing.T) {
 		d.Spec.Template.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "P", Value: marker}}
 	}
 	o.Nodes[0].Annotations = map[string]string{"x": marker}
-	o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "web-0"}, Type: "Warning", Reason: "Unhealthy", Message: "probe printed " + marker}}
+	// These do not run either, and what is told of them speaks of a gMSA: it could be taken for the reason.
+	probed, hooked := user("probed", "win-1", "web01", specJSON), user("hooked", "win-1", "web01", specJSON)
+	probed.Status = corev1.PodStatus{Phase: corev1.PodRunning}
+	hooked.Status = corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{Name: "app",
+		State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "PostStartHookError", Message: "gmsa login with " + marker}}}}}
+	o.Users = append(o.Users, probed, hooked)
+	for _, reason := range []string{"Unhealthy", "FailedPostStartHook", "FailedPreStopHook", "ProbeWarning"} {
+		o.Events = append(o.Events, corev1.Event{InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "probed"}, Type: "Warning", Reason: reason,
+			Message: "Readiness probe failed: gmsa login failed, password " + marker})
+	}
 	o.Specs[0].Content = withoutAnnotations([]byte(`{"metadata":{"name":"web01","annotations":{"a":"` + marker + `"},"managedFields":[{"manager":"` + marker + `"}]},"credspec":` + specJSON + `}`))
 
 	var bundle bytes.Buffer

@@ -128,7 +128,10 @@ const creatingLong = 3 * time.Minute
 // What a kubelet says of a container that it could not make or start.
 var startReasons = []string{"RunContainerError", "CreateContainerError", "CreateContainerConfigError", "CreatePodSandboxError", "StartError"}
 
-// stuck finds why a pod does not run, where the gMSA can be the reason.
+// hookReason is of a container that waits because its hook failed. Its message is what the hook printed.
+const hookReason = "PostStartHookError"
+
+// stuck finds why a pod does not run, where the gMSA can be the reason. What a program printed is never the answer: findings are sent to others.
 func (o *Objects) stuck(object string, pod *corev1.Pod) (Finding, bool) {
 	if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || inventory.Ready(pod) {
 		return Finding{}, false
@@ -137,7 +140,7 @@ func (o *Objects) stuck(object string, pod *corev1.Pod) (Finding, bool) {
 	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		for _, state := range []corev1.ContainerState{s.State, s.LastTerminationState} {
 			switch {
-			case state.Waiting != nil && (slices.Contains(startReasons, state.Waiting.Reason) || speaksOfGMSA(state.Waiting.Message)):
+			case state.Waiting != nil && (slices.Contains(startReasons, state.Waiting.Reason) || state.Waiting.Reason != hookReason && speaksOfGMSA(state.Waiting.Message)):
 				reason, message = state.Waiting.Reason, state.Waiting.Message
 			// What a program itself said last is its own affair.
 			case message == "" && state.Terminated != nil && slices.Contains(startReasons, state.Terminated.Reason):
@@ -148,7 +151,7 @@ func (o *Objects) stuck(object string, pod *corev1.Pod) (Finding, bool) {
 	if message == "" {
 		for _, e := range o.Events {
 			if e.InvolvedObject.Kind == "Pod" && e.InvolvedObject.Namespace == pod.Namespace && e.InvolvedObject.Name == pod.Name &&
-				e.Type == corev1.EventTypeWarning && (e.Reason == "FailedCreatePodSandBox" || speaksOfGMSA(e.Message)) {
+				e.Type == corev1.EventTypeWarning && slices.Contains(told, e.Reason) && (e.Reason == "FailedCreatePodSandBox" || speaksOfGMSA(e.Message)) {
 				reason, message = e.Reason, e.Message
 			}
 		}

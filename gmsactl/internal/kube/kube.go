@@ -98,8 +98,8 @@ func (c *Client) DiscoveryV1() Endpoints             { return Endpoints{c.discov
 func (c *Client) Discovery() Server { return Server{c.core} }
 
 // ServerVersion returns the version of the API server.
-func (g Server) ServerVersion() (*version.Info, error) {
-	body, err := g.client.Get().AbsPath("/version").Do(context.TODO()).Raw()
+func (g Server) ServerVersion(ctx context.Context) (*version.Info, error) {
+	body, err := g.client.Get().AbsPath("/version").Do(ctx).Raw()
 	if err != nil {
 		return nil, err
 	}
