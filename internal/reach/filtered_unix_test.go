@@ -43,7 +43,7 @@ func silentPort(t *testing.T) int {
 func TestAPortThatDoesNotAnswerIsFiltered(t *testing.T) {
 	t.Parallel()
 	port := silentPort(t)
-	server := dnsServer(t, "corp.example.com", map[string]net.IP{"dc1.corp.example.com": net.IPv4(127, 0, 0, 1)})
+	server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}})
 	begin := time.Now()
 	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, Timeout: 300 * time.Millisecond, ports: []int{port}})
 	if len(r.Servers) != 1 || r.Servers[0].Ports[strconv.Itoa(port)].State != Filtered {

@@ -44,6 +44,9 @@ const DefaultTimeout = 3 * time.Second
 // MaxServers is how many domain controllers are tried. A domain may have hundreds in its one DNS answer.
 const MaxServers = 16
 
+// maxAddresses is how many addresses of one domain controller are tried.
+const maxAddresses = 4
+
 // Report is what was found.
 type Report struct {
 	Domain string `json:"domain"`
@@ -56,7 +59,7 @@ type Report struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Server is one domain controller. Ports has the port's number as its key.
+// Server is one domain controller. Ports has the port's number as its key. Of several addresses, it is the one that answers best.
 type Server struct {
 	Host    string          `json:"host"`
 	Address string          `json:"address,omitempty"`
@@ -138,20 +141,67 @@ func checkServer(ctx context.Context, o Options, resolver *net.Resolver, host st
 		s.Error = fmt.Sprintf("the address of domain controller %s is not found: %v", host, err)
 		return s
 	}
-	s.Address = addresses[0].String()
-	s.Ports = map[string]Port{}
+	// A domain controller may register addresses that lead nowhere from here, an IPv6 address above all. They are tried at the
+	// same time: one that does not answer takes the whole timeout.
+	list := inOrder(addresses)
+	list = list[:min(len(list), maxAddresses)]
+	ports := make([]map[string]Port, len(list))
+	var wg sync.WaitGroup
+	for i, address := range list {
+		wg.Go(func() { ports[i] = checkPorts(ctx, o, address) })
+	}
+	wg.Wait()
+	best := 0
+	for i := range ports {
+		if rank(ports[i]) > rank(ports[best]) {
+			best = i
+		}
+	}
+	s.Address, s.Ports = list[best], ports[best]
+	return s
+}
+
+// inOrder is IPv4 first: many a network has IPv6 addresses and no way between them.
+func inOrder(addresses []net.IPAddr) []string {
+	var four, six []string
+	for _, a := range addresses {
+		if a.IP.To4() != nil {
+			four = append(four, a.String())
+		} else {
+			six = append(six, a.String())
+		}
+	}
+	return append(four, six...)
+}
+
+// rank tells how well an address answers: by its open ports and, where none is open, by those that say so.
+func rank(ports map[string]Port) int {
+	n := 0
+	for _, p := range ports {
+		switch p.State {
+		case Open:
+			n += len(ports) + 1
+		case Closed:
+			n++
+		}
+	}
+	return n
+}
+
+func checkPorts(ctx context.Context, o Options, address string) map[string]Port {
+	ports := map[string]Port{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, port := range o.ports {
 		wg.Go(func() {
-			p := checkPort(ctx, net.JoinHostPort(s.Address, strconv.Itoa(port)), o.Timeout)
+			p := checkPort(ctx, net.JoinHostPort(address, strconv.Itoa(port)), o.Timeout)
 			mu.Lock()
 			defer mu.Unlock()
-			s.Ports[strconv.Itoa(port)] = p
+			ports[strconv.Itoa(port)] = p
 		})
 	}
 	wg.Wait()
-	return s
+	return ports
 }
 
 func checkPort(ctx context.Context, address string, timeout time.Duration) Port {

@@ -3,6 +3,7 @@ package reach
 import (
 	"encoding/json"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,7 +14,7 @@ import (
 
 // dnsServer answers on loopback with the SRV records of one domain. A real server of the domain is in the lab's Active
 // Directory; this one can name controllers that do not exist, hundreds of them, and none.
-func dnsServer(t *testing.T, domain string, hosts map[string]net.IP) string {
+func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -41,7 +42,9 @@ func dnsServer(t *testing.T, domain string, hosts map[string]net.IP) string {
 					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Port: 389, Target: dnsmessage.MustNewName(host + ".")}})
 				}
 			case hosts[asked] != nil && q.Type == dnsmessage.TypeA:
-				m.Answers = []dnsmessage.Resource{{Header: header, Body: &dnsmessage.AResource{A: [4]byte(hosts[asked].To4())}}}
+				for _, ip := range hosts[asked] {
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: [4]byte(ip.To4())}})
+				}
 			case hosts[asked] != nil:
 			default:
 				m.RCode = dnsmessage.RCodeNameError
@@ -75,7 +78,7 @@ func ports(t *testing.T) (open, closed int) {
 func TestOpenAndClosedPortsOfADomainControllerAreToldApart(t *testing.T) {
 	t.Parallel()
 	open, closed := ports(t)
-	server := dnsServer(t, "corp.example.com", map[string]net.IP{"dc1.corp.example.com": net.IPv4(127, 0, 0, 1)})
+	server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}})
 	begin := time.Now()
 	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, ports: []int{open, closed}})
 	if r.Error != "" || len(r.Servers) != 1 {
@@ -125,7 +128,7 @@ func TestADNSServerThatDoesNotAnswerIsTold(t *testing.T) {
 func TestAControllerWithoutAnAddressDoesNotHideTheOthers(t *testing.T) {
 	t.Parallel()
 	open, _ := ports(t)
-	hosts := map[string]net.IP{"dc1.corp.example.com": net.IPv4(127, 0, 0, 1), "gone.corp.example.com": nil}
+	hosts := map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}, "gone.corp.example.com": nil}
 	server := dnsServer(t, "corp.example.com", hosts)
 	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, ports: []int{open}})
 	if len(r.Servers) != 2 {
@@ -141,12 +144,50 @@ func TestAControllerWithoutAnAddressDoesNotHideTheOthers(t *testing.T) {
 	}
 }
 
+// The first address that DNS names leads to another host, or nowhere.
+func TestADomainControllerIsLookedAtByTheAddressThatAnswers(t *testing.T) {
+	t.Parallel()
+	open, _ := ports(t)
+	for _, other := range []net.IP{net.IPv4(127, 77, 255, 1), net.IPv4(240, 0, 0, 1)} { // it refuses; no host may have it (RFC 1112 4)
+		server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {other, net.IPv4(127, 0, 0, 1)}})
+		r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, Timeout: 500 * time.Millisecond, ports: []int{open}})
+		if len(r.Servers) != 1 || r.Servers[0].Address != "127.0.0.1" || r.Servers[0].Ports[strconv.Itoa(open)].State != Open {
+			t.Errorf("with %s before it: %+v", other, r)
+		}
+	}
+}
+
+func TestIPv4AddressesComeFirst(t *testing.T) {
+	t.Parallel()
+	six, four := net.IPAddr{IP: net.ParseIP("fe80::1"), Zone: "eth0"}, net.IPAddr{IP: net.IPv4(10, 0, 0, 1)}
+	if got := inOrder([]net.IPAddr{six, four, {IP: net.ParseIP("2001:db8::1")}, {IP: net.IPv4(10, 0, 0, 2)}}); !slices.Equal(got, []string{"10.0.0.1", "10.0.0.2", "fe80::1%eth0", "2001:db8::1"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestAnOpenPortCountsMoreThanAllThatAreClosed(t *testing.T) {
+	t.Parallel()
+	of := func(states ...State) map[string]Port {
+		ports := map[string]Port{}
+		for i, state := range states {
+			ports[strconv.Itoa(i)] = Port{State: state}
+		}
+		return ports
+	}
+	better := []map[string]Port{of(Open, Open, Filtered), of(Open, Closed, Closed), of(Open, Filtered, Filtered), of(Closed, Closed, Closed), of(Closed, Filtered, Filtered), of(Filtered, Filtered, Filtered)}
+	for i := range better[1:] {
+		if rank(better[i]) <= rank(better[i+1]) {
+			t.Errorf("%v is not better than %v", better[i], better[i+1])
+		}
+	}
+}
+
 func TestOnlyTheFirstOfManyControllersAreTried(t *testing.T) {
 	t.Parallel()
 	open, _ := ports(t)
-	hosts := map[string]net.IP{}
+	hosts := map[string][]net.IP{}
 	for i := range MaxServers + 1 {
-		hosts["d"+strconv.Itoa(i)+".x.example"] = net.IPv4(127, 0, 0, 1)
+		hosts["d"+strconv.Itoa(i)+".x.example"] = []net.IP{net.IPv4(127, 0, 0, 1)}
 	}
 	r := Check(t.Context(), Options{Domain: "x.example", DNSServer: dnsServer(t, "x.example", hosts), ports: []int{open}})
 	if r.Found != MaxServers+1 || len(r.Servers) != MaxServers {
