@@ -61,9 +61,9 @@ func (s *Session) Format(f fmt.State, _ rune) {
 
 // Bind connects to a domain controller and proves the account's password to it. It tries the servers in turn, but sends
 // a password that one of them refused to no other: every refusal counts towards a lockout.
-func Bind(ctx context.Context, c Config, cred credential.Credential) (*Session, error) {
-	c, err := c.complete()
-	if err != nil {
+func Bind(ctx context.Context, c Config, cred credential.Credential) (_ *Session, err error) {
+	defer func() { err = interrupted(ctx, err) }()
+	if c, err = c.complete(); err != nil {
 		return nil, err
 	}
 	account := cred.Username + "@" + c.Domain

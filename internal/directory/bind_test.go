@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"runtime"
 	"strings"
@@ -340,23 +341,86 @@ func TestNamesAreTakenAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestACancelledCallReturnsAtOnce(t *testing.T) {
+// Wherever a call waits, it ends at once, and says that it was interrupted and not that a server took too long.
+func TestACancelledCallReturnsAtOnceAndSaysSo(t *testing.T) {
 	t.Parallel()
-	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": silent})
+	_, deaf := listen(t, func(c net.Conn) { silent(c, 0) })
+	bind := func(security Security, ports map[string]string, answer map[string]func(net.Conn, int64)) func(context.Context) error {
+		f := newFakeDC(t, answer)
+		config := f.config()
+		config.Timeout, config.Security = time.Minute, security
+		maps.Copy(config.ports, ports)
+		return func(ctx context.Context) error {
+			s, err := Bind(ctx, config, reader())
+			if err == nil {
+				s.Close()
+			}
+			return err
+		}
+	}
+	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": silent, "domain": silent})
 	config := f.config()
 	config.Timeout = time.Minute
-	s, err := Bind(t.Context(), config, reader())
-	if err != nil {
-		t.Fatal(err)
+	config.ports["88"] = deaf
+	session := func(call func(ctx context.Context, s *Session) error) func(context.Context) error {
+		s, err := Bind(t.Context(), config, reader())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		return func(ctx context.Context) error { return call(ctx, s) }
 	}
-	defer s.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(50*time.Millisecond, cancel)
-	start := time.Now()
-	_, err = s.GMSA(ctx, "web01")
+	dns := fakeDNS(t, 255) // takes questions, answers none
+	for name, call := range map[string]func(context.Context) error{
+		"DNS": func(ctx context.Context) error {
+			_, err := Locate(ctx, Config{Domain: fakeDomain, DNSServer: dns, Timeout: time.Minute})
+			return err
+		},
+		"root DSE": bind(LDAPS, nil, map[string]func(net.Conn, int64){"root": silent}),
+		"bind":     bind(LDAPS, nil, map[string]func(net.Conn, int64){"bind": silent}),
+		"TLS":      bind(LDAPS, map[string]string{"636": deaf}, nil),
+		"StartTLS": bind(StartTLS, nil, map[string]func(net.Conn, int64){"starttls": silent}),
+		"Kerberos": bind(Kerberos, map[string]string{"88": deaf}, nil),
+		"any way":  bind(Auto, map[string]string{"88": deaf}, nil),
+		"domain":   session(func(ctx context.Context, s *Session) error { _, err := s.Domain(ctx); return err }),
+		"gMSA":     session(func(ctx context.Context, s *Session) error { _, err := s.GMSA(ctx, "web01"); return err }),
+		"password": session(func(ctx context.Context, s *Session) error { _, err := s.ManagedPassword(ctx, "web01"); return err }),
+		"ticket": session(func(ctx context.Context, s *Session) error {
+			_, err := s.TicketAs(ctx, "web01", &ManagedPassword{})
+			return err
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(50*time.Millisecond, cancel)
+			start := time.Now()
+			err := call(ctx)
+			if CauseOf(err) != nil || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "interrupted") {
+				t.Errorf("%v", err)
+			}
+			if d := time.Since(start); d > 4*time.Second {
+				t.Errorf("it took %s", d)
+			}
+		})
+	}
+}
+
+// The caller's own deadline is no interruption, and a judgement on the account is told though nobody waits for it any more: it counts.
+func TestWhatIsNoInterruptionKeepsItsCause(t *testing.T) {
+	t.Parallel()
+	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": silent})
+	s := f.bind(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := s.GMSA(ctx, "web01")
 	wantCause(t, err, Timeout)
-	if d := time.Since(start); d > 4*time.Second {
-		t.Errorf("it took %s", d)
+
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantCause(t, interrupted(cancelled, WrongPassword.of("account x", "dc1", nil)), WrongPassword)
+	if err := interrupted(cancelled, nil); err != nil {
+		t.Error(err)
 	}
 }
 

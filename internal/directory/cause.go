@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -84,7 +85,7 @@ var Causes = []*Cause{
 	AnswerInvalid, Referral, SizeLimit, Unexpected,
 }
 
-// Error is every error of this package.
+// Error is every error of this package, but for that of a context that was cancelled.
 type Error struct {
 	Cause   *Cause
 	Subject string // whom or what it is about: an account, a gMSA, a domain
@@ -113,6 +114,16 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// interrupted is err or, where the caller took ctx back, an error that says so and has no cause: what a connection then
+// comes to looks like a server that does not answer. A judgement on the account stands, and a ctx whose time ran out is a Timeout.
+func interrupted(ctx context.Context, err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || aboutAccount(e.Cause) || !errors.Is(ctx.Err(), context.Canceled) {
+		return err
+	}
+	return fmt.Errorf("%s: interrupted: %w", e.Subject, ctx.Err())
+}
 
 // CauseOf returns the cause of an error of this package, however wrapped, or nil.
 func CauseOf(err error) *Cause {

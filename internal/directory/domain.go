@@ -22,7 +22,8 @@ type Domain struct {
 }
 
 // Domain reads the domain.
-func (s *Session) Domain(ctx context.Context) (Domain, error) {
+func (s *Session) Domain(ctx context.Context) (_ Domain, err error) {
+	defer func() { err = interrupted(ctx, err) }()
 	subject := "domain " + s.config.Domain
 	damaged := func(what string, err error) (Domain, error) {
 		return Domain{}, AnswerInvalid.of(subject, s.server, fmt.Errorf("%s: %w", what, err))
@@ -87,7 +88,8 @@ type GMSA struct {
 const gmsaClass = "msDS-GroupManagedServiceAccount"
 
 // GMSA reads a gMSA by its name, with or without the $ at its end.
-func (s *Session) GMSA(ctx context.Context, name string) (GMSA, error) {
+func (s *Session) GMSA(ctx context.Context, name string) (_ GMSA, err error) {
+	defer func() { err = interrupted(ctx, err) }()
 	e, err := s.gmsa(ctx, name, "objectSid", "dNSHostName", "servicePrincipalName", "msDS-SupportedEncryptionTypes",
 		"msDS-ManagedPasswordInterval", "pwdLastSet", "msDS-GroupMSAMembership")
 	if err != nil {

@@ -390,7 +390,7 @@ var statusCause = map[uint32]*Cause{
 // transport is an Error for what is not an answer.
 func transport(subject, server string, err error) *Error {
 	cause := AnswerInvalid
-	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) {
 		cause, err = Timeout, errors.New("no whole answer in time")
 	} else if errors.Is(err, errNoCommonType) {
 		cause = EncryptionTypeUnsupported

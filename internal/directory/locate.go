@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // maxServers is how many of the domain controllers that DNS names are tried. A domain may have hundreds, and each that is
@@ -15,9 +16,9 @@ const maxServers = 16
 
 // Locate returns the domain controllers in the order to try: Config.Servers as they are or, where none are given, the
 // targets of the SRV record that Windows' own locator uses ([MS-ADTS] 6.3.6), by priority and at random by weight.
-func Locate(ctx context.Context, c Config) ([]string, error) {
-	c, err := c.complete()
-	if err != nil {
+func Locate(ctx context.Context, c Config) (_ []string, err error) {
+	defer func() { err = interrupted(ctx, err) }()
+	if c, err = c.complete(); err != nil {
 		return nil, err
 	}
 	return c.locate(ctx)
@@ -52,7 +53,11 @@ func (c Config) resolver() *net.Resolver {
 		return net.DefaultResolver
 	}
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, c.DNSServer)
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, c.DNSServer)
+		if err == nil { // the resolver heeds the deadline of ctx, not its end
+			context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+		}
+		return conn, err
 	}}
 }
 

@@ -42,7 +42,8 @@ const (
 
 // ManagedPassword reads the current and the previous password of a gMSA. A domain controller leaves the attribute out
 // for those who may not read it.
-func (s *Session) ManagedPassword(ctx context.Context, name string) (*ManagedPassword, error) {
+func (s *Session) ManagedPassword(ctx context.Context, name string) (_ *ManagedPassword, err error) {
+	defer func() { err = interrupted(ctx, err) }()
 	e, err := s.gmsa(ctx, name, "msDS-ManagedPassword")
 	if err != nil {
 		e := err.(*Error)
@@ -158,7 +159,8 @@ type Ticket struct {
 // TicketAs gets a Kerberos ticket-granting ticket as the gMSA, from the domain controller of the session, and drops it.
 // It tries the current password and then the previous one: in the 5 minutes before a change the current one is already
 // the next, and after a change another domain controller may not know it yet.
-func (s *Session) TicketAs(ctx context.Context, gmsa string, m *ManagedPassword) (Ticket, error) {
+func (s *Session) TicketAs(ctx context.Context, gmsa string, m *ManagedPassword) (_ Ticket, err error) {
+	defer func() { err = interrupted(ctx, err) }()
 	name := gmsa
 	if name == "" || name[len(name)-1] != '$' {
 		name += "$"
