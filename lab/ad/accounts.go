@@ -144,8 +144,8 @@ func (d *Domain) RollManagedPassword(ctx context.Context, gmsa string) error {
 	return d.do(ctx, "roll", with{"gmsa": gmsa, "address": d.Address})
 }
 
-// RemoveKDSKeys deletes the keys from which the passwords of gMSAs are made. Those that were made can be read until they
-// are due to change.
+// RemoveKDSKeys deletes the keys from which the passwords of gMSAs are made. None can be read from then on: Samba makes the
+// password anew at each reading.
 func (d *Domain) RemoveKDSKeys(ctx context.Context) error { return d.do(ctx, "remove_kds_keys", nil) }
 
 // AddKDSKey makes such a key, which counts at once.

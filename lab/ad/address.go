@@ -18,7 +18,7 @@ var ports = []int{53, 88, 389, 636}
 // the kernel gives back when this process ends.
 func takeAddress() (address string, release func(), err error) {
 	dir := filepath.Join(os.TempDir(), "ccgrkc-addresses")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := takeDir(dir); err != nil {
 		return "", nil, err
 	}
 	var busy error
@@ -40,6 +40,22 @@ func takeAddress() (address string, release func(), err error) {
 		busy = err
 	}
 	return "", nil, fmt.Errorf("no free address in 127.77.0.0/16: %w", busy)
+}
+
+// takeDir makes a directory, or takes one that is there, if nobody else can put anything into it: its name is known to all who
+// may write beside it, and a link within it would have this process, which is root, open any file.
+func takeDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; info.Mode() != os.ModeDir|0o700 || int(owner) != os.Getuid() {
+		return fmt.Errorf("%s is %s of user %d, not a directory of user %d with mode 0700: remove it", dir, info.Mode(), owner, os.Getuid())
+	}
+	return nil
 }
 
 func isFree(address string) error {
