@@ -17,6 +17,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/ccgrkc/ccgrkc/lab/wine"
 )
 
 // probe runs the container's probes until ctx ends: first the startup probe alone, then the others.
@@ -193,8 +195,8 @@ func (c *container) address(host string, port intstr.IntOrString) (string, error
 	return "", fmt.Errorf("couldn't find port: %q", port.StrVal)
 }
 
-// output runs a program in the container to its end and returns what it wrote. About one in 1,500 programs does not get to
-// its first line under Wine 8; such a one is started again once.
+// output runs a program in the container to its end and returns what it wrote. One that does not get to its first line is
+// started again once: see wine.NeverStarted.
 func (r *running) output(ctx context.Context, argv []string) ([]byte, error) {
 	out, err := r.outputOnce(ctx, argv)
 	if neverRan(out, err) && ctx.Err() == nil {
@@ -204,7 +206,7 @@ func (r *running) output(ctx context.Context, argv []string) ([]byte, error) {
 }
 
 func neverRan(out []byte, err error) bool {
-	return err != nil && (len(out) == 0 || bytes.Contains(out, []byte("DLL initialization failed")))
+	return err != nil && (len(out) == 0 || wine.NeverStarted(out))
 }
 
 func (r *running) outputOnce(ctx context.Context, argv []string) ([]byte, error) {

@@ -182,12 +182,12 @@ func (s *Stage) run(ctx context.Context, program string, args ...string) ([]byte
 	return out, err
 }
 
-// About one in 1,500 programs does not get to its first line under Wine 8: it ends with no output, or a system DLL fails to
-// initialize. The product's programs and the emulator always say why they fail, so that is told apart, and tried again.
+// The product's programs and the emulator always say why they fail, so one that says nothing did not get to its first line:
+// see wine.NeverStarted. It is tried again.
 const startTries = 3
 
 func neverRan(out []byte, err error) bool {
-	return err != nil && (len(out) == 0 || bytes.Contains(out, []byte("DLL initialization failed")))
+	return err != nil && (len(out) == 0 || wine.NeverStarted(out))
 }
 
 // Answer is what the emulator got, or did not get.

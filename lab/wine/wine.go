@@ -354,9 +354,24 @@ func (n *Node) Command(ctx context.Context, exe string, args ...string) *exec.Cm
 	return cmd
 }
 
-// Run runs a program to its end and returns what it, and what it started, wrote to standard output and error.
-func (n *Node) Run(ctx context.Context, exe string, args ...string) ([]byte, error) {
-	return output(n.Command(ctx, exe, args...))
+// Run runs a program to its end and returns what it, and what it started, wrote to standard output and error. One that Wine
+// says it could not start is started again.
+func (n *Node) Run(ctx context.Context, exe string, args ...string) (out []byte, err error) {
+	for range startTries {
+		if out, err = output(n.Command(ctx, exe, args...)); err == nil || !NeverStarted(out) {
+			break
+		}
+	}
+	return out, err
+}
+
+const startTries = 3
+
+// NeverStarted tells whether Wine says, in what a failed program should have written, that it could not start it. Under Wine 8
+// that happens to about one program in 1,500: a system DLL fails to initialize, or the loader takes the program for a
+// document. Others end with no output at all.
+func NeverStarted(out []byte) bool {
+	return bytes.Contains(out, []byte("DLL initialization failed")) || bytes.Contains(out, []byte("ShellExecuteEx failed: Internal error"))
 }
 
 // output uses a file and not a pipe, for the reason that Command names.

@@ -294,3 +294,20 @@ func run(t *testing.T, cmd *exec.Cmd) {
 		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
 	}
 }
+
+// A program that is not there must not be taken for one that Wine failed to start.
+func TestWhatWineCouldNotStartIsToldFromWhatIsNotThere(t *testing.T) {
+	node := labtest.Node(t)
+	out, err := node.Run(t.Context(), `C:\nosuch.exe`)
+	if err == nil || wine.NeverStarted(out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, said := range []string{
+		"Application could not be started, or no application associated with the specified file.\r\nShellExecuteEx failed: Internal error.\r\n",
+		"wine: DLL initialization failed, status c0000142",
+	} {
+		if !wine.NeverStarted([]byte(said)) {
+			t.Errorf("%q is no failure of Wine's", said)
+		}
+	}
+}
