@@ -281,21 +281,38 @@ func TestVerifyOnANode(t *testing.T) {
 		t.Errorf("%+v", v.Nodes)
 	}
 
-	// The plugin's registration loses a value: the installer is stopped from healing it first.
-	win1 := c.Node("win-1")
-	out, err := win1.Stage.Node.Run(t.Context(), "reg", "delete", `HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{E4781092-F116-4B79-B55E-28EB6A224E26}`, "/f")
-	if err != nil {
-		t.Fatal(err, string(out))
+	// The plugin's registration goes away. The installer heals that within seconds, so it is taken away again and again until verify
+	// has seen it.
+	loses, stopLosing := context.WithCancel(t.Context())
+	defer stopLosing()
+	lost := make(chan struct{})
+	go func() {
+		defer close(lost)
+		for loses.Err() == nil { // it fails while the key is not there
+			_, _ = c.Node("win-1").Stage.Node.Run(loses, "reg", "delete", `HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{E4781092-F116-4B79-B55E-28EB6A224E26}`, "/f")
+		}
+	}()
+	onWin1 := func() []step {
+		return decode[verified](t, p.run(args("verify web01 -o json --node win-1", ad.flags())...)).Nodes[0].Steps
 	}
-	heals := time.Now()
 	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error {
-		v := decode[verified](t, p.run(args("verify web01 -o json --node win-1", ad.flags())...))
-		if s := named(t, v.Nodes[0].Steps, "plugin answers"); s.State != "ok" {
-			return fmt.Errorf("%+v", v.Nodes[0].Steps)
+		steps := onWin1()
+		if s := named(t, steps, "plugin registered"); s.State != "failed" || s.Cause != "plugin-not-installed" || named(t, steps, "plugin answers").State != "not reached" {
+			return fmt.Errorf("the plugin is not registered, and verify says %+v", steps)
 		}
 		return nil
 	}))
-	t.Logf("healed after %v", time.Since(heals))
+	stopLosing()
+	<-lost
+	heals := time.Now()
+	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error {
+		steps := onWin1()
+		if s := named(t, steps, "plugin answers"); s.State != "ok" {
+			return fmt.Errorf("%+v", steps)
+		}
+		return nil
+	}))
+	t.Logf("verify says that it is healed after %v", time.Since(heals))
 }
 
 // A taint that the provider does not tolerate takes its pod away; the installer stays and tells.
