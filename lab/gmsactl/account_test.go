@@ -362,7 +362,7 @@ func TestThePasswordIsNowhereElse(t *testing.T) {
 		clean("credspec create", p.want(good, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web -o", form, ad.flags())...).String())
 	}
 	p.file("web.json", p.want(good, nil, args("credspec create --format docker --gmsa", ad.GMSA, "--account", ns+"/web", ad.flags())...).stdout)
-	run(first, wrong, args("credspec check --online web.json --username", name, account)...) // there is no release
+	run(first, wrong, args("credspec check --online web.json", own)...) // there is no release
 	for _, way := range []string{"ldaps", "starttls"} {
 		run(first+"-wrong", wrong, args("account rotate", ns+"/web --ldap", way, "--ldap-ca", ad.CA, account)...)
 	}

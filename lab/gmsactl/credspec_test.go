@@ -275,8 +275,9 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		{"no-such-name", wrong, []string{"no-such-name", "is not in the cluster", "./no-such-name"}},
 		{"", usage, []string{"name a file"}},
 		{"good.yaml --username x", usage, []string{"--online"}},
-		{"good.yaml --online --password-file x", usage, []string{"--username"}},
-		{"- --online --username x --password-stdin", usage, []string{"both a credential spec and the password"}},
+		{"good.yaml --online --password-file x", usage, []string{"--domain and --username go together"}},
+		{"good.yaml --online --username x --password-file x", usage, []string{"--domain and --username go together"}},
+		{"- --online --domain corp.example.com --username x --password-stdin", usage, []string{"both a credential spec and the password"}},
 	} {
 		t.Run(c.args, func(t *testing.T) { p.want(c.code, c.says, args("credspec check", c.args)...) })
 	}
@@ -362,13 +363,13 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("web.yaml", strings.ReplaceAll(object, sid, "S-1-5-21-1-2-3"))
 		p.file("pw", ad.Password)
-		p.want(wrong, []string{"write " + sid, "not looked at: releases"}, args("credspec check --online web.yaml --username", ad.Reader, "--password-file pw", ad.flags())...)
+		p.want(wrong, []string{"write " + sid, "not looked at: releases"}, args("credspec check --online web.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())...)
 	})
 	t.Run("no cluster, with an account of its own", func(t *testing.T) {
 		p := newProgram(t, "")
 		p.file("web.yaml", object)
 		p.file("pw", ad.Password)
-		p.want(unable, []string{"not looked at: release and Secret of " + ns + ":web-creds", "web.yaml (" + ad.GMSA + "): good"}, args("credspec check --online web.yaml --username", ad.Reader, "--password-file pw", ad.flags())...)
+		p.want(unable, []string{"not looked at: release and Secret of " + ns + ":web-creds", "web.yaml (" + ad.GMSA + "): good"}, args("credspec check --online web.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())...)
 	})
 }
 

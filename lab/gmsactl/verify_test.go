@@ -205,7 +205,7 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 	}
 
 	p.file("password", ad.Password+"\n")
-	v = decode[verified](t, p.want(unable, nil, args("verify", "./"+file, "-o json --username", ad.Reader, "--password-file password", ad.flags())...))
+	v = decode[verified](t, p.want(unable, nil, args("verify", "./"+file, "-o json --domain", ad.DNSName, "--username", ad.Reader, "--password-file password", ad.flags())...))
 	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "ok" {
 		t.Errorf("with an account that was given: %+v", s)
 	}
@@ -216,6 +216,37 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 	v = decode[verified](t, p.want(unable, nil, args("verify ./web01.yaml -o json", ad.flags())...))
 	if s := named(t, v.Steps, "release"); s.State != "ok" {
 		t.Errorf("%+v", s)
+	}
+}
+
+// With an account that was given, a file leads to a ticket without any cluster.
+func TestVerifyOfAFileWithoutACluster(t *testing.T) {
+	t.Parallel()
+	_, ad := lab(t)
+	p := newProgram(t, "")
+	p.file("pw", ad.Password+"\n")
+	account := args("--domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())
+	spec := p.want(good, nil, args("credspec create --account gmsa-system/web --gmsa", ad.GMSA, account)...).stdout
+	p.file("web01.yaml", spec)
+	v := decode[verified](t, p.want(unable, nil, args("verify ./web01.yaml -o json", account)...))
+	for name, state := range map[string]string{"credential spec": "ok", "release": "not looked at", "Secret": "not looked at", "spec matches domain": "ok", "Kerberos ticket": "ok"} {
+		if s := named(t, v.Steps, name); s.State != state {
+			t.Errorf("%+v", s)
+		}
+	}
+	r := p.wantWith(ad.Password, unable, []string{"Not looked at: release", "there is no kubeconfig"}, args("verify ./web01.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-stdin", ad.flags())...)
+	if strings.Contains(r.stdout+r.stderr, ad.Password) {
+		t.Error("the password is printed")
+	}
+
+	// A credential spec of another domain does not lead the account there.
+	p.file("evil.yaml", strings.ReplaceAll(spec, ad.DNSName, "evil.example.org"))
+	v = decode[verified](t, p.want(wrong, nil, args("verify ./evil.yaml -o json", account)...))
+	if s := named(t, v.Steps, "AD bind"); s.State != "ok" || !strings.Contains(s.Detail, ad.DC) {
+		t.Errorf("%+v", s)
+	}
+	if b := broken(v.Steps); b.Cause != "credential-spec-of-another-domain" || !strings.Contains(b.Detail, `"evil.example.org"`) || !strings.Contains(b.Detail, ad.DNSName) {
+		t.Errorf("%+v", b)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/shell"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 	"github.com/ccgrkc/ccgrkc/internal/directory"
@@ -30,14 +31,16 @@ const (
 
 // Options say which way to follow.
 type Options struct {
-	Cluster *inventory.Cluster
-	Program string // how the user calls gmsactl, for remedies
+	Cluster *inventory.Cluster // nil, for a file only: there is none, and NoCluster says why
+	Program string             // how the user calls gmsactl, for remedies
 
-	Name    string // of a GMSACredentialSpec in the cluster
-	File    string // or the file that Content is from
-	Content []byte
+	Name      string // of a GMSACredentialSpec in the cluster
+	File      string // or the file that Content is from
+	Content   []byte
+	NoCluster error
 
-	// Credential is used instead of the Secret's, if its Username is set. An empty DomainName is the credential spec's.
+	// Credential is used instead of the Secret's, if its Username is set. Its domain is asked and no other, since whoever
+	// wrote the credential spec must not choose where the password goes.
 	Credential credential.Credential
 	// Directory completes how a domain is reached.
 	Directory func(domain string) (directory.Config, error)
@@ -117,17 +120,17 @@ func (v *verify) credentialSpec(ctx context.Context) Step {
 		case cannotLook(err):
 			return unseen("GMSACredentialSpec "+v.Name, err, inventory.Right("get", inventory.CredentialSpecResource+"/"+v.Name, ""))
 		case apierrors.IsNotFound(err):
-			return failed(CauseSpecNotFound, "there is no GMSACredentialSpec "+v.Name, "see which there are: kubectl get gmsacredentialspecs; make one: "+v.Program+" credspec create")
+			return failed(causeSpecNotFound, "there is no GMSACredentialSpec "+v.Name, "see which there are: kubectl get gmsacredentialspecs; make one: "+v.Program+" credspec create")
 		default:
-			return failed(CauseSpecNotFound, err.Error(), "install the chart of a gMSA webhook, which brings it, then make the credential spec: "+v.Program+" credspec create")
+			return failed(causeSpecNotFound, err.Error(), "install the chart of a gMSA webhook, which brings it, then make the credential spec: "+v.Program+" credspec create")
 		}
 	}
 	docs, err := credspec.Read(content)
 	if err != nil {
-		return failed(CauseSpecInvalid, err.Error(), "write a GMSACredentialSpec or the JSON of a plain credential spec; "+v.Program+" credspec create makes one")
+		return failed(causeSpecInvalid, err.Error(), "write a GMSACredentialSpec or the JSON of a plain credential spec; "+v.Program+" credspec create makes one")
 	}
 	if len(docs) != 1 {
-		return failed(CauseSpecInvalid, fmt.Sprintf("%s holds %d credential specs", v.File, len(docs)), "name a file with one, or apply it and name the GMSACredentialSpec")
+		return failed(causeSpecInvalid, fmt.Sprintf("%s holds %d credential specs", v.File, len(docs)), "name a file with one, or apply it and name the GMSACredentialSpec")
 	}
 	v.spec = &docs[0].Spec
 	var wrong, doubtful []credspec.Problem
@@ -140,13 +143,13 @@ func (v *verify) credentialSpec(ctx context.Context) Step {
 	}
 	switch {
 	case len(wrong) > 0:
-		s := failed(CauseSpecInvalid, wrong[0].Field+": "+wrong[0].Text, wrong[0].Remedy)
+		s := failed(causeSpecInvalid, wrong[0].Field+": "+wrong[0].Text, wrong[0].Remedy)
 		if len(wrong) > 1 {
-			s.Detail += fmt.Sprintf(" (and %d more: %s credspec check %s)", len(wrong)-1, v.Program, v.result.CredentialSpec)
+			s.Detail += fmt.Sprintf(" (and %d more: %s %s)", len(wrong)-1, v.Program, shell.Command("credspec", "check", v.result.CredentialSpec))
 		}
 		return s
 	case len(doubtful) > 0:
-		return warning(CauseSpecInvalid, doubtful[0].Field+": "+doubtful[0].Text, doubtful[0].Remedy)
+		return warning(causeSpecInvalid, doubtful[0].Field+": "+doubtful[0].Text, doubtful[0].Remedy)
 	}
 	d := v.spec.DomainJoinConfig
 	return ok(fmt.Sprintf("gMSA %s of %s", v.spec.GMSAName(), d.DnsName))
@@ -155,24 +158,27 @@ func (v *verify) credentialSpec(ctx context.Context) Step {
 func (v *verify) pluginInput() Step {
 	host := v.spec.ActiveDirectoryConfig.HostAccountConfig
 	if host == nil {
-		return failed(CauseNoPlugin, "the credential spec has no HostAccountConfig, so that Windows asks no plugin", "make one that has: "+v.Program+" credspec create")
+		return failed(causeNoPlugin, "the credential spec has no HostAccountConfig, so that Windows asks no plugin", "make one that has: "+v.Program+" credspec create")
 	}
 	if guid := strings.Trim(host.PluginGUID, "{}"); !strings.EqualFold(guid, strings.Trim(credspec.PluginGUID, "{}")) {
 		whose := "another plugin"
 		if p, known := credspec.ForeignPlugin("{" + guid + "}"); known {
 			whose = p.Name
 		}
-		return failed(CauseForeignPlugin, fmt.Sprintf("PluginGUID %s is that of %s", host.PluginGUID, whose), "if this product is to serve it, write "+credspec.PluginGUID)
+		return failed(causeForeignPlugin, fmt.Sprintf("PluginGUID %s is that of %s", host.PluginGUID, whose), "if this product is to serve it, write "+credspec.PluginGUID)
 	}
 	ref, err := credential.ParseReference(host.PluginInput)
 	if err != nil {
-		return failed(CauseInputInvalid, err.Error(), "write "+credential.InputForm)
+		return failed(causeInputInvalid, err.Error(), "write "+credential.InputForm)
 	}
 	v.ref, v.result.PluginInput = ref, ref.String()
 	return ok(ref.String())
 }
 
 func (v *verify) findRelease(ctx context.Context) Step {
+	if v.Cluster == nil {
+		return v.withoutCluster("releases in namespace " + v.ref.Namespace)
+	}
 	all, err := v.Cluster.Releases(ctx, v.ref.Namespace)
 	if err != nil {
 		return unseen("releases in namespace "+v.ref.Namespace, err, inventory.Right("list", "daemonsets.apps", v.ref.Namespace))
@@ -191,7 +197,7 @@ func (v *verify) findRelease(ctx context.Context) Step {
 		if len(others) > 0 {
 			detail += " (" + strings.Join(others, ", ") + ")"
 		}
-		return failed(CauseReleaseNotFound, detail, "correct the plugin input, or install a release: "+InstallCommand(v.ref))
+		return failed(causeReleaseNotFound, detail, "correct the plugin input, or install a release: "+InstallCommand(v.ref))
 	}
 	r := of[0]
 	v.result.release, v.result.Release = &r, r.String()
@@ -200,52 +206,70 @@ func (v *verify) findRelease(ctx context.Context) Step {
 	see := fmt.Sprintf("see why: kubectl get pods --namespace %s --selector app.kubernetes.io/instance=%s -o wide; %s doctor", r.Namespace, r.Name, v.Program)
 	switch {
 	case len(of) > 1:
-		return warning(CauseReleaseTwice, fmt.Sprintf("%s and %s serve the same Secret", of[0], of[1]), "uninstall one: they keep each other from being upgraded and uninstalled")
+		return warning(causeReleaseTwice, fmt.Sprintf("%s and %s serve the same Secret", of[0], of[1]), "uninstall one: they keep each other from being upgraded and uninstalled")
 	case status.DesiredNumberScheduled == 0:
-		return failed(CauseReleaseNoNode, fmt.Sprintf("%s selects no node: %s", r, inventory.SelectorText(r.DaemonSet.Spec.Template.Spec.NodeSelector)),
+		return failed(causeReleaseNoNode, fmt.Sprintf("%s selects no node: %s", r, inventory.SelectorText(r.DaemonSet.Spec.Template.Spec.NodeSelector)),
 			"label a node so, or change the value nodeSelector of the release")
 	case status.NumberReady == 0:
-		return failed(CauseReleaseNotReady, detail, see)
+		return failed(causeReleaseNotReady, detail, see)
 	case status.NumberReady < status.DesiredNumberScheduled:
-		return warning(CauseReleaseNotReady, detail, see)
+		return warning(causeReleaseNotReady, detail, see)
 	}
 	return ok(detail)
 }
 
-// InstallCommand is how a release that serves a Secret is installed.
+func (v *verify) withoutCluster(what string) Step {
+	return Step{State: NotLookedAt, Detail: fmt.Sprintf("%s: %v", what, v.NoCluster)}
+}
+
+// InstallCommand is how a release that serves a Secret is installed, under the name that the Secret has it from.
 func InstallCommand(ref credential.Reference) string {
-	name, usual := strings.CutSuffix(ref.Secret, "-creds")
-	command := fmt.Sprintf("helm install %s ./charts/%s --namespace %s", name, inventory.ProviderChart, ref.Namespace)
-	if !usual {
-		command += " --set credentials.secretName=" + ref.Secret
+	return InstallReleaseCommand(strings.TrimSuffix(ref.Secret, "-creds"), ref)
+}
+
+// InstallReleaseCommand is how a release of this name is installed, to serve a Secret.
+func InstallReleaseCommand(release string, ref credential.Reference) string {
+	words := []string{"helm", "install", release, "./charts/" + inventory.ProviderChart, "--namespace", ref.Namespace, "--wait"}
+	if ref.Secret != release+"-creds" {
+		words = append(words, "--set", "credentials.secretName="+ref.Secret)
 	}
-	return command
+	return shell.Command(words...)
 }
 
 func (v *verify) readSecret(ctx context.Context) Step {
 	given := v.Credential.Username != ""
-	cred, warnings, err := v.Cluster.Secret(ctx, v.ref)
 	object := v.ref.Namespace + "/" + v.ref.Secret
+	if v.Cluster == nil {
+		return v.giveAccount(v.withoutCluster("Secret " + object))
+	}
+	cred, warnings, err := v.Cluster.Secret(ctx, v.ref)
 	switch {
 	case err == nil && given:
 		cred.Password.Wipe()
 		return ok("account " + cred.Username + "; the account that was given is used")
 	case err == nil:
 		v.cred = cred
+		if domain := v.spec.DomainJoinConfig.DnsName; domain != "" && !strings.EqualFold(cred.DomainName, domain) {
+			return warning(causeSpecMismatch, fmt.Sprintf("account %s of %s, but the credential spec is of %q", cred.Username, cred.DomainName, domain), "correct one of the two: an account reads the passwords of its own domain's gMSAs")
+		}
 		if len(warnings) > 0 {
-			return warning(CauseSecretInvalid, strings.Join(warnings, "; "), "write the value without a line end: "+v.Program+" account rotate "+v.account())
+			return warning(causeSecretInvalid, strings.Join(warnings, "; "), "write the value without a line end: "+v.Program+" account rotate "+v.account())
 		}
 		return ok(fmt.Sprintf("account %s of %s", cred.Username, cred.DomainName))
 	case cannotLook(err):
-		s := unseen("Secret "+object, err, inventory.Right("get", "secrets/"+v.ref.Secret, v.ref.Namespace))
-		if !given {
-			s.Remedy = "give the account instead: --username and --password-file"
-		}
-		return s
+		return v.giveAccount(unseen("Secret "+object, err, inventory.Right("get", "secrets/"+v.ref.Secret, v.ref.Namespace)))
 	case apierrors.IsNotFound(err):
-		return failed(CauseSecretNotFound, "there is no Secret "+object, "make it: "+v.Program+" account create "+v.account())
+		return failed(causeSecretNotFound, "there is no Secret "+object, "make it: "+v.Program+" account create "+v.account())
 	}
-	return failed(CauseSecretInvalid, err.Error(), "write it anew: "+v.Program+" account create "+v.account())
+	return failed(causeSecretInvalid, err.Error(), "write it anew: "+v.Program+" account create "+v.account())
+}
+
+// giveAccount says what to do where the Secret cannot be read.
+func (v *verify) giveAccount(s Step) Step {
+	if v.Credential.Username == "" {
+		s.Remedy = "give the account instead: --domain, --username and --password-file"
+	}
+	return s
 }
 
 // account is the release's name, as gmsactl account takes it.
@@ -259,14 +283,11 @@ func (v *verify) account() string {
 func (v *verify) inDirectory(ctx context.Context) {
 	needs := []string{StepInput, StepSecret}
 	if v.Credential.Username != "" {
-		needs = []string{}
+		needs = nil
 		if v.spec == nil {
 			needs = []string{StepSpec}
 		}
 		v.cred = v.Credential
-		if v.cred.DomainName == "" && v.spec != nil {
-			v.cred.DomainName = v.spec.DomainJoinConfig.DnsName
-		}
 	} else {
 		defer func() { v.cred.Password.Wipe() }()
 	}
@@ -318,23 +339,23 @@ var passwordCauses = []*directory.Cause{directory.NoKDSKey, directory.ManagedPas
 // fromDirectory puts the names in place of those in angle brackets of a remedy.
 func (v *verify) fromDirectory(err error) Step {
 	s := fromDirectory(err)
-	s.Remedy = strings.NewReplacer("<gmsa>", v.result.GMSA, "<account>", v.cred.Username).Replace(s.Remedy)
+	for placeholder, name := range map[string]string{"<gmsa>": v.result.GMSA, "<account>": v.cred.Username} {
+		// The commands there are PowerShell's.
+		if shell.IsPlain(name) {
+			s.Remedy = strings.ReplaceAll(s.Remedy, placeholder, name)
+		}
+	}
 	return s
 }
 
 func (v *verify) bind(ctx context.Context) (*directory.Session, Step) {
 	config, err := v.Directory(v.cred.DomainName)
 	if err != nil {
-		return nil, failed(directory.Unexpected.Name, err.Error(), "correct the flag")
+		return nil, Step{State: NotLookedAt, Detail: err.Error(), Remedy: "correct the flag"}
 	}
 	session, err := directory.Bind(ctx, config, v.cred)
 	if err != nil {
-		s := v.fromDirectory(err)
-		// A domain that only the Secret names is most likely written wrongly; one that both name may be unknown here alone.
-		if s.Cause == directory.DNSNotFound.Name && v.spec != nil && strings.EqualFold(v.cred.DomainName, v.spec.DomainJoinConfig.DnsName) {
-			s.State = NotLookedAt
-		}
-		return nil, s
+		return nil, v.fromDirectory(err)
 	}
 	v.result.DomainController, v.result.Security = session.Server(), string(session.Security())
 	v.result.clock = &clock{server: session.Server(), ahead: session.Offset()}
@@ -346,28 +367,22 @@ func (v *verify) compare(ctx context.Context, session *directory.Session) Step {
 	if err != nil {
 		return v.fromDirectory(err)
 	}
-	if v.spec == nil {
-		return ok(d.DNSName)
-	}
-	if wrong := Compare(v.spec.DomainJoinConfig, d); len(wrong) > 0 {
-		return failed(CauseSpecMismatch, strings.Join(wrong, "; "), fmt.Sprintf("write the domain's values, or make the credential spec anew: %s credspec create --gmsa %s --account %s",
-			v.Program, v.spec.GMSAName(), v.account()))
-	}
-	return ok("SID, GUID and names are those of " + d.DNSName)
+	return v.matches(credspec.Domain(d))
 }
 
-// Compare says in which fields a credential spec does not name the domain, and what the domain has there.
-func Compare(c credspec.DomainJoinConfig, d directory.Domain) []string {
+func (v *verify) matches(d credspec.Domain) Step {
 	var wrong []string
-	for _, field := range []struct{ name, has, domain string }{
-		{"Sid", c.Sid, d.SID}, {"Guid", strings.Trim(c.Guid, "{}"), d.GUID}, {"DnsName", c.DnsName, d.DNSName},
-		{"NetBiosName", c.NetBiosName, d.NetBIOSName}, {"DnsTreeName", c.DnsTreeName, d.ForestDNSName},
-	} {
-		if !strings.EqualFold(field.has, field.domain) {
-			wrong = append(wrong, fmt.Sprintf("%s is %q, the domain's is %q", field.name, field.has, field.domain))
-		}
+	for _, p := range v.spec.CheckDomain(d) {
+		wrong = append(wrong, p.Field+" "+p.Text)
 	}
-	return wrong
+	if len(wrong) == 0 {
+		return ok("SID, GUID and names are those of " + d.DNSName)
+	}
+	remedy := "write the domain's values"
+	if gmsa := v.spec.GMSAName(); credspec.IsAccountName(gmsa) {
+		remedy += ", or make the credential spec anew: " + v.Program + " " + shell.Command("credspec", "create", "--gmsa", gmsa, "--account", v.account())
+	}
+	return failed(causeSpecMismatch, strings.Join(wrong, "; "), remedy)
 }
 
 func (v *verify) ticket(ctx context.Context, session *directory.Session, password *directory.ManagedPassword) Step {

@@ -133,22 +133,30 @@ func TestPortsThatAreClosed(t *testing.T) {
 	}
 }
 
-func TestACredentialSpecOfAnotherDomain(t *testing.T) {
+// A credential spec comes from anywhere, and what gmsactl prints is copied into a shell.
+func TestANameInACredentialSpecIsNoCommand(t *testing.T) {
 	t.Parallel()
-	d := directory.Domain{SID: "S-1-5-21-1-2-3", GUID: "244818ae-87ac-4fcd-92ec-e79e5252348a", DNSName: "corp.example.com", NetBIOSName: "CORP", ForestDNSName: "example.com"}
-	same := credspec.DomainJoinConfig{Sid: "S-1-5-21-1-2-3", Guid: "{244818AE-87AC-4FCD-92EC-E79E5252348A}", DnsName: "Corp.Example.com", NetBiosName: "corp", DnsTreeName: "example.com"}
-	if wrong := Compare(same, d); len(wrong) > 0 {
-		t.Errorf("%q", wrong)
-	}
-	for field, change := range map[string]func(c *credspec.DomainJoinConfig){
-		"Sid": func(c *credspec.DomainJoinConfig) { c.Sid += "-1105" }, "Guid": func(c *credspec.DomainJoinConfig) { c.Guid = "" },
-		"DnsName": func(c *credspec.DomainJoinConfig) { c.DnsName = "CORP" }, "NetBiosName": func(c *credspec.DomainJoinConfig) { c.NetBiosName = "X" },
-		"DnsTreeName": func(c *credspec.DomainJoinConfig) { c.DnsTreeName = "corp.example.com" },
+	domain := credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "244818ae-87ac-4fcd-92ec-e79e5252348a", DNSName: "corp.example.com", NetBIOSName: "CORP", ForestDNSName: "example.com"}
+	for name, c := range map[string]struct{ gmsa, domain, create, nltest, enable string }{
+		"a good name":            {"web01", "corp.example.com", "gmsactl credspec create --gmsa web01 --account n/web", "nltest /dsgetdc:corp.example.com", "Enable-ADAccount web01$"},
+		"a name with a command":  {"$(reboot)", "$(reboot)", "--gmsa '$(reboot)' --account", "", "Enable-ADAccount <gmsa>$"},
+		"quotes and a semicolon": {"a';reboot;'", "a';reboot", "", "", "Enable-ADAccount <gmsa>$"},
+		"a name that cannot be":  {"a;reboot", "a&reboot", "", "", "Enable-ADAccount <gmsa>$"},
+		"a line of its own":      {"a\nreboot", "a\nreboot", "", "", "Enable-ADAccount <gmsa>$"},
+		"quotes and a command":   {"a'`reboot`'", "`reboot`", `--gmsa 'a'\''` + "`reboot`" + `'\''' --account`, "", "Enable-ADAccount <gmsa>$"},
 	} {
-		c := same
-		change(&c)
-		if wrong := Compare(c, d); len(wrong) != 1 || !strings.HasPrefix(wrong[0], field+" is ") {
-			t.Errorf("%s: %q", field, wrong)
+		spec := credspec.New(domain, c.gmsa, "n:web-creds")
+		spec.DomainJoinConfig.Sid = "S-1-5-21-4-5-6"
+		v := &verify{Options: Options{Program: "gmsactl"}, result: &Result{GMSA: c.gmsa}, spec: &spec, ref: credential.Reference{Namespace: "n", Secret: "web-creds"}}
+		s := v.matches(domain)
+		if s.State != Failed || !strings.Contains(s.Detail, "DomainJoinConfig.Sid is") || !strings.Contains(s.Remedy, c.create) || c.create == "" && strings.Contains(s.Remedy, "create") {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if s := v.fromDirectory(&directory.Error{Cause: directory.GMSADisabled}); !strings.Contains(s.Remedy, c.enable) {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if got := seeDNS(c.domain); !strings.Contains(got, c.nltest) || c.nltest == "" && strings.Contains(got, "nltest") {
+			t.Errorf("%s: %s", name, got)
 		}
 	}
 }
@@ -158,14 +166,15 @@ func TestWhatLiesBetweenIsNotABrokenLink(t *testing.T) {
 	t.Parallel()
 	for cause, want := range map[*directory.Cause]State{
 		directory.DCUnreachable: NotLookedAt, directory.Timeout: NotLookedAt, directory.CertificateNotTrusted: NotLookedAt, directory.ClockSkew: NotLookedAt,
-		directory.WrongPassword: Failed, directory.NoRightToRead: Failed, directory.GMSADisabled: Failed, directory.DNSNotFound: Failed, directory.Unexpected: Failed,
+		directory.WrongPassword: Failed, directory.NoRightToRead: Failed, directory.GMSADisabled: Failed, directory.DNSNotFound: NotLookedAt, directory.WrongDomain: NotLookedAt,
+		directory.AnswerInvalid: NotLookedAt, directory.Unexpected: NotLookedAt,
 	} {
 		s := fromDirectory(fmt.Errorf("wrapped: %w", &directory.Error{Cause: cause}))
 		if s.State != want || s.Cause != cause.Name || s.Remedy == "" {
 			t.Errorf("%s: %+v", cause.Name, s)
 		}
 	}
-	if s := fromDirectory(errors.New("something else")); s.State != Failed || s.Cause != "unexpected" {
+	if s := fromDirectory(errors.New("something else")); s.State != NotLookedAt || s.Cause != "unexpected" {
 		t.Errorf("%+v", s)
 	}
 }
@@ -191,10 +200,10 @@ func TestWhyAPodWaits(t *testing.T) {
 
 func TestTheCommandThatInstallsARelease(t *testing.T) {
 	t.Parallel()
-	if got := InstallCommand(credential.Reference{Namespace: "n", Secret: "web-creds"}); got != "helm install web ./charts/rancher-gmsa-account-provider --namespace n" {
+	if got := InstallCommand(credential.Reference{Namespace: "n", Secret: "web-creds"}); got != "helm install web ./charts/rancher-gmsa-account-provider --namespace n --wait" {
 		t.Error(got)
 	}
-	if got := InstallCommand(credential.Reference{Namespace: "n", Secret: "web"}); got != "helm install web ./charts/rancher-gmsa-account-provider --namespace n --set credentials.secretName=web" {
+	if got := InstallCommand(credential.Reference{Namespace: "n", Secret: "web"}); got != "helm install web ./charts/rancher-gmsa-account-provider --namespace n --wait --set credentials.secretName=web" {
 		t.Error(got)
 	}
 }
@@ -210,7 +219,7 @@ func TestEveryCauseIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	causes := regexp.MustCompile(`\tCause\w+ += "([a-z-]+)"`).FindAllStringSubmatch(string(source), -1)
+	causes := regexp.MustCompile(`\t[cC]ause\w+ += "([a-z-]+)"`).FindAllStringSubmatch(string(source), -1)
 	if len(causes) < 20 {
 		t.Fatalf("only %d causes were found", len(causes))
 	}

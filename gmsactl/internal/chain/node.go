@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/shell"
 	"github.com/ccgrkc/ccgrkc/internal/reach"
 )
 
@@ -120,7 +121,7 @@ func Installers(ctx context.Context, c *inventory.Cluster) ([]inventory.Release,
 func nodeNotRead(name string, err error) Step {
 	s := unseen("node "+name, err, inventory.Right("get", "nodes/"+name, ""))
 	if apierrors.IsNotFound(err) {
-		s = failed(CauseNodeNotFound, "there is no node "+name, "see which there are: kubectl get nodes --selector kubernetes.io/os=windows")
+		s = failed(causeNodeNotFound, "there is no node "+name, "see which there are: kubectl get nodes --selector kubernetes.io/os=windows")
 	}
 	s.Name = StepNode
 	return s
@@ -170,11 +171,11 @@ type nodeCheck struct {
 func (c *nodeCheck) node() Step {
 	n := c.Node
 	if !inventory.IsWindows(n) {
-		return failed(CauseNodeNotWindows, fmt.Sprintf("the node runs %s", n.Status.NodeInfo.OperatingSystem), "name a Windows node: kubectl get nodes --selector kubernetes.io/os=windows")
+		return failed(causeNodeNotWindows, fmt.Sprintf("the node runs %s", n.Status.NodeInfo.OperatingSystem), "name a Windows node: kubectl get nodes --selector kubernetes.io/os=windows")
 	}
 	for _, condition := range n.Status.Conditions {
 		if condition.Type == corev1.NodeReady && condition.Status != corev1.ConditionTrue {
-			return failed(CauseNodeNotReady, "the node is not ready: "+condition.Message, "bring the node back: kubectl describe node "+n.Name)
+			return failed(causeNodeNotReady, "the node is not ready: "+condition.Message, "bring the node back: kubectl describe node "+n.Name)
 		}
 	}
 	return ok(fmt.Sprintf("%s, %s", n.Status.NodeInfo.OSImage, n.Status.NodeInfo.ContainerRuntimeVersion))
@@ -184,14 +185,14 @@ func (c *nodeCheck) selected() Step {
 	spec := c.Provider.DaemonSet.Spec.Template.Spec
 	why := inventory.OutsideSelector(spec, c.Node)
 	if why != "" && !c.Meant {
-		return Step{State: NotReached, Cause: CauseNodeOutside, Detail: fmt.Sprintf("the release %s leaves this node out: %s", c.Provider, why)}
+		return Step{State: NotReached, Cause: causeNodeOutside, Detail: fmt.Sprintf("the release %s leaves this node out: %s", c.Provider, why)}
 	}
 	if why != "" {
-		return failed(CauseNodeOutside, fmt.Sprintf("the node is outside the release %s: %s", c.Provider, why),
+		return failed(causeNodeOutside, fmt.Sprintf("the node is outside the release %s: %s", c.Provider, why),
 			fmt.Sprintf("run the pods on the nodes with %s, or give this node the labels if it may have the credentials", inventory.SelectorText(spec.NodeSelector)))
 	}
 	if taint := inventory.Repelled(spec, c.Node); taint != nil {
-		return failed(CauseNodeOutside, fmt.Sprintf("the node's taint %s keeps the release %s away", taint.ToString(), c.Provider), "add it to the value tolerations of the release")
+		return failed(causeNodeOutside, fmt.Sprintf("the node's taint %s keeps the release %s away", taint.ToString(), c.Provider), "add it to the value tolerations of the release")
 	}
 	return ok(inventory.SelectorText(spec.NodeSelector))
 }
@@ -211,7 +212,7 @@ func (c *nodeCheck) findInstaller(ctx context.Context) Step {
 }
 
 func (c *nodeCheck) findProvider(ctx context.Context) Step {
-	pod, s := c.findPod(ctx, *c.Provider, CauseProviderMissing)
+	pod, s := c.findPod(ctx, *c.Provider, causeProviderMissing)
 	c.providerPod = pod
 	return s
 }
@@ -307,7 +308,7 @@ func (c *nodeCheck) status(ctx context.Context) Step {
 	case s != nil:
 		return *s
 	case c.plugin.State == "":
-		return failed(CausePluginState, fmt.Sprintf("ccg-plugin-installer status ended with code %d: %s", code, said),
+		return failed(causePluginState, fmt.Sprintf("ccg-plugin-installer status ended with code %d: %s", code, said),
 			fmt.Sprintf("see its log: kubectl logs %s --namespace %s", c.installerPod.Name, c.installerPod.Namespace))
 	case c.plugin.Foreign != "":
 		return failed(CausePluginForeign, "another product's plugin is registered under this class: "+c.plugin.Foreign,
@@ -326,10 +327,10 @@ func (c *nodeCheck) status(ctx context.Context) Step {
 		if len(wrong) > 1 {
 			detail += fmt.Sprintf(" (and %d more)", len(wrong)-1)
 		}
-		return failed(CausePluginState, strings.Join(append([]string{detail}, c.plugin.Notes...), "; "), remedy)
+		return failed(causePluginState, strings.Join(append([]string{detail}, c.plugin.Notes...), "; "), remedy)
 	// The self-test is a step of its own.
 	case c.plugin.State != "installed" && (c.plugin.SelfTest == nil || c.plugin.SelfTest.Error == ""):
-		return failed(CausePluginState, strings.Join(append([]string{c.plugin.State}, c.plugin.Notes...), "; "), remedy)
+		return failed(causePluginState, strings.Join(append([]string{c.plugin.State}, c.plugin.Notes...), "; "), remedy)
 	}
 	return ok(fmt.Sprintf("%d registry values and files as they should be", len(c.plugin.Rows)))
 }
@@ -341,7 +342,7 @@ func (c *nodeCheck) selfTest() Step {
 		if t != nil {
 			why = t.Error
 		}
-		return failed(CauseSelfTest, "the plugin's class does not answer: "+why, "on the node look for source CCGRKC in the Application log; docs/errors.md has the codes")
+		return failed(causeSelfTest, "the plugin's class does not answer: "+why, "on the node look for source CCGRKC in the Application log; docs/errors.md has the codes")
 	}
 	return ok(fmt.Sprintf("version %s as %s", t.Version, t.Identity))
 }
@@ -366,9 +367,9 @@ func (c *nodeCheck) health(ctx context.Context) Step {
 	case h.Problem != "":
 		return failed(h.Problem, h.Detail, logs)
 	case h.Version == "":
-		return failed(CauseProviderUnhealthy, strings.TrimPrefix(said, "gmsa-account-provider: "), logs)
+		return failed(causeProviderUnhealthy, strings.TrimPrefix(said, "gmsa-account-provider: "), logs)
 	case code != 0:
-		return failed(CauseProviderUnhealthy, said, logs)
+		return failed(causeProviderUnhealthy, said, logs)
 	}
 	return ok("version " + h.Version + ", the Secret is good")
 }
@@ -386,9 +387,9 @@ func (c *nodeCheck) controllers(ctx context.Context) Step {
 			Remedy: fmt.Sprintf("bring the installer, now %s, to the version of gmsactl", c.installer.Version)}
 	}
 	c.reach = &report
-	dns := "see which DNS servers the node asks (Get-DnsClientServerAddress), and that they know the domain: nltest /dsgetdc:" + c.Domain
+	dns := seeDNS(c.Domain)
 	if report.Error != "" {
-		return failed(CauseNodeDNS, report.Error, dns)
+		return failed(causeNodeDNS, report.Error, dns)
 	}
 	var names, without []string
 	for _, server := range report.Servers {
@@ -399,11 +400,19 @@ func (c *nodeCheck) controllers(ctx context.Context) Step {
 	}
 	switch {
 	case len(without) == len(names):
-		return failed(CauseNodeDNS, strings.Join(append([]string{"DNS names no domain controller with an address"}, without...), "; "), dns)
+		return failed(causeNodeDNS, strings.Join(append([]string{"DNS names no domain controller with an address"}, without...), "; "), dns)
 	case len(without) > 0:
-		return warning(CauseNodeDNS, strings.Join(without, "; "), "remove the DNS records of domain controllers that are gone")
+		return warning(causeNodeDNS, strings.Join(without, "; "), "remove the DNS records of domain controllers that are gone")
 	}
 	return ok(strings.Join(names, ", "))
+}
+
+func seeDNS(domain string) string {
+	see := "see which DNS servers the node asks (Get-DnsClientServerAddress), and that they know the domain"
+	if shell.IsPlain(domain) {
+		see += ": nltest /dsgetdc:" + domain
+	}
+	return see
 }
 
 func (c *nodeCheck) ports() Step {
@@ -427,11 +436,11 @@ func (c *nodeCheck) ports() Step {
 	const open = "open TCP 53, 88, 389, 636 and 9389 from the node to the domain controllers"
 	switch {
 	case !c.reach.Reachable():
-		return failed(CauseNodePorts, strings.Join(append(wrong, missing...), "; "), open)
+		return failed(causeNodePorts, strings.Join(append(wrong, missing...), "; "), open)
 	case len(wrong) > 0:
-		return warning(CauseNodePorts, strings.Join(append(wrong, missing...), "; ")+"; another domain controller answers", open)
+		return warning(causeNodePorts, strings.Join(append(wrong, missing...), "; ")+"; another domain controller answers", open)
 	case len(missing) > 0:
-		return warning(CauseNodePorts, strings.Join(missing, "; "), open)
+		return warning(causeNodePorts, strings.Join(missing, "; "), open)
 	}
 	return ok("53, 88, 389, 636 and 9389 are open")
 }
@@ -456,9 +465,9 @@ func (c *nodeCheck) compareClocks() Step {
 	const remedy = "set the node's clock by NTP: w32tm /resync"
 	switch {
 	case skew.Abs() > skewFails:
-		return failed(CauseNodeClock, "the node's clock is "+detail+"; Kerberos bears 5 minutes", remedy)
+		return failed(causeNodeClock, "the node's clock is "+detail+"; Kerberos bears 5 minutes", remedy)
 	case skew.Abs() > skewWarns:
-		return warning(CauseNodeClock, "the node's clock is "+detail+"; Kerberos bears 5 minutes", remedy)
+		return warning(causeNodeClock, "the node's clock is "+detail+"; Kerberos bears 5 minutes", remedy)
 	}
 	return ok(detail)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,31 +42,31 @@ type Step struct {
 
 // Causes of this package, beside those of package directory.
 const (
-	CauseSpecNotFound      = "credential-spec-not-found"
-	CauseSpecInvalid       = "credential-spec-invalid"
-	CauseSpecMismatch      = "credential-spec-of-another-domain"
-	CauseNoPlugin          = "no-plugin"
-	CauseForeignPlugin     = "foreign-plugin"
-	CauseInputInvalid      = "plugin-input-invalid"
-	CauseReleaseNotFound   = "release-not-found"
-	CauseReleaseNoNode     = "release-selects-no-node"
-	CauseReleaseNotReady   = "release-not-ready"
-	CauseReleaseTwice      = "two-releases-of-one-secret"
-	CauseSecretNotFound    = "secret-not-found"
-	CauseSecretInvalid     = "secret-invalid"
-	CauseNodeNotFound      = "node-not-found"
-	CauseNodeNotWindows    = "node-not-windows"
-	CauseNodeNotReady      = "node-not-ready"
-	CauseNodeOutside       = "node-outside-selector"
+	causeSpecNotFound      = "credential-spec-not-found"
+	causeSpecInvalid       = "credential-spec-invalid"
+	causeSpecMismatch      = "credential-spec-of-another-domain"
+	causeNoPlugin          = "no-plugin"
+	causeForeignPlugin     = "foreign-plugin"
+	causeInputInvalid      = "plugin-input-invalid"
+	causeReleaseNotFound   = "release-not-found"
+	causeReleaseNoNode     = "release-selects-no-node"
+	causeReleaseNotReady   = "release-not-ready"
+	causeReleaseTwice      = "two-releases-of-one-secret"
+	causeSecretNotFound    = "secret-not-found"
+	causeSecretInvalid     = "secret-invalid"
+	causeNodeNotFound      = "node-not-found"
+	causeNodeNotWindows    = "node-not-windows"
+	causeNodeNotReady      = "node-not-ready"
+	causeNodeOutside       = "node-outside-selector"
 	CauseInstallerMissing  = "installer-not-on-node"
-	CausePluginState       = "plugin-not-installed"
+	causePluginState       = "plugin-not-installed"
 	CausePluginForeign     = "foreign-registration"
-	CauseSelfTest          = "plugin-does-not-answer"
-	CauseProviderMissing   = "provider-not-on-node"
-	CauseProviderUnhealthy = "provider-does-not-answer"
-	CauseNodeDNS           = "node-dns"
-	CauseNodePorts         = "node-ports"
-	CauseNodeClock         = "clock-skew"
+	causeSelfTest          = "plugin-does-not-answer"
+	causeProviderMissing   = "provider-not-on-node"
+	causeProviderUnhealthy = "provider-does-not-answer"
+	causeNodeDNS           = "node-dns"
+	causeNodePorts         = "node-ports"
+	causeNodeClock         = "clock-skew"
 )
 
 func ok(detail string) Step { return Step{State: OK, Detail: detail} }
@@ -101,23 +102,27 @@ func cannotLook(err error) bool {
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// What lies between here and the domain says nothing about the way from a node.
+// What lies between here and the domain, or is no answer at all, says nothing about what was asked for. docs/gmsactl.md
+// lists these.
 var unableCauses = []*directory.Cause{
-	directory.DNSUnreachable, directory.DCUnreachable, directory.Timeout, directory.CertificateNotTrusted, directory.EncryptionRefused, directory.ClockSkew,
+	directory.DNSUnreachable, directory.DNSNotFound, directory.DCUnreachable, directory.Timeout, directory.WrongDomain,
+	directory.CertificateNotTrusted, directory.EncryptionRefused, directory.ClockSkew, directory.AnswerInvalid,
+	directory.Referral, directory.SizeLimit, directory.Unexpected,
 }
+
+// IsUnable reports whether Active Directory could not be asked for a cause, so that nothing is known to be wrong.
+func IsUnable(cause *directory.Cause) bool { return slices.Contains(unableCauses, cause) }
 
 // fromDirectory is a step that Active Directory's answer ended.
 func fromDirectory(err error) Step {
 	cause := directory.CauseOf(err)
 	if cause == nil {
-		return failed(directory.Unexpected.Name, err.Error(), directory.Unexpected.Remedy)
+		cause = directory.Unexpected
 	}
 	s := failed(cause.Name, err.Error(), cause.Remedy)
-	for _, unable := range unableCauses {
-		if cause == unable {
-			s.State = NotLookedAt
-			s.Remedy += " This was tried from here; --node tells what a node reaches."
-		}
+	if IsUnable(cause) {
+		s.State = NotLookedAt
+		s.Remedy += " This was tried from here; --node tells what a node reaches."
 	}
 	return s
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/cluster"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
@@ -92,15 +93,7 @@ The release need not exist yet; the namespace must.`,
 		ValidArgsFunction: g.completeReleases,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			c, err := g.inventory()
-			if err != nil {
-				return err
-			}
-			writer, err := g.writer()
-			if err != nil {
-				return err
-			}
-			ref, release, err := g.account(ctx, c, args[0], f.secret)
+			writer, ref, release, err := g.accountTarget(ctx, args[0], f.secret)
 			if err != nil {
 				return err
 			}
@@ -121,27 +114,18 @@ The release need not exist yet; the namespace must.`,
 			if _, err := newCredential(domain, username, placeholder()); err != nil {
 				return err
 			}
-			password, err := f.password.read(ctx, g, fmt.Sprintf("password of %s in %s", username, domain), true)
-			if err != nil {
-				return err
-			}
-			cred, err := newCredential(domain, username, password)
-			if err != nil {
-				return err
-			}
+			cred, result, err := g.readProved(ctx, f, ref, "password", domain, username)
 			defer cred.Password.Wipe()
-			result := accountResult{
-				Namespace: ref.Namespace, Secret: ref.Secret, PluginInput: ref.String(),
-				DomainName: cred.DomainName, Username: cred.Username, Action: "created",
-			}
-			if err := g.prove(ctx, &result, f, cred); err != nil {
+			if err != nil {
 				return err
 			}
+			result.Action = "created"
 			if err := writer.CreateSecret(ctx, ref, cred); err != nil {
 				return g.secretError(ref, args[0], "create", err)
 			}
 			if release == releaseMissing {
-				g.notef("There is no release %s yet. Install it with:\n  %s", args[0], installCommand(args[0], ref))
+				_, name, _ := strings.Cut(args[0], "/")
+				g.notef("There is no release %s yet. Install it with:\n  %s", args[0], chain.InstallReleaseCommand(name, ref))
 			}
 			return g.printAccount(result)
 		},
@@ -169,15 +153,7 @@ Run again with the same password, it changes nothing.`,
 		ValidArgsFunction: g.completeReleases,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			c, err := g.inventory()
-			if err != nil {
-				return err
-			}
-			writer, err := g.writer()
-			if err != nil {
-				return err
-			}
-			ref, _, err := g.account(ctx, c, args[0], f.secret)
+			writer, ref, _, err := g.accountTarget(ctx, args[0], f.secret)
 			if err != nil {
 				return err
 			}
@@ -185,7 +161,7 @@ Run again with the same password, it changes nothing.`,
 			if err != nil {
 				return g.secretError(ref, args[0], "get", err)
 			}
-			defer cluster.Wipe(s)
+			defer inventory.Wipe(s)
 			old, _, err := credential.FromSecret(s.Data)
 			if err != nil {
 				return wrongf("Secret %s/%s: %w\nMake it anew: kubectl delete secret %s --namespace %s, then %s account create %s",
@@ -196,22 +172,12 @@ Run again with the same password, it changes nothing.`,
 				return wrongf("Secret %s/%s is immutable, so its password cannot be changed\nMake it anew: kubectl delete secret %s --namespace %s, then %s account create %s",
 					ref.Namespace, ref.Secret, ref.Secret, ref.Namespace, g.program, args[0])
 			}
-			password, err := f.password.read(ctx, g, fmt.Sprintf("new password of %s in %s", old.Username, old.DomainName), true)
-			if err != nil {
-				return err
-			}
-			cred, err := newCredential(old.DomainName, old.Username, password)
-			if err != nil {
-				return err
-			}
+			cred, result, err := g.readProved(ctx, f, ref, "new password", old.DomainName, old.Username)
 			defer cred.Password.Wipe()
-			result := accountResult{
-				Namespace: ref.Namespace, Secret: ref.Secret, PluginInput: ref.String(),
-				DomainName: cred.DomainName, Username: cred.Username, Action: "rotated",
-			}
-			if err := g.prove(ctx, &result, f, cred); err != nil {
+			if err != nil {
 				return err
 			}
+			result.Action = "rotated"
 			_, applied := s.Annotations[cluster.LastApplied]
 			if bytes.Equal(s.Data[credential.KeyPassword], cred.Password.Reveal()) && !applied {
 				result.Action = "unchanged"
@@ -238,6 +204,37 @@ func (g *globals) writer() (*cluster.Cluster, error) {
 		return nil, unablef("%w", err)
 	}
 	return cluster.New(config)
+}
+
+// accountTarget returns the cluster to write to, and where the Secret of a release is.
+func (g *globals) accountTarget(ctx context.Context, arg, secret string) (*cluster.Cluster, credential.Reference, releaseState, error) {
+	c, err := g.inventory()
+	if err != nil {
+		return nil, credential.Reference{}, 0, err
+	}
+	writer, err := g.writer()
+	if err != nil {
+		return nil, credential.Reference{}, 0, err
+	}
+	ref, state, err := g.account(ctx, c, arg, secret)
+	return writer, ref, state, err
+}
+
+// readProved reads the password of an account, and has Active Directory take it. The caller wipes it, with an error too.
+func (g *globals) readProved(ctx context.Context, f accountFlags, ref credential.Reference, what, domain, username string) (credential.Credential, accountResult, error) {
+	password, err := f.password.read(ctx, g, fmt.Sprintf("%s of %s in %s", what, username, domain), true)
+	if err != nil {
+		return credential.Credential{}, accountResult{}, err
+	}
+	cred, err := newCredential(domain, username, password)
+	if err != nil {
+		return cred, accountResult{}, err
+	}
+	result := accountResult{
+		Namespace: ref.Namespace, Secret: ref.Secret, PluginInput: ref.String(), DomainName: cred.DomainName, Username: cred.Username,
+	}
+	err = g.prove(ctx, &result, f, cred)
+	return cred, result, err
 }
 
 // newCredential checks the values as the provider will. It takes the password over.
@@ -380,16 +377,6 @@ func parseRelease(arg string) (namespace, release string, _ error) {
 		return "", "", usagef("%q: %w; write <namespace>/<release>, such as gmsa-system/web", arg, err)
 	}
 	return namespace, release, nil
-}
-
-// installCommand installs a release that serves the Secret.
-func installCommand(arg string, ref credential.Reference) string {
-	_, release, _ := strings.Cut(arg, "/")
-	command := fmt.Sprintf("helm install %s ./charts/%s --namespace %s --wait", release, inventory.ProviderChart, ref.Namespace)
-	if ref.Secret != release+"-creds" {
-		command += " --set credentials.secretName=" + ref.Secret
-	}
-	return command
 }
 
 // secretError explains what the API server said to a call about an account's Secret.

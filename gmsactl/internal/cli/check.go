@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
@@ -35,8 +37,7 @@ type checkResult struct {
 
 type checkFlags struct {
 	online, strict bool
-	username       string
-	password       passwordFlags
+	given          givenAccount
 }
 
 func newCredspecCheck(g *globals) *cobra.Command {
@@ -49,7 +50,9 @@ name from the cluster, and lists what is wrong, field by field, with what to wri
 this name, or if it has a slash or an ending .yaml, .yml or .json.
 
 --online also asks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID and names are the
-domain's, whether the gMSA exists and the account may read its password. The account is the Secret's, or that of --username.
+domain's, whether the gMSA exists and the account may read its password. The account is the Secret's, or that of --domain,
+--username and a password, which is asked for without echo, or comes from --password-file or --password-stdin. No domain but --domain
+gets to see that password; credential specs of others are not looked at in Active Directory.
 
 Warnings alone give exit code 0; with --strict, 1.`,
 		Example: g.examples(`
@@ -64,17 +67,23 @@ Warnings alone give exit code 0; with --strict, 1.`,
 		},
 		ValidArgsFunction: g.completeCredentialSpecs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !f.online && (f.username != "" || f.password.given()) {
-				return usagef("--username is for --online")
-			}
-			if f.password.given() && f.username == "" {
-				return usagef("--password-file and --password-stdin are the password of --username: add it")
-			}
-			if (f.password.stdin || f.password.file == "-") && slices.Contains(args, "-") {
-				return usagef("standard input cannot be both a credential spec and the password: use --password-file FILE")
-			}
 			k := &check{g: g, flags: f}
 			defer k.close()
+			if f.given.isGiven() {
+				if !f.online {
+					return usagef("--domain, --username and their password are for --online")
+				}
+				if err := f.given.check(); err != nil {
+					return err
+				}
+				if (f.given.password.stdin || f.given.password.file == "-") && slices.Contains(args, "-") {
+					return usagef("standard input cannot be both a credential spec and the password: use --password-file FILE")
+				}
+				var err error
+				if k.given, err = f.given.read(cmd.Context(), g); err != nil {
+					return err
+				}
+			}
 			for _, arg := range args {
 				k.argument(cmd.Context(), arg)
 			}
@@ -84,8 +93,7 @@ Warnings alone give exit code 0; with --strict, 1.`,
 	flags := c.Flags()
 	flags.BoolVar(&f.online, "online", false, "also ask the cluster and Active Directory")
 	flags.BoolVar(&f.strict, "strict", false, "end with exit code 1 for warnings too")
-	flags.StringVar(&f.username, "username", "", "with --online: account to ask as instead of the Secret's: its bare sAMAccountName")
-	f.password.add(c, "the password of --username")
+	f.given.add(c)
 	g.addDirectoryFlags(c)
 	return c
 }
@@ -96,8 +104,7 @@ type check struct {
 	flags    checkFlags
 	result   checkResult
 	cluster  *inventory.Cluster
-	password *credential.Password  // of --username
-	domain   string                // of --username: that of the first credential spec
+	given    credential.Credential // if its Username is set
 	accounts map[string]*ofAccount // what was seen of the account with this plugin input and domain
 }
 
@@ -114,9 +121,7 @@ func (k *check) close() {
 			a.session.Close()
 		}
 	}
-	if k.password != nil {
-		k.password.Wipe()
-	}
+	k.given.Password.Wipe()
 }
 
 func (k *check) argument(ctx context.Context, arg string) {
@@ -259,7 +264,7 @@ func (k *check) gmsas(ctx context.Context, session *directory.Session, s credspe
 		case err != nil:
 			problems = k.directoryProblem(problems, field, "gMSA "+name, err)
 		case !gmsa.Enabled:
-			problems = append(problems, credspec.Problem{Field: field, Text: "is " + gmsa.Name + ", which is disabled", Remedy: fmt.Sprintf("Enable-ADAccount %s$", gmsa.Name)})
+			problems = append(problems, credspec.Problem{Field: field, Text: "is " + gmsa.Name + ", which is disabled", Remedy: "enable it: " + enableCommand(gmsa.Name)})
 		}
 	}
 	return problems
@@ -330,11 +335,10 @@ func (k *check) release(ctx context.Context, c *inventory.Cluster, ref credentia
 			return
 		}
 	}
-	release := ref.Namespace + "/" + strings.TrimSuffix(ref.Secret, "-creds")
 	a.problems = append(a.problems, credspec.Problem{
 		Field:  inputField,
 		Text:   fmt.Sprintf("names Secret %s/%s, which no release in namespace %s serves", ref.Namespace, ref.Secret, ref.Namespace),
-		Remedy: "install a release: " + installCommand(release, ref),
+		Remedy: "install a release: " + chain.InstallCommand(ref),
 	})
 }
 
@@ -355,39 +359,23 @@ func (k *check) credential(ctx context.Context, c *inventory.Cluster, ref creden
 			})
 		case isInvalid:
 			a.problems = append(a.problems, credspec.Problem{Field: inputField, Text: fmt.Sprintf("names %s, which is no good: %v", what, invalid.Err), Remedy: "mend the Secret"})
-		case err != nil && k.flags.username == "":
+		case err != nil && k.given.Username == "":
 			u := inventory.NotSeen(what, err, inventory.Right("get", "secrets/"+ref.Secret, ref.Namespace))
 			k.unseen(u)
-			k.unseen(inventory.Unseen{What: "Active Directory", Why: "the account's password cannot be read; give another with --username and --password-file"})
+			k.unseen(inventory.Unseen{What: "Active Directory", Why: "the account's password cannot be read; give another with --domain, --username and --password-file"})
 		}
 	}
-	if k.flags.username == "" {
+	if k.given.Username == "" {
 		return cred, c != nil && err == nil
 	}
 	cred.Password.Wipe()
-	if _, err := newCredential(domain, k.flags.username, placeholder()); err != nil { // before anybody types a password
-		k.unseen(inventory.Unseen{What: "Active Directory", Why: err.Error()})
+	if !strings.EqualFold(domain, k.given.DomainName) {
+		k.unseen(inventory.Unseen{What: "domain " + or(domain, "without a name"), Why: "the account that was given is of " + k.given.DomainName})
 		return credential.Credential{}, false
 	}
-	// A credential spec from elsewhere must not lead the password to a domain that nobody thought of.
-	if k.password != nil && !strings.EqualFold(domain, k.domain) {
-		k.unseen(inventory.Unseen{What: "domain " + or(domain, "without a name"), Why: "the password was given for " + k.domain + "; check its credential specs by themselves"})
-		return credential.Credential{}, false
-	}
-	if k.password == nil {
-		p, err := k.flags.password.read(ctx, k.g, fmt.Sprintf("password of %s in %s", k.flags.username, domain), false)
-		if err != nil {
-			k.unseen(inventory.Unseen{What: "Active Directory", Why: err.Error()})
-			return credential.Credential{}, false
-		}
-		k.password, k.domain = &p, domain
-	}
-	// A copy, because newCredential wipes what it is given.
-	cred, err = newCredential(domain, k.flags.username, credential.NewPassword(append([]byte(nil), k.password.Reveal()...)))
-	if err != nil {
-		k.unseen(inventory.Unseen{What: "Active Directory", Why: err.Error()})
-		return credential.Credential{}, false
-	}
+	// A copy, because each is wiped after its use.
+	cred = k.given
+	cred.Password = credential.NewPassword(bytes.Clone(k.given.Password.Reveal()))
 	return cred, true
 }
 

@@ -2,12 +2,18 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/doctor"
+	"github.com/ccgrkc/ccgrkc/internal/credspec"
+	"github.com/ccgrkc/ccgrkc/internal/directory"
 )
 
 // What the program does on a real control plane and with a real Active Directory is tested in lab/gmsactl.
@@ -85,23 +91,110 @@ func TestFilesAreCheckedWithoutACluster(t *testing.T) {
 	}
 }
 
-// A password that was given for one domain goes to no other that a credential spec names.
-func TestThePasswordOfOneDomainIsNotSentToAnother(t *testing.T) {
+// The attack: a credential spec from elsewhere names its author's domain, and who verifies it gives his own password. Only the
+// domain that he names with --domain may be looked for, let alone be sent anything.
+func TestACredentialSpecFromElsewhereDoesNotChooseWhereThePasswordGoes(t *testing.T) {
 	t.Parallel()
-	spec := func(domain string) string {
-		return `{"CmsPlugins": ["ActiveDirectory"], "DomainJoinConfig": {"DnsName": "` + domain + `"}, "ActiveDirectoryConfig": {"HostAccountConfig":
-			{"PortableCcgVersion": "1", "PluginGUID": "{E4781092-F116-4B79-B55E-28EB6A224E26}", "PluginInput": "a:` + domain + `"}}}`
+	dir := t.TempDir()
+	password, file := filepath.Join(dir, "password"), filepath.Join(dir, "evil.json")
+	spec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e", DNSName: "evil.example.test", NetBIOSName: "EVIL", ForestDNSName: "evil.example.test"}, "web01", "a:b-creds")
+	for name, content := range map[string][]byte{password: []byte("m4rker"), file: spec.JSON()} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	password := filepath.Join(t.TempDir(), "password")
-	if err := os.WriteFile(password, []byte("m4rker"), 0o600); err != nil {
+	account := []string{"--username", "reader", "--password-file", password, "--timeout", "300ms"}
+	for _, c := range []struct {
+		args []string
+		code int
+		asks bool // for corp.example.test
+		says string
+	}{
+		{[]string{"verify", file}, exitUsage, false, "--domain and --username go together"},
+		{[]string{"verify", file, "--domain", "corp.example.test"}, exitUnable, true, "corp.example.test"},
+		{[]string{"credspec", "check", file, "--online"}, exitUsage, false, "--domain and --username go together"},
+		{[]string{"credspec", "check", file, "--online", "--domain", "corp.example.test"}, exitUnable, false, "domain evil.example.test: the account that was given is of corp.example.test"},
+	} {
+		// A DNS server that answers nothing tells who was looked for.
+		dns, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, out, errOut := run(t, "", append(append(c.args, account...), "--dns-server", dns.LocalAddr().String())...)
+		if code != c.code || !strings.Contains(out+errOut, c.says) || strings.Contains(out+errOut, "m4rker") {
+			t.Errorf("%q: code %d, %s%s", c.args, code, out, errOut)
+		}
+		var asked []byte
+		for packet := make([]byte, 1024); ; {
+			if err := dns.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			n, _, err := dns.ReadFrom(packet)
+			if err != nil {
+				break
+			}
+			asked = append(asked, packet[:n]...)
+		}
+		_ = dns.Close()
+		if bytes.Contains(asked, []byte("evil")) || bytes.Contains(asked, []byte("\x04corp\x07example\x04test")) != c.asks {
+			t.Errorf("%q asked for %q", c.args, asked)
+		}
+	}
+}
+
+func TestAFileIsVerifiedWithoutACluster(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	password, file := filepath.Join(dir, "password"), filepath.Join(dir, "web01.json")
+	spec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e", DNSName: "corp.example.test", NetBIOSName: "CORP", ForestDNSName: "corp.example.test"}, "web01", "a:b-creds")
+	for name, content := range map[string][]byte{password: []byte("m4rker"), file: spec.JSON()} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	states := func(args ...string) map[string]chain.Step {
+		t.Helper()
+		code, out, errOut := run(t, "", append([]string{"verify", file, "-o", "json", "--dc", "127.77.255.254"}, args...)...)
+		var r chain.Result
+		if err := json.Unmarshal([]byte(out), &r); code != exitUnable || err != nil {
+			t.Fatalf("code %d, %v: %s%s", code, err, out, errOut)
+		}
+		steps := map[string]chain.Step{}
+		for _, s := range r.Steps {
+			steps[s.Name] = s
+		}
+		for name, want := range map[string]chain.State{chain.StepSpec: chain.OK, chain.StepInput: chain.OK, chain.StepRelease: chain.NotLookedAt, chain.StepSecret: chain.NotLookedAt} {
+			if s := steps[name]; s.State != want || want == chain.NotLookedAt && !strings.Contains(s.Detail, "there is no kubeconfig") {
+				t.Errorf("%+v", s)
+			}
+		}
+		return steps
+	}
+	// With an account, the domain is asked; here nobody is at its address.
+	if s := states("--domain", "corp.example.test", "--username", "reader", "--password-file", password)[chain.StepBind]; s.Cause != "dc-unreachable" {
+		t.Errorf("%+v", s)
+	}
+	if steps := states(); steps[chain.StepBind].Detail != "needs: "+chain.StepSecret || !strings.Contains(steps[chain.StepSecret].Remedy, "--domain") {
+		t.Errorf("%+v", steps)
+	}
+}
+
+// One list says which causes are no fault of what was looked at.
+func TestACauseHasTheSameCodeInAllCommands(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../../docs/gmsactl.md")
+	if err != nil {
 		t.Fatal(err)
 	}
-	// Nobody is at the address: what was tried is told by domain.
-	_, out, _ := run(t, spec("one.example.test")+spec("two.example.test"), "credspec", "check", "-", "--online", "--username", "reader",
-		"--password-file", password, "--dc", "127.77.255.254")
-	if !strings.Contains(out, "Active Directory as reader of one.example.test") || strings.Contains(out, "reader of two.example.test") ||
-		!strings.Contains(out, "domain two.example.test: the password was given for one.example.test") {
-		t.Errorf("%s", out)
+	_, listed, _ := strings.Cut(string(page), "<!-- code 3 -->")
+	listed, _, _ = strings.Cut(listed, "\n\n")
+	for _, cause := range directory.Causes {
+		code := exitCode(directoryError(&directory.Error{Cause: cause}))
+		var k check
+		k.directoryProblem(nil, "", "", &directory.Error{Cause: cause})
+		if unable := code == exitUnable; unable != (len(k.result.Unseen) == 1) || unable != chain.IsUnable(cause) || unable != strings.Contains(listed, "`"+cause.Name+"`") {
+			t.Errorf("%s: code %d, unseen by credspec check %v, unable %t; docs/gmsactl.md: %s", cause.Name, code, k.result.Unseen, chain.IsUnable(cause), listed)
+		}
 	}
 }
 
@@ -152,6 +245,9 @@ func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
 		{[]string{"account", "create", "a/b", "--ldap-ca", password}, exitUsage, "no certificate in it"},
 		{[]string{"account", "rotate", "a/b", "--timeout", "0"}, exitUsage, "greater than 0"},
 		{[]string{"credspec", "check", "x.yaml", "--online", "--dc", "dc1:389"}, exitUsage, "leave out the port"},
+		{[]string{"verify", "x.yaml", "--domain", "corp.example.test"}, exitUsage, "go together"},
+		{[]string{"verify", "x.yaml", "--password-file", password}, exitUsage, "go together"},
+		{[]string{"verify", "x.yaml", "--domain", "CORP", "--username", "x", "--password-file", password}, exitUsage, "NetBIOS"},
 		{[]string{"verify"}, exitUsage, "name one credential spec"},
 		{[]string{"verify", "web01"}, exitUnable, "there is no kubeconfig"},
 		{[]string{"doctor"}, exitUnable, "there is no kubeconfig"},

@@ -38,8 +38,7 @@ const (
 type createFlags struct {
 	gmsa, name, format     string
 	account, secret, input string
-	domain, username       string
-	password               passwordFlags
+	given                  givenAccount
 	apply, skipRead        bool
 }
 
@@ -75,10 +74,8 @@ The credential spec goes to standard output, all else to standard error.`,
 	flags.StringVar(&f.name, "name", "", "name of the GMSACredentialSpec (default: the gMSA's)")
 	flags.StringVar(&f.format, "format", formatKubernetes, "kubernetes: a GMSACredentialSpec; docker: the plain JSON that container runtimes read")
 	flags.BoolVar(&f.apply, "apply", false, "write the GMSACredentialSpec into the cluster, by server-side apply")
-	flags.StringVar(&f.domain, "domain", "", "DNS name of the domain to ask instead of the Secret's")
-	flags.StringVar(&f.username, "username", "", "account to ask as instead of the Secret's: its bare sAMAccountName")
 	flags.BoolVar(&f.skipRead, "skip-read-check", false, "do not ask whether the account may read the gMSA's password; for --username of another account than the Secret's")
-	f.password.add(c, "the password of --username")
+	f.given.add(c)
 	c.MarkFlagsOneRequired("account", "plugin-input")
 	c.MarkFlagsMutuallyExclusive("account", "plugin-input")
 	c.MarkFlagsMutuallyExclusive("secret", "plugin-input")
@@ -90,14 +87,16 @@ The credential spec goes to standard output, all else to standard error.`,
 }
 
 func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
-	ownAccount := f.domain != "" || f.username != "" || f.password.given()
+	if f.given.isGiven() {
+		if err := f.given.check(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case f.format != formatKubernetes && f.format != formatDocker:
 		return usagef("--format %s: use kubernetes or docker", f.format)
 	case f.apply && f.format == formatDocker:
 		return usagef("--apply writes a GMSACredentialSpec, so it does not go with --format docker")
-	case ownAccount && (f.domain == "" || f.username == ""):
-		return usagef("--domain and --username go together: they name the account to ask as")
 	}
 	gmsa := strings.TrimSuffix(f.gmsa, "$")
 	if gmsa == "" {
@@ -115,7 +114,7 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 	var c *inventory.Cluster
 	var writer *cluster.Cluster
 	var err error
-	if !ownAccount {
+	if !f.given.isGiven() {
 		if c, err = g.inventory(); err != nil {
 			return err
 		}
@@ -125,11 +124,11 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 			return err
 		}
 	}
-	ref, err := g.credspecReference(ctx, c, f, ownAccount)
+	ref, err := g.credspecReference(ctx, c, f)
 	if err != nil {
 		return err
 	}
-	cred, err := g.credspecCredential(ctx, c, f, ref, ownAccount)
+	cred, err := g.credspecCredential(ctx, c, f, ref)
 	if err != nil {
 		return err
 	}
@@ -149,7 +148,7 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 }
 
 // credspecReference returns what PluginInput is to say.
-func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f createFlags, ownAccount bool) (credential.Reference, error) {
+func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f createFlags) (credential.Reference, error) {
 	if f.input != "" {
 		ref, err := credential.ParseReference(f.input)
 		if err != nil {
@@ -157,7 +156,7 @@ func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f
 		}
 		return ref, nil
 	}
-	if ownAccount {
+	if f.given.isGiven() {
 		namespace, release, err := parseRelease(f.account)
 		if err != nil {
 			return credential.Reference{}, err
@@ -177,16 +176,9 @@ func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f
 }
 
 // credspecCredential returns the account to ask Active Directory as.
-func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, f createFlags, ref credential.Reference, ownAccount bool) (credential.Credential, error) {
-	if ownAccount {
-		if _, err := newCredential(f.domain, f.username, placeholder()); err != nil {
-			return credential.Credential{}, err
-		}
-		password, err := f.password.read(ctx, g, fmt.Sprintf("password of %s in %s", f.username, f.domain), false)
-		if err != nil {
-			return credential.Credential{}, err
-		}
-		return newCredential(f.domain, f.username, password)
+func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, f createFlags, ref credential.Reference) (credential.Credential, error) {
+	if f.given.isGiven() {
+		return f.given.read(ctx, g)
 	}
 	cred, warnings, err := c.Secret(ctx, ref)
 	for _, w := range warnings {
@@ -227,7 +219,7 @@ func (g *globals) readSpec(ctx context.Context, cred credential.Credential, gmsa
 		return credspec.Spec{}, directoryError(err)
 	}
 	if !found.Enabled {
-		g.warnf("gMSA %s is disabled: no pod will get a ticket as it. Enable it: Enable-ADAccount %s$", found.Name, found.Name)
+		g.warnf("gMSA %s is disabled: no pod will get a ticket as it. Enable it: %s", found.Name, enableCommand(found.Name))
 	}
 	return credspec.New(credspec.Domain(domain), found.Name, ref.String()), nil
 }

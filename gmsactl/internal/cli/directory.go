@@ -4,9 +4,9 @@ import (
 	"crypto/x509"
 	"net"
 	"os"
-	"slices"
 	"strings"
 
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/shell"
 	"github.com/ccgrkc/ccgrkc/internal/directory"
 )
 
@@ -49,21 +49,6 @@ func (g *globals) directoryConfig(domain string) (directory.Config, error) {
 	return c, nil
 }
 
-// What lies between here and the domain, and so says nothing about what was looked at.
-var unableCauses = []*directory.Cause{
-	directory.DNSUnreachable, directory.DNSNotFound, directory.DCUnreachable, directory.Timeout, directory.WrongDomain,
-	directory.CertificateNotTrusted, directory.EncryptionRefused, directory.ClockSkew, directory.AnswerInvalid,
-	directory.Referral, directory.SizeLimit, directory.Unexpected,
-}
-
-// exitCodeOfDirectory returns the code of an error of package directory.
-func exitCodeOfDirectory(err error) int {
-	if slices.Contains(unableCauses, directory.CauseOf(err)) {
-		return exitUnable
-	}
-	return exitWrong
-}
-
 // directoryError adds the remedy to an error of package directory, and ends gmsactl with its code.
 func directoryError(err error) error {
 	if _, coded := asFailure(err); coded {
@@ -84,3 +69,11 @@ type withRemedy struct {
 
 func (e withRemedy) Error() string { return e.error.Error() + "\n" + e.remedy }
 func (e withRemedy) Unwrap() error { return e.error }
+
+// enableCommand is the PowerShell command that enables a gMSA.
+func enableCommand(gmsa string) string {
+	if !shell.IsPlain(gmsa) {
+		gmsa = "<gmsa>"
+	}
+	return "Enable-ADAccount " + gmsa + "$"
+}

@@ -8,6 +8,9 @@ import (
 	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
+	"github.com/ccgrkc/ccgrkc/internal/directory"
 )
 
 // Exit codes. Scripts rely on them.
@@ -65,10 +68,10 @@ func exitCode(err error) int {
 	if f, ok := asFailure(err); ok {
 		return f.code
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || notAllowed(err) || unreachable(err) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || notAllowed(err) || unreachable(err) || chain.IsUnable(directory.CauseOf(err)) {
 		return exitUnable
 	}
-	return exitCodeOfDirectory(err)
+	return exitWrong
 }
 
 func asFailure(err error) (*failure, bool) { return errors.AsType[*failure](err) }

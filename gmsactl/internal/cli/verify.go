@@ -12,15 +12,14 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
-	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
 func newVerify(g *globals) *cobra.Command {
 	var (
-		node, username string
-		password       passwordFlags
-		allNodes       bool
-		nodeTimeout    time.Duration
+		node        string
+		given       givenAccount
+		allNodes    bool
+		nodeTimeout time.Duration
 	)
 	c := &cobra.Command{
 		Use:   "verify CREDENTIALSPEC",
@@ -31,7 +30,9 @@ what to do; what depends on it is "not reached". What you may not read is "not l
 
 CREDENTIALSPEC is the name of a GMSACredentialSpec, or a file if it has a slash, a backslash or an ending .yaml, .yml or .json.
 
-The account's password is read from the Secret, which takes the right to get it; or it is given with --username and --password-file.
+The account's password is read from the Secret, which takes the right to get it. Or an account is given: --domain, --username and a
+password, which is asked for without echo, or comes from --password-file or --password-stdin. A file is then verified without a
+cluster too, as far as that goes. No domain but --domain gets to see that password, whatever the credential spec says.
 
 With --node, what runs on that node looks too, through kubectl exec's way into the pods of the charts: whether the plugin is
 registered and answers, whether the provider has the Secret, which domain controllers and ports (53, 88, 389, 636, 9389) the node
@@ -39,7 +40,7 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 		Example: g.examples(`
   gmsactl verify web01
   gmsactl verify web01 --node win-1
-  gmsactl verify ./web01.yaml --username gmsa-reader --password-file password.txt`),
+  gmsactl verify ./web01.yaml --domain corp.example.com --username gmsa-reader --password-file password.txt`),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("name one credential spec: a GMSACredentialSpec of the cluster, or a file")
@@ -51,29 +52,30 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 			if node != "" && allNodes {
 				return usagef("--node and --all-nodes exclude each other")
 			}
-			if (username == "") != !password.given() {
-				return usagef("--username goes together with --password-file or --password-stdin")
+			if given.isGiven() {
+				if err := given.check(); err != nil {
+					return err
+				}
 			}
-			cluster, err := g.inventory()
-			if err != nil {
-				return err
-			}
-			o := chain.Options{Cluster: cluster, Program: g.program, Name: args[0], Directory: g.directoryConfig}
+			ctx := cmd.Context()
+			o := chain.Options{Program: g.program, Name: args[0], Directory: g.directoryConfig}
+			var err error
 			if isFile(args[0]) {
 				o.File = args[0]
 				if o.Content, err = os.ReadFile(args[0]); err != nil {
 					return usagef("%w", err)
 				}
 			}
-			if username != "" {
-				p, err := password.read(cmd.Context(), g, "password of "+username, false)
-				if err != nil {
+			o.Cluster, o.NoCluster = g.inventory()
+			if o.NoCluster != nil && (o.File == "" || node != "" || allNodes) {
+				return o.NoCluster
+			}
+			if given.isGiven() {
+				if o.Credential, err = given.read(ctx, g); err != nil {
 					return err
 				}
-				defer p.Wipe()
-				o.Credential = credential.Credential{Username: username, Password: p}
+				defer o.Credential.Password.Wipe()
 			}
-			ctx := cmd.Context()
 			result := chain.Verify(ctx, o)
 			if node != "" || allNodes {
 				if err := result.VerifyNodes(ctx, o, node, nodeTimeout); err != nil {
@@ -90,8 +92,7 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 	f.StringVar(&node, "node", "", "look at this node too")
 	f.BoolVar(&allNodes, "all-nodes", false, "look at all Windows nodes too")
 	f.DurationVar(&nodeTimeout, "node-timeout", time.Minute, "how long one program on a node may take")
-	f.StringVar(&username, "username", "", "account to bind as instead of the Secret's: its bare sAMAccountName")
-	password.add(c, "that account's password")
+	given.add(c)
 	g.addDirectoryFlags(c)
 	return c
 }

@@ -10,20 +10,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 )
 
-// Manager is the field manager of everything that gmsactl writes, and the value of ManagedByLabel.
+// Manager is the field manager of everything that gmsactl writes, and the value of managedByLabel.
 const (
 	Manager        = "gmsactl"
-	ManagedByLabel = "app.kubernetes.io/managed-by"
+	managedByLabel = "app.kubernetes.io/managed-by"
 )
 
 // LastApplied is where client-side kubectl apply keeps what it applied: of a Secret, its values.
@@ -57,7 +57,7 @@ func (c *Cluster) CreateSecret(ctx context.Context, ref credential.Reference, cr
 	if err != nil {
 		return err
 	}
-	Wipe(made)
+	inventory.Wipe(made)
 	return nil
 }
 
@@ -72,7 +72,7 @@ func newSecret(ref credential.Reference) *corev1.Secret {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: ref.Namespace,
 			Name:      ref.Secret,
-			Labels:    map[string]string{ManagedByLabel: Manager},
+			Labels:    map[string]string{managedByLabel: Manager},
 		},
 		Type: corev1.SecretTypeOpaque,
 	}
@@ -96,19 +96,9 @@ func (c *Cluster) SetPassword(ctx context.Context, s *corev1.Secret, password cr
 	if err != nil {
 		return err
 	}
-	Wipe(written)
+	inventory.Wipe(written)
 	return nil
 }
-
-// Wipe overwrites what a Secret holds.
-func Wipe(s *corev1.Secret) {
-	for _, v := range s.Data {
-		clear(v)
-	}
-}
-
-// CredentialSpecs is the resource of GMSACredentialSpecs. They are in no namespace.
-var CredentialSpecs = schema.GroupVersionResource{Group: "windows.k8s.io", Version: "v1", Resource: "gmsacredentialspecs"}
 
 // ApplyCredentialSpec writes a GMSACredentialSpec by server-side apply as Manager. Fields that another manager set to
 // something else are a conflict. It reports whether the object is new. Errors are the API server's.
@@ -121,7 +111,7 @@ func (c *Cluster) ApplyCredentialSpec(ctx context.Context, name string, spec cre
 	if err := yaml.Unmarshal(content, &object); err != nil {
 		return false, fmt.Errorf("GMSACredentialSpec %s: %w", name, err)
 	}
-	u, err := c.dynamic.Resource(CredentialSpecs).Apply(ctx, name, &unstructured.Unstructured{Object: object}, metav1.ApplyOptions{FieldManager: Manager})
+	u, err := c.dynamic.Resource(inventory.CredentialSpecs).Apply(ctx, name, &unstructured.Unstructured{Object: object}, metav1.ApplyOptions{FieldManager: Manager})
 	if err != nil {
 		return false, err
 	}

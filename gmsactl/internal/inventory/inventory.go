@@ -186,7 +186,8 @@ func Of(releases []Release, chart string) []Release {
 	return of
 }
 
-var credentialSpecs = schema.GroupVersionResource{Group: "windows.k8s.io", Version: "v1", Resource: "gmsacredentialspecs"}
+// CredentialSpecs is the resource of GMSACredentialSpecs. They are in no namespace.
+var CredentialSpecs = schema.GroupVersionResource{Group: "windows.k8s.io", Version: "v1", Resource: "gmsacredentialspecs"}
 
 // CredentialSpecResource is the resource's name as RBAC knows it.
 const CredentialSpecResource = "gmsacredentialspecs.windows.k8s.io"
@@ -196,7 +197,7 @@ var ErrNoCredentialSpecs = errors.New("this cluster does not know GMSACredential
 
 // CredentialSpec returns a GMSACredentialSpec as JSON.
 func (c *Cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
-	u, err := c.Dynamic.Resource(credentialSpecs).Get(ctx, name, metav1.GetOptions{})
+	u, err := c.Dynamic.Resource(CredentialSpecs).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, unknownResource(err)
 	}
@@ -205,7 +206,7 @@ func (c *Cluster) CredentialSpec(ctx context.Context, name string) ([]byte, erro
 
 // CredentialSpecs returns all GMSACredentialSpecs as JSON, by name.
 func (c *Cluster) CredentialSpecs(ctx context.Context) (map[string][]byte, error) {
-	list, err := c.Dynamic.Resource(credentialSpecs).List(ctx, metav1.ListOptions{})
+	list, err := c.Dynamic.Resource(CredentialSpecs).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, unknownResource(err)
 	}
@@ -236,7 +237,7 @@ func (c *Cluster) Secret(ctx context.Context, ref credential.Reference) (credent
 	if err != nil {
 		return credential.Credential{}, nil, err
 	}
-	defer wipe(s)
+	defer Wipe(s)
 	cred, warnings, err := credential.FromSecret(s.Data)
 	if err != nil {
 		return cred, warnings, &InvalidSecret{Reference: ref, Err: err}
@@ -257,7 +258,7 @@ func (e *InvalidSecret) Error() string {
 func (e *InvalidSecret) Unwrap() error { return e.Err }
 
 // Wipe overwrites what a Secret holds.
-func wipe(s *corev1.Secret) {
+func Wipe(s *corev1.Secret) {
 	for _, v := range s.Data {
 		clear(v)
 	}
@@ -270,7 +271,7 @@ func (c *Cluster) CertificateOf(ctx context.Context, namespace, name string) (ce
 		return nil, nil, err
 	}
 	certificate, ca = slices.Clone(s.Data[corev1.TLSCertKey]), slices.Clone(s.Data["ca.crt"])
-	wipe(s)
+	Wipe(s)
 	return certificate, ca, nil
 }
 
