@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -173,6 +174,9 @@ func TestWhatLiesBetweenIsNotABrokenLink(t *testing.T) {
 		if s.State != want || s.Cause != cause.Name || s.Remedy == "" {
 			t.Errorf("%s: %+v", cause.Name, s)
 		}
+	}
+	if s := fromDirectory(fmt.Errorf("interrupted: %w", context.Canceled)); s.State != NotLookedAt || s.Cause != "" {
+		t.Errorf("%+v", s)
 	}
 	if s := fromDirectory(errors.New("something else")); s.State != NotLookedAt || s.Cause != "unexpected" {
 		t.Errorf("%+v", s)

@@ -115,6 +115,9 @@ func IsUnable(cause *directory.Cause) bool { return slices.Contains(unableCauses
 
 // fromDirectory is a step that Active Directory's answer ended.
 func fromDirectory(err error) Step {
+	if errors.Is(err, context.Canceled) {
+		return Step{State: NotLookedAt, Detail: err.Error()}
+	}
 	cause := directory.CauseOf(err)
 	if cause == nil {
 		cause = directory.Unexpected
