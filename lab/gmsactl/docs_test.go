@@ -53,7 +53,7 @@ func TestTheDocsWordForWord(t *testing.T) {
 	must(t, installCRD(t.Context(), cp))
 	page, err := os.ReadFile(filepath.Join(stage.Dist(), "..", "docs", "gmsactl.md"))
 	must(t, err)
-	commands := shellBlocks(between(string(page), "## account create", "## verify"))
+	commands := labtest.ShellBlocks(between(string(page), "## account create", "## verify"))
 	if n := strings.Count(commands, "gmsactl "); n < 8 {
 		t.Fatalf("only %d commands were found in the page", n)
 	}
@@ -138,23 +138,4 @@ func between(text, from, to string) string {
 	_, text, _ = strings.Cut(text, from)
 	text, _, _ = strings.Cut(text, to)
 	return text
-}
-
-// shellBlocks is what stands between ```sh and ``` in a page.
-func shellBlocks(page string) string {
-	var script strings.Builder
-	inside := false
-	for line := range strings.Lines(page) {
-		switch strings.TrimSpace(line) {
-		case "```sh":
-			inside = true
-		case "```":
-			inside = false
-		default:
-			if inside {
-				script.WriteString(line)
-			}
-		}
-	}
-	return script.String()
 }

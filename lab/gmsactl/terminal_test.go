@@ -3,7 +3,6 @@ package gmsactl
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
 // typedResult is a run on a terminal: stdout is everything that the terminal showed.
@@ -22,15 +23,8 @@ type typedResult struct {
 // type_ runs the program on a terminal of its own and types: after each prompt, the answer that follows it.
 func (p *program) type_(line []string, dialogue ...string) typedResult {
 	p.t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	must(p.t, err)
+	master, terminal := labtest.Terminal(p.t)
 	defer master.Close()
-	fd := int(master.Fd())
-	must(p.t, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0))
-	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	must(p.t, err)
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
-	must(p.t, err)
 	defer terminal.Close()
 
 	cmd := p.command(line...)

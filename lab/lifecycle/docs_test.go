@@ -1,20 +1,17 @@
 package lifecycle
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/lab/ad"
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
@@ -28,7 +25,7 @@ func TestGettingStartedWordForWord(t *testing.T) {
 
 	content, err := os.ReadFile(filepath.Join(filepath.Dir(cluster.Chart("")), "docs", "getting-started.md"))
 	must(t, err)
-	script := shellBlocks(string(content))
+	script := labtest.ShellBlocks(string(content))
 	if n := strings.Count(script, "helm "); n < 7 {
 		t.Fatalf("only %d helm commands were found in the page", n)
 	}
@@ -48,7 +45,9 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	// password, twice, from nothing but a terminal.
 	run := func(script string, password credential.Password) string {
 		t.Helper()
-		terminal := typed(t, strings.Repeat(string(password.Reveal())+"\n", 2))
+		keyboard, terminal := labtest.Terminal(t)
+		_, err := keyboard.WriteString(strings.Repeat(string(password.Reveal())+"\n", 2))
+		must(t, err)
 		cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", script)
 		cmd.Stdin = terminal
 		cmd.Dir = home
@@ -65,9 +64,9 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	if !found {
 		t.Fatalf("the page has no section %q", change)
 	}
-	out := run(shellBlocks(before), corp.Reader.Password)
+	out := run(labtest.ShellBlocks(before), corp.Reader.Password)
 	must(t, corp.SetPassword(t.Context(), corp.Reader.Username, ad.NewPassword()))
-	out += run(shellBlocks(after), corp.Reader.Password)
+	out += run(labtest.ShellBlocks(after), corp.Reader.Password)
 	for _, said := range []string{"web-creds created", "GMSACredentialSpec web01 created", "The whole way holds", "pod/web condition met"} {
 		if !strings.Contains(out, said) {
 			t.Errorf("nothing said %q:\n%s", said, out)
@@ -76,40 +75,4 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	for _, n := range c.WindowsNodes() {
 		nothingLeft(t, n)
 	}
-}
-
-// typed returns a terminal on which this was typed.
-func typed(t *testing.T, text string) *os.File {
-	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	must(t, err)
-	t.Cleanup(func() { master.Close() })
-	must(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
-	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	must(t, err)
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
-	must(t, err)
-	t.Cleanup(func() { terminal.Close() })
-	_, err = master.WriteString(text)
-	must(t, err)
-	return terminal
-}
-
-// shellBlocks is what stands between ```sh and ``` in a page.
-func shellBlocks(page string) string {
-	var script strings.Builder
-	inside := false
-	for line := range strings.Lines(page) {
-		switch strings.TrimSpace(line) {
-		case "```sh":
-			inside = true
-		case "```":
-			inside = false
-		default:
-			if inside {
-				script.WriteString(line)
-			}
-		}
-	}
-	return script.String()
 }
