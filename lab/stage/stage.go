@@ -230,15 +230,11 @@ func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answe
 	if err != nil {
 		return Answer{}, err
 	}
-	return s.fetch(ctx, spec, flags...)
+	return s.FetchSpec(ctx, spec, flags...)
 }
 
 // FetchSpec is Fetch with a credential spec of one's own, in JSON.
 func (s *Stage) FetchSpec(ctx context.Context, spec []byte, flags ...string) (Answer, error) {
-	return s.fetch(ctx, spec, flags...)
-}
-
-func (s *Stage) fetch(ctx context.Context, spec []byte, flags ...string) (Answer, error) {
 	file, err := s.writeSpec(spec)
 	if err != nil {
 		return Answer{}, err
@@ -283,7 +279,7 @@ func (s *Stage) emulator(ctx context.Context, args ...string) *exec.Cmd {
 // StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what ccg.exe writes
 // to its own log: what the plugin returned, or why Active Directory refused.
 func (s *Stage) StartContainer(ctx context.Context, spec []byte) error {
-	a, err := s.fetch(ctx, spec)
+	a, err := s.FetchSpec(ctx, spec)
 	switch {
 	case err != nil:
 		return err

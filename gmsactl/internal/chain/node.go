@@ -312,7 +312,7 @@ func (c *nodeCheck) status(ctx context.Context) Step {
 			fmt.Sprintf("see its log: kubectl logs %s --namespace %s", c.installerPod.Name, c.installerPod.Namespace))
 	case c.plugin.Foreign != "":
 		return failed(CausePluginForeign, "another product's plugin is registered under this class: "+c.plugin.Foreign,
-			fmt.Sprintf("uninstall it, or let this one replace it: helm upgrade %s ./charts/%s --namespace %s --reuse-values --set plugin.replaceForeign=true", c.installer.Name, inventory.InstallerChart, c.installer.Namespace))
+			fmt.Sprintf("uninstall it, or let this one replace it: helm upgrade %s ./charts/%s --namespace %s --reset-then-reuse-values --set plugin.replaceForeign=true", c.installer.Name, inventory.InstallerChart, c.installer.Namespace))
 	}
 	var wrong []string
 	for _, row := range c.plugin.Rows {

@@ -21,7 +21,7 @@ const installInstaller = "helm install " + inventory.InstallerChart + " ./charts
 	" --namespace cattle-windows-gmsa-system --create-namespace --wait"
 
 func upgrade(r inventory.Release, set ...string) string {
-	words := []string{"helm", "upgrade", r.Name, "./charts/" + r.Chart, "--namespace", r.Namespace, "--reuse-values"}
+	words := []string{"helm", "upgrade", r.Name, "./charts/" + r.Chart, "--namespace", r.Namespace, "--reset-then-reuse-values"}
 	for _, s := range set {
 		words = append(words, "--set", s)
 	}
