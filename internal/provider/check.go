@@ -70,8 +70,23 @@ func ask(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint, fr
 var ErrInUse = errors.New("a provider still serves it")
 
 // Cleanup removes what killed providers of ref left on the host, and returns how many generations that were. A generation
-// whose provider answers stays, and makes the error ErrInUse.
+// whose provider answers stays, and makes the error ErrInUse. It takes a few seconds: a provider whose files another one
+// removed, by ending, publishes them again, and until then nothing tells of it.
 func Cleanup(ctx context.Context, root string, ref credential.Reference) (removed int, _ error) {
+	removed, err := removeDead(ctx, root, ref)
+	if err != nil {
+		return removed, err
+	}
+	select {
+	case <-ctx.Done():
+		return removed, ctx.Err()
+	case <-time.After(2*watchEvery + time.Second): // it looks once in watchEvery, for at most watchEvery
+	}
+	more, err := removeDead(ctx, root, ref)
+	return removed + more, err
+}
+
+func removeDead(ctx context.Context, root string, ref credential.Reference) (removed int, _ error) {
 	whole, dead, err := endpoint.Generations(root, ref)
 	if err != nil {
 		return 0, err

@@ -704,6 +704,24 @@ func TestCleanupRemovesWhatAKilledProviderLeftAndNothingElse(t *testing.T) {
 	}
 }
 
+// Of two providers of one account one ends, and for a moment nothing on the host tells of the other.
+func TestCleanupWaitsForAProviderThatLostItsFiles(t *testing.T) {
+	a, root := newAPIServer(t), t.TempDir()
+	start(t, root, web, a)
+	stop := start(t, root, web, a, func(c *Config) { c.Instance = "second" })
+	eventually(t, func() error {
+		h, err := Check(t.Context(), root, web, false)
+		if err == nil && h.Instance != "second" {
+			err = errors.New("the second provider has not published")
+		}
+		return err
+	})
+	stop()
+	if n, err := Cleanup(t.Context(), root, web); !errors.Is(err, ErrInUse) || n != 0 {
+		t.Errorf("removed %d, %v", n, err)
+	}
+}
+
 // A health check asks the API server nothing unless it is told to; then it sees a Secret that has just been put right.
 func TestAHealthCheckAsksOnlyWhenItIsToldTo(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()

@@ -125,15 +125,19 @@ func isEmpty(t *testing.T, n *cluster.Node) error {
 	return err
 }
 
-// nothingLeftInTheCluster shows that no object of a release is left, the user's Secrets apart.
+// nothingLeftInTheCluster shows that no object of a release is left, the user's Secrets apart. The pods of its hooks may still
+// be ending: Kubernetes collects them after their owners, and Helm does not wait for that.
 func nothingLeftInTheCluster(t *testing.T, c *cluster.Cluster, release string) {
 	t.Helper()
-	out, err := c.Run(t.Context(), tools.Kubectl, "get", "all,serviceaccounts,roles,rolebindings,secrets,configmaps", "--namespace", namespace,
-		"--selector", "app.kubernetes.io/instance="+release, "-o", "name")
-	must(t, err)
-	if strings.Contains(out, "/") {
-		t.Errorf("left of release %s in the cluster:\n%s", release, out)
+	left := func(what string) error {
+		out, err := c.Run(t.Context(), tools.Kubectl, "get", what, "--namespace", namespace, "--selector", "app.kubernetes.io/instance="+release, "-o", "name")
+		if err == nil && strings.Contains(out, "/") {
+			err = fmt.Errorf("left of release %s in the cluster:\n%s", release, out)
+		}
+		return err
 	}
+	must(t, left("daemonsets,deployments,jobs,services,serviceaccounts,roles,rolebindings,secrets,configmaps"))
+	must(t, cluster.Eventually(t.Context(), time.Minute, func() error { return left("pods") }))
 }
 
 // load has ccg on a node call 20 times a second until the function that it returns is called, and no call may have failed then.
