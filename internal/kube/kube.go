@@ -65,6 +65,8 @@ type Client struct {
 	mu     sync.Mutex
 	ca     []byte // what client was made for
 	client *http.Client
+
+	idle int
 }
 
 // NewClient returns a client that calls itself agent. It does not connect.
@@ -73,8 +75,11 @@ func NewClient(server Server, agent string) (*Client, error) {
 	if err != nil || base.Scheme != "https" || base.Host == "" {
 		return nil, fmt.Errorf("API server %q: want a URL of the form https://host:port", server.URL)
 	}
-	return &Client{server: server, base: base, agent: agent}, nil
+	return &Client{server: server, base: base, agent: agent, idle: 1}, nil
 }
+
+// KeepIdle says how many connections stay open between requests; without it, one. It is called before the first request.
+func (c *Client) KeepIdle(connections int) { c.idle = connections }
 
 // URL is the address of the resource with these path elements, which are escaped.
 func (c *Client) URL(query url.Values, elements ...string) string {
@@ -87,8 +92,12 @@ func (c *Client) URL(query url.Values, elements ...string) string {
 	return withQuery.String()
 }
 
-// Do makes one request, with the token and the CA as they are now. The caller closes the answer's body.
+// Do makes one request without a body, with the token and the CA as they are now. The caller closes the answer's body.
 func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, error) {
+	return c.send(ctx, method, url, nil, "")
+}
+
+func (c *Client) send(ctx context.Context, method, url string, body []byte, contentType string) (*http.Response, error) {
 	client, err := c.clientForCA()
 	if err != nil {
 		return nil, err
@@ -97,9 +106,12 @@ func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, er
 	if err != nil {
 		return nil, fmt.Errorf("ServiceAccount token: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
 	}
 	req.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
 	req.Header.Set("Accept", "application/json")
@@ -133,9 +145,10 @@ func (c *Client) clientForCA() (*http.Client, error) {
 	c.client = &http.Client{
 		// No proxy from the environment, and no redirect: the token goes to the API server and nowhere else.
 		Transport: &http.Transport{
-			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
-			MaxIdleConns:    1,
-			IdleConnTimeout: 30 * time.Second,
+			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+			MaxIdleConns:        c.idle,
+			MaxIdleConnsPerHost: c.idle,
+			IdleConnTimeout:     30 * time.Second,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

@@ -5,7 +5,6 @@ package release
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,11 +17,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-const (
-	// maxAnswerLength bounds an answer of the API server: the pods of some thousand nodes.
-	maxAnswerLength = 64 << 20
-	requestTimeout  = 10 * time.Second
-)
+const requestTimeout = 10 * time.Second
 
 // DaemonSet is what Stop and Wait are about.
 type DaemonSet struct {
@@ -161,40 +156,14 @@ func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(c
 func (w *Watcher) ask(ctx context.Context, method, url string, into any) (found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := w.API.Do(ctx, method, url)
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerLength))
-	if err != nil {
-		return false, fmt.Errorf("API server: %w", err)
-	}
-	switch {
-	case resp.StatusCode == http.StatusNotFound:
+	err = w.API.Call(ctx, method, url, nil, into)
+	switch kube.Code(err) {
+	case http.StatusNotFound:
 		return false, nil
-	case resp.StatusCode == http.StatusForbidden:
-		return false, permanent{fmt.Errorf("the API server forbids it: %s; restore the release's Role and RoleBinding", message(body))}
-	case resp.StatusCode/100 != 2:
-		return false, fmt.Errorf("API server: status %d: %s", resp.StatusCode, message(body))
-	case into == nil:
-		return true, nil
+	case http.StatusForbidden:
+		return false, permanent{fmt.Errorf("the API server forbids it: %w; restore the release's Role and RoleBinding", err)}
 	}
-	if err := json.Unmarshal(body, into); err != nil {
-		return false, fmt.Errorf("API server: %w", err)
-	}
-	return true, nil
-}
-
-// message is what a metav1.Status says.
-func message(body []byte) string {
-	var status struct {
-		Message string `json:"message"`
-	}
-	if json.Unmarshal(body, &status) != nil || status.Message == "" {
-		return "no reason given"
-	}
-	return status.Message
+	return err == nil, err
 }
 
 func (w *Watcher) pods(ctx context.Context, ds DaemonSet) ([]pod, error) {
