@@ -20,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/chain"
 	"github.com/ccgrkc/ccgrkc/gmsactl/internal/inventory"
@@ -267,6 +268,10 @@ func (c *collector) addSpec(name string, content []byte) {
 // is called.
 func isGMSA(name string) bool { return strings.Contains(strings.ToLower(name), "gmsa") }
 
+// CertificateSecretAnnotation is what the chart rancher-gmsa-webhook writes on its configurations: the name of the Secret, in
+// the namespace of the webhook's Service, with the certificate that it serves.
+const CertificateSecretAnnotation = "ccgrkc.github.io/certificate-secret"
+
 func (c *collector) webhooks(ctx context.Context) {
 	if c.scope.Node != "" {
 		return
@@ -274,15 +279,18 @@ func (c *collector) webhooks(ctx context.Context) {
 	api := c.Kube.AdmissionregistrationV1()
 	read := true
 	var found []Webhook
-	add := func(configuration, name, resource string, mutating bool, client admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType) {
-		if !isGMSA(configuration) && !isGMSA(name) {
+	add := func(configuration metav1.ObjectMeta, name, resource string, mutating bool, client admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType) {
+		if !isGMSA(configuration.Name) && !isGMSA(name) {
 			return
 		}
-		w := Webhook{Configuration: configuration, Resource: resource, Name: name, Mutating: mutating, Fails: policy == nil || *policy == admissionv1.Fail}
-		w.CAExpires, w.CAProblem = expiry(client.CABundle)
-		if client.Service != nil {
-			w.Service = client.Service.Namespace + "/" + client.Service.Name
-			w.Endpoints = c.endpoints(ctx, client.Service.Namespace, client.Service.Name)
+		w := Webhook{Configuration: configuration.Name, Resource: resource, Name: name, Mutating: mutating, Fails: policy == nil || *policy == admissionv1.Fail}
+		w.CABegins, w.CAExpires, w.CAProblem = validity(client.CABundle)
+		if s := client.Service; s != nil {
+			w.Service = s.Namespace + "/" + s.Name
+			w.Endpoints, w.Replicas = c.endpoints(ctx, s.Namespace, s.Name), c.replicas(ctx, s.Namespace, s.Name)
+			if secret := configuration.Annotations[CertificateSecretAnnotation]; secret != "" && w.CAProblem == "" {
+				c.served(ctx, &w, s.Namespace, secret, client.CABundle, s.Name+"."+s.Namespace+".svc")
+			}
 		}
 		found = append(found, w)
 	}
@@ -292,7 +300,7 @@ func (c *collector) webhooks(ctx context.Context) {
 	} else {
 		for _, configuration := range list.Items {
 			for _, w := range configuration.Webhooks {
-				add(configuration.Name, w.Name, "mutatingwebhookconfigurations", true, w.ClientConfig, w.FailurePolicy)
+				add(configuration.ObjectMeta, w.Name, "mutatingwebhookconfigurations", true, w.ClientConfig, w.FailurePolicy)
 			}
 		}
 	}
@@ -301,32 +309,87 @@ func (c *collector) webhooks(ctx context.Context) {
 	} else {
 		for _, configuration := range list.Items {
 			for _, w := range configuration.Webhooks {
-				add(configuration.Name, w.Name, "validatingwebhookconfigurations", false, w.ClientConfig, w.FailurePolicy)
+				add(configuration.ObjectMeta, w.Name, "validatingwebhookconfigurations", false, w.ClientConfig, w.FailurePolicy)
 			}
 		}
 	}
 	c.put(func(o *Objects) { o.Webhooks = found; o.Read[ReadWebhooks] = read })
 }
 
-// expiry returns when the last certificate of a CA bundle ends. An empty bundle is the machine's own CAs.
-func expiry(bundle []byte) (time.Time, string) {
-	if len(bundle) == 0 {
-		return time.Time{}, ""
+// served compares the certificate that a webhook serves with what the API server is told to trust.
+func (c *collector) served(ctx context.Context, w *Webhook, namespace, secret string, bundle []byte, host string) {
+	chain, _, err := c.CertificateOf(ctx, namespace, secret)
+	switch {
+	case apierrors.IsNotFound(err):
+		w.Secret, w.Problem = namespace+"/"+secret, "the Secret "+namespace+"/"+secret+" with its certificate does not exist"
+		return
+	case err != nil:
+		c.unseen("Secret "+namespace+"/"+secret, err, inventory.Right("get", "secrets/"+secret, namespace))
+		return
 	}
-	var last time.Time
+	w.Secret = namespace + "/" + secret
+	block, rest := pem.Decode(bytes.TrimSpace(chain))
+	if block == nil {
+		w.Problem = "the Secret " + w.Secret + " holds no certificate in tls.crt"
+		return
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		w.Problem = "the certificate in the Secret " + w.Secret + " cannot be read: " + err.Error()
+		return
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AppendCertsFromPEM(bundle)
+	between.AppendCertsFromPEM(rest)
+	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between, CurrentTime: c.o.Now}); err != nil {
+		w.Problem = "the certificate in the Secret " + w.Secret + " does not pass with its caBundle: " + err.Error()
+	}
+}
+
+// replicas is how many pods the Deployment behind a Service is to have; nil: there is none, or it may not be read.
+func (c *collector) replicas(ctx context.Context, namespace, service string) *int {
+	s, err := c.Kube.CoreV1().Services(namespace).Get(ctx, service, metav1.GetOptions{})
+	if err != nil {
+		if !apierrors.IsNotFound(err) {
+			c.unseen("Service "+namespace+"/"+service, err, inventory.Right("get", "services/"+service, namespace))
+		}
+		return nil
+	}
+	list, err := c.Kube.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		c.unseen("the webhook's Deployment in namespace "+namespace, err, inventory.Right("list", "deployments.apps", namespace))
+		return nil
+	}
+	for _, d := range list.Items {
+		if len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(d.Spec.Template.Labels)) {
+			n := 1 // the API server's default
+			if d.Spec.Replicas != nil {
+				n = int(*d.Spec.Replicas)
+			}
+			return &n
+		}
+	}
+	return nil
+}
+
+// validity is that of the certificate of a CA bundle that ends last. An empty bundle is the machine's own CAs.
+func validity(bundle []byte) (begins, last time.Time, problem string) {
+	if len(bundle) == 0 {
+		return begins, last, ""
+	}
 	for rest := bundle; ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
 		if certificate, err := x509.ParseCertificate(block.Bytes); err == nil && certificate.NotAfter.After(last) {
-			last = certificate.NotAfter
+			begins, last = certificate.NotBefore, certificate.NotAfter
 		}
 	}
 	if last.IsZero() {
-		return last, "its caBundle holds no certificate"
+		return begins, last, "its caBundle holds no certificate"
 	}
-	return last, ""
+	return begins, last, ""
 }
 
 // endpoints counts a Service's ready endpoints; nil: they may not be read.

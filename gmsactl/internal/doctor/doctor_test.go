@@ -135,7 +135,7 @@ func healthy(t *testing.T) *Objects {
 		Users:    []corev1.Pod{user("web-0", "win-1", "web01", specJSON)},
 		Secrets:  []Secret{{Reference: credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}, Name: "gmsa-system/web-creds", Exists: true}},
 		Specs:    []Spec{spec(t, "web01", "", "")},
-		Webhooks: []Webhook{{Configuration: "gmsa-webhook", Resource: "mutatingwebhookconfigurations", Name: "w", Mutating: true, Fails: true, Service: "gmsa/webhook", Endpoints: &one, CAExpires: now.AddDate(1, 0, 0)}},
+		Webhooks: []Webhook{{Configuration: "gmsa-webhook", Resource: "mutatingwebhookconfigurations", Name: "w", Mutating: true, Fails: true, Service: "gmsa/webhook", Endpoints: &one, Replicas: &one, CABegins: now.AddDate(0, 0, -21), CAExpires: now.AddDate(0, 0, 9)}},
 		Uses:     []Use{{Namespace: "shop", ServiceAccount: "default", CredentialSpec: "web01", Allowed: true}},
 	}
 }
@@ -153,7 +153,7 @@ func stuckWith(message string) func(o *Objects) {
 // Each fault is the only one, is found as what it is, and names the object and what to do.
 func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 	t.Parallel()
-	zero := 0
+	zero, two := 0, 2
 	no := map[string]string{"gmsa": "no"}
 	for name, c := range map[string]struct {
 		breaks   func(o *Objects)
@@ -229,9 +229,14 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 		"webhook's CA expired": {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(-time.Hour) }, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"pods that it is asked about are refused"}},
 		"webhook's CA ends":    {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(time.Hour) }, "webhook-certificate-expires", Warning, "mutatingwebhookconfigurations gmsa-webhook", nil},
 		"webhook's CA damaged": {func(o *Objects) { o.Webhooks[0].CAProblem = "its caBundle holds no certificate" }, "webhook-ca-invalid", Error, "mutatingwebhookconfigurations gmsa-webhook", nil},
-		"webhook down":         {func(o *Objects) { o.Webhooks[0].Endpoints = &zero }, "webhook-down", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"gmsa/webhook"}},
-		"no CRD":               {func(o *Objects) { o.NoCRD, o.Specs, o.Users = true, nil, nil }, "no-credential-specs", Warning, "cluster", nil},
-		"use":                  {func(o *Objects) { o.Uses[0].Allowed = false }, "use-forbidden", Error, "ServiceAccount shop/default", []string{`"resourceNames":["web01"]`, "--serviceaccount=shop:default"}},
+		"webhook's own":        {func(o *Objects) { o.Webhooks[0].Problem = "the certificate does not pass" }, "webhook-ca-mismatch", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"does not pass", "kubectl logs --namespace gmsa"}},
+		"one webhook of two":   {func(o *Objects) { o.Webhooks[0].Replicas = &two }, "webhook-degraded", Warning, "mutatingwebhookconfigurations gmsa-webhook", []string{"1 ready pods of 2"}},
+		"two webhooks": {func(o *Objects) {
+			o.Webhooks = append(o.Webhooks, Webhook{Configuration: "sig", Resource: "mutatingwebhookconfigurations", Name: "w", Mutating: true, Service: "sig/webhook"})
+		}, "webhook-twice", Warning, "cluster", []string{"gmsa/webhook, sig/webhook"}},
+		"webhook down": {func(o *Objects) { o.Webhooks[0].Endpoints = &zero }, "webhook-down", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"gmsa/webhook"}},
+		"no CRD":       {func(o *Objects) { o.NoCRD, o.Specs, o.Users = true, nil, nil }, "no-credential-specs", Warning, "cluster", nil},
+		"use":          {func(o *Objects) { o.Uses[0].Allowed = false }, "use-forbidden", Error, "ServiceAccount shop/default", []string{`"resourceNames":["web01"]`, "--serviceaccount=shop:default"}},
 		"refused": {func(o *Objects) {
 			o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "ReplicaSet", Namespace: "shop", Name: "web-1"}, Reason: "FailedCreate", Message: "not authorized to use gMSA cred spec"}}
 		}, "pod-refused", Error, "ReplicaSet shop/web-1", []string{"not authorized"}},
@@ -423,10 +428,10 @@ func TestCertificatesAreReadAsProviderAndPluginDo(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
-	if at, problem := expiry(certificate(t, "ca")); !at.Equal(now.AddDate(0, 0, 1)) || problem != "" {
+	if _, at, problem := validity(certificate(t, "ca")); !at.Equal(now.AddDate(0, 0, 1)) || problem != "" {
 		t.Error(at, problem)
 	}
-	if _, problem := expiry([]byte("x")); problem == "" {
+	if _, _, problem := validity([]byte("x")); problem == "" {
 		t.Error("junk is a CA")
 	}
 }

@@ -83,9 +83,15 @@ type Webhook struct {
 	Service       string    `json:"service,omitempty"` // namespace/name
 	Fails         bool      `json:"failsClosed"`       // failurePolicy Fail
 	CAProblem     string    `json:"caProblem,omitempty"`
+	CABegins      time.Time `json:"caBegins,omitzero"` // of the one that ends last
 	CAExpires     time.Time `json:"caExpires,omitzero"`
+	// Secret is the one with the certificate that it serves, namespace/name; empty: not known or not looked at.
+	Secret  string `json:"secret,omitempty"`
+	Problem string `json:"problem,omitempty"` // why the API server will refuse that certificate
 	// Endpoints is how many ready ones the Service has; nil: not looked at.
 	Endpoints *int `json:"endpoints,omitempty"`
+	// Replicas is how many pods the Deployment behind the Service is to have; nil: not looked at.
+	Replicas *int `json:"replicas,omitempty"`
 }
 
 // Use is whether a ServiceAccount may use a GMSACredentialSpec.

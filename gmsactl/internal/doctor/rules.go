@@ -338,9 +338,11 @@ func webhooks(o *Objects) []Finding {
 		return nil
 	}
 	var found []Finding
-	mutating := false
+	var mutating []string // Services or configurations of webhooks that copy, each once
 	for _, w := range o.Webhooks {
-		mutating = mutating || w.Mutating
+		if at := cmp.Or(w.Service, w.Configuration); w.Mutating && !slices.Contains(mutating, at) {
+			mutating = append(mutating, at)
+		}
 		see := command("kubectl", "get", w.Resource, w.Configuration, "-o", "yaml")
 		f := Finding{Severity: Error, Object: w.Resource + " " + w.Configuration, order: orderWebhooks, Commands: []string{see}}
 		harm := "; credential specs do not get into pods"
@@ -358,9 +360,20 @@ func webhooks(o *Objects) []Finding {
 			f.Code, f.Text, f.Remedy = "webhook-down", fmt.Sprintf("webhook %s: its Service %s has no ready pod%s", w.Name, w.Service, harm), "Bring the webhook's Deployment back."
 			namespace, service, _ := strings.Cut(w.Service, "/")
 			f.Commands = []string{command("kubectl", "describe", "service", service, "--namespace", namespace), command("kubectl", "get", "pods", "--namespace", namespace, "-o", "wide")}
-		case !w.CAExpires.IsZero() && left < 14*24*time.Hour:
+		case w.Problem != "":
+			f.Code, f.Text = "webhook-ca-mismatch", fmt.Sprintf("webhook %s: %s%s", w.Name, w.Problem, harm)
+			f.Remedy = "rancher-gmsa-webhook mends this by itself within seconds while it runs; its log says why it has not. With a certificate of yours, write its CA into the value certificates.provided.caBundle."
+			namespace, _, _ := strings.Cut(w.Service, "/")
+			f.Commands = append(f.Commands, command("kubectl", "logs", "--namespace", namespace, "--selector", "app.kubernetes.io/name="+inventory.WebhookChart, "--tail=50"))
+		// Ours is renewed when a third of its time is left.
+		case !w.CAExpires.IsZero() && left < min(14*24*time.Hour, w.CAExpires.Sub(w.CABegins)/4):
 			f.Severity, f.Code = Warning, "webhook-certificate-expires"
-			f.Text, f.Remedy = fmt.Sprintf("webhook %s: its CA expires at %s", w.Name, w.CAExpires.UTC().Format(time.RFC3339)), "Renew the webhook's certificate."
+			f.Text, f.Remedy = fmt.Sprintf("webhook %s: its CA expires at %s", w.Name, w.CAExpires.UTC().Format(time.RFC3339)), "Renew the webhook's certificate, or see in its log why it has not done so."
+		case w.Endpoints != nil && w.Replicas != nil && *w.Endpoints < *w.Replicas:
+			f.Severity, f.Code = Warning, "webhook-degraded"
+			f.Text, f.Remedy = fmt.Sprintf("webhook %s: its Service %s has %d ready pods of %d", w.Name, w.Service, *w.Endpoints, *w.Replicas), "See why the others are not ready."
+			namespace, _, _ := strings.Cut(w.Service, "/")
+			f.Commands = []string{command("kubectl", "get", "pods", "--namespace", namespace, "-o", "wide")}
 		default:
 			continue
 		}
@@ -368,16 +381,22 @@ func webhooks(o *Objects) []Finding {
 	}
 	if o.NoCRD {
 		found = append(found, Finding{Severity: Warning, Code: "no-credential-specs", Object: "cluster", order: orderWebhooks,
-			Text: inventory.ErrNoCredentialSpecs.Error(), Remedy: "Install the chart of a gMSA webhook, which brings it.",
+			Text: inventory.ErrNoCredentialSpecs.Error(), Remedy: "Install the chart " + inventory.WebhookChart + ", which brings it.",
 			Commands: []string{"kubectl get customresourcedefinition " + inventory.CredentialSpecResource}})
 	}
 	named := slices.ContainsFunc(o.Users, func(p corev1.Pod) bool {
 		return slices.ContainsFunc(userSpecs(&p), func(u userSpec) bool { return u.name != "" })
 	})
-	if !mutating && (named || len(o.Specs) > 0) {
+	if len(mutating) > 1 {
+		found = append(found, Finding{Severity: Warning, Code: "webhook-twice", Object: "cluster", order: orderWebhooks,
+			Text:     "more than one webhook copies credential specs into pods: " + strings.Join(mutating, ", ") + "; a pod is refused when either refuses it or is down",
+			Remedy:   "Uninstall the one that you do not want. The CustomResourceDefinition and the GMSACredentialSpecs are to stay: see that the uninstall does not take them.",
+			Commands: []string{"kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"}})
+	}
+	if len(mutating) == 0 && (named || len(o.Specs) > 0) {
 		found = append(found, Finding{Severity: Error, Code: "webhook-missing", Object: "cluster", order: orderWebhooks,
 			Text:     "no admission webhook for gMSAs is configured, so that gmsaCredentialSpecName of a pod has no effect",
-			Remedy:   "Install the chart of a gMSA webhook.",
+			Remedy:   "Install the chart " + inventory.WebhookChart + ".",
 			Commands: []string{"kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"}})
 	}
 	return found

@@ -78,6 +78,7 @@ const (
 	PartOfLabel    = "app.kubernetes.io/part-of=ccgrkc"
 	InstallerChart = "rancher-gmsa-plugin-installer"
 	ProviderChart  = "rancher-gmsa-account-provider"
+	WebhookChart   = "rancher-gmsa-webhook"
 
 	labelName      = "app.kubernetes.io/name"
 	labelInstance  = "app.kubernetes.io/instance"

@@ -134,6 +134,14 @@ func (g Core) Nodes() Resource[corev1.Node, corev1.NodeList] {
 	return Resource[corev1.Node, corev1.NodeList]{g.client, "nodes", ""}
 }
 
+func (g Core) Services(namespace string) Resource[corev1.Service, corev1.ServiceList] {
+	return Resource[corev1.Service, corev1.ServiceList]{g.client, "services", namespace}
+}
+
+func (g Apps) Deployments(namespace string) Resource[appsv1.Deployment, appsv1.DeploymentList] {
+	return Resource[appsv1.Deployment, appsv1.DeploymentList]{g.client, "deployments", namespace}
+}
+
 func (g Apps) DaemonSets(namespace string) Resource[appsv1.DaemonSet, appsv1.DaemonSetList] {
 	return Resource[appsv1.DaemonSet, appsv1.DaemonSetList]{g.client, "daemonsets", namespace}
 }
