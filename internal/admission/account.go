@@ -1,0 +1,51 @@
+package admission
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/credspec"
+)
+
+// accountTimeout bounds the question for an account: nobody waits long for a warning.
+const accountTimeout = time.Second
+
+// pluginProblem is why a GMSACredentialSpec that names our plugin cannot work: a sentence, and a word for metrics. Both are ""
+// if nothing is known against it, or another plugin's is named. It has no control characters, which a warning must not have.
+func (h *handler) pluginProblem(ctx context.Context, name string, contents []byte) (text, kind string) {
+	var c struct {
+		ActiveDirectoryConfig struct {
+			HostAccountConfig struct{ PluginGUID, PluginInput string }
+		}
+	}
+	_ = json.Unmarshal(contents, &c) // what is of another type stays empty
+	host := c.ActiveDirectoryConfig.HostAccountConfig
+	if !strings.EqualFold(strings.Trim(host.PluginGUID, "{}"), strings.Trim(credspec.PluginGUID, "{}")) {
+		return "", ""
+	}
+	ref, err := credential.ParseReference(host.PluginInput)
+	if err != nil {
+		return fmt.Sprintf("GMSACredentialSpec %s has a wrong PluginInput, so that its pods get no gMSA: %v", name, err), "input"
+	}
+	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
+	defer cancel()
+	account, err := h.Cluster.Account(ctx, ref)
+	if err != nil {
+		h.Log.Warn("it is not known whether an account is served", "account", ref.String(), "credentialSpec", name, "error", err)
+		h.Metrics.unanswered()
+		return "", ""
+	}
+	switch account {
+	case AccountUnserved:
+		return fmt.Sprintf("no release of rancher-gmsa-account-provider serves %s, the account of GMSACredentialSpec %s: install one in namespace %s for Secret %s, or set its value webhook.serviceAccount",
+			ref, name, ref.Namespace, ref.Secret), "release"
+	case SecretMissing:
+		return fmt.Sprintf("Secret %s is missing in namespace %s, so that pods of GMSACredentialSpec %s get no gMSA: gmsactl account create %s/<release> makes it",
+			ref.Secret, ref.Namespace, name, ref.Namespace), "secret"
+	}
+	return "", ""
+}

@@ -1,0 +1,129 @@
+package admission
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// The parts of Pod (v1) that are read here. The API server sends what it has read itself, so that no key stands twice or in
+// another case.
+
+type pod struct {
+	Metadata struct {
+		Name         string `json:"name"`
+		GenerateName string `json:"generateName"`
+	} `json:"metadata"`
+	Spec struct {
+		ServiceAccountName  string           `json:"serviceAccountName"`
+		Hostname            string           `json:"hostname"`
+		HostnameOverride    *string          `json:"hostnameOverride"`
+		HostNetwork         bool             `json:"hostNetwork"`
+		SecurityContext     *securityContext `json:"securityContext"`
+		InitContainers      []container      `json:"initContainers"`
+		Containers          []container      `json:"containers"`
+		EphemeralContainers []container      `json:"ephemeralContainers"`
+	} `json:"spec"`
+}
+
+type container struct {
+	Name            string           `json:"name"`
+	SecurityContext *securityContext `json:"securityContext"`
+}
+
+type securityContext struct {
+	WindowsOptions *struct {
+		Name     string `json:"gmsaCredentialSpecName"`
+		Contents string `json:"gmsaCredentialSpec"`
+	} `json:"windowsOptions"`
+}
+
+func readPod(object json.RawMessage) (*pod, error) {
+	if len(object) == 0 || string(object) == "null" {
+		return nil, errors.New("it is missing")
+	}
+	p := &pod{}
+	if err := json.Unmarshal(object, p); err != nil {
+		return nil, fmt.Errorf("it is no pod: %w", err)
+	}
+	return p, nil
+}
+
+// place is where a pod can say which gMSA it is: in its own securityContext and in that of each container. A container that
+// says something there takes nothing of what the pod says.
+type place struct {
+	where     string // for people, and what tells the places of a pod apart: "container web"
+	pointer   string // JSON pointer of its windowsOptions
+	ephemeral bool
+	name      string // of a GMSACredentialSpec
+	contents  string // of it, as JSON: the only thing that the kubelet reads
+}
+
+func (p place) isEmpty() bool { return p.name == "" && p.contents == "" }
+
+func (p *pod) places() []place {
+	all := []place{newPlace("the pod's securityContext", "/spec", p.Spec.SecurityContext)}
+	for _, list := range []struct {
+		kind, pointer string
+		ephemeral     bool
+		containers    []container
+	}{
+		{"init container", "/spec/initContainers", false, p.Spec.InitContainers},
+		{"container", "/spec/containers", false, p.Spec.Containers},
+		{"ephemeral container", "/spec/ephemeralContainers", true, p.Spec.EphemeralContainers},
+	} {
+		for i, c := range list.containers {
+			at := newPlace(list.kind+" "+c.Name, fmt.Sprintf("%s/%d", list.pointer, i), c.SecurityContext)
+			at.ephemeral = list.ephemeral
+			all = append(all, at)
+		}
+	}
+	return all
+}
+
+func newPlace(where, pointer string, s *securityContext) place {
+	p := place{where: where, pointer: pointer + "/securityContext/windowsOptions"}
+	if s != nil && s.WindowsOptions != nil {
+		p.name, p.contents = s.WindowsOptions.Name, s.WindowsOptions.Contents
+	}
+	return p
+}
+
+// used are the places that say something.
+func (p *pod) used() []place {
+	var used []place
+	for _, at := range p.places() {
+		if !at.isEmpty() {
+			used = append(used, at)
+		}
+	}
+	return used
+}
+
+func (p *pod) serviceAccount() string {
+	if p.Spec.ServiceAccountName == "" {
+		return "default"
+	}
+	return p.Spec.ServiceAccountName
+}
+
+// name is for the log: a pod that a controller makes has its name only after admission.
+func (p *pod) name() string {
+	if p.Metadata.Name == "" {
+		return p.Metadata.GenerateName
+	}
+	return p.Metadata.Name
+}
+
+// names are the different GMSACredentialSpecs of places, in their order.
+func names(places []place) []string {
+	var list []string
+	seen := map[string]bool{}
+	for _, p := range places {
+		if !seen[p.name] {
+			seen[p.name] = true
+			list = append(list, p.name)
+		}
+	}
+	return list
+}
