@@ -1,0 +1,261 @@
+// Package servingcert keeps the serving certificate of an admission webhook: it makes and renews it, or reads it from a
+// mounted directory, and writes the CA that signed it into the webhook's two configurations, which is how an API server
+// knows the webhook. Several replicas do so side by side without a leader.
+//
+//	keeper.go what a replica does every few seconds
+//	self.go   certificates of its own, in a Secret that the replicas share
+//	dir.go    certificates from a directory
+//	inject.go the two configurations
+//	pair.go   a certificate and its key
+//	clients.go who may connect
+//
+// One order holds throughout: a certificate is served only once the configurations have told every API server about its CA.
+package servingcert
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/kube"
+)
+
+const (
+	// DefaultSettle is how long every API server takes at most to learn of a change of a configuration. It watches them, and
+	// mostly knows within a second; one that had lost its watch comes back within some tens.
+	DefaultSettle = time.Minute
+	// maxPoll is how often a keeper looks, at most; with a short Settle, three times in it.
+	maxPoll = 10 * time.Second
+	// callTimeout bounds one request to the API server.
+	callTimeout = 5 * time.Second
+)
+
+// Config is a keeper's whole configuration.
+type Config struct {
+	API        *kube.Client
+	DNSName    string // that the API server asks for: <service>.<namespace>.svc
+	Mutating   string // name of the MutatingWebhookConfiguration
+	Validating string // name of the ValidatingWebhookConfiguration
+	Source     Source
+	Settle     time.Duration // between the CA in the configurations and the certificate in use; 0: DefaultSettle
+	Log        *slog.Logger
+}
+
+// Source is where certificates come from: Self or *Dir.
+type Source interface {
+	// check refuses a source that cannot work.
+	check(*Keeper) error
+	// look reads what there is, brings it into order, and says what to do. seen is the configurations as they were before. With
+	// an error the offer still counts.
+	look(ctx context.Context, k *Keeper, seen []*configuration, now time.Time) (offer, error)
+}
+
+// offer is what a source wants done.
+type offer struct {
+	pair   *pair  // to be served; nil: what is served goes on
+	bundle []byte // PEM, to be every caBundle; nil: they are left alone
+}
+
+// Keeper keeps one replica's certificate.
+type Keeper struct {
+	config Config
+	poll   time.Duration
+	now    func() time.Time
+
+	// Only Run's goroutine uses these.
+	versions  string    // of the configurations when last seen
+	since     time.Time // when this keeper first saw them; by its own monotonic clock, so that replicas' clocks may differ
+	handsOff  bool      // nothing is injected
+	complaint string    // that was logged last
+
+	mu     sync.Mutex
+	served *pair
+	doubt  error // why the certificate that is served may not be trusted
+}
+
+// New returns a keeper. It asks nobody until it runs.
+func New(c Config) (*Keeper, error) {
+	if c.Settle == 0 {
+		c.Settle = DefaultSettle
+	}
+	if c.Settle < 0 {
+		return nil, fmt.Errorf("settle %s: want more than 0", c.Settle)
+	}
+	if !strings.HasSuffix(c.DNSName, ".svc") || c.Mutating == "" || c.Validating == "" {
+		return nil, fmt.Errorf("certificate for %q in configurations %q and %q: want <service>.<namespace>.svc and two names", c.DNSName, c.Mutating, c.Validating)
+	}
+	k := &Keeper{config: c, poll: min(maxPoll, c.Settle/3), now: time.Now, doubt: errors.New("the API server has not answered yet")}
+	if err := c.Source.check(k); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// Run keeps the certificate until ctx ends. Whatever fails is tried again.
+func (k *Keeper) Run(ctx context.Context) {
+	for {
+		err := k.pass(ctx)
+		// Another replica was faster, and has mostly done what was to do.
+		for range 3 {
+			if errors.Is(err, errOvertaken) {
+				err = k.pass(ctx)
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		k.report(err)
+		wait := k.poll
+		if k.current() == nil {
+			wait = min(wait, time.Second)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// pass looks once at all there is, and does what is to do. It may be cut short anywhere, also by the end of the process:
+// every step is one write of one object, and the next pass, of whichever replica, goes on from what it finds.
+func (k *Keeper) pass(ctx context.Context) error {
+	now := k.now()
+	// The configurations come before the source: inject relies on it.
+	seen, err := k.readConfigurations(ctx)
+	if err != nil {
+		return k.unsure(err)
+	}
+	k.notice(seen)
+	offer, problem := k.config.Source.look(ctx, k, seen, now)
+	if problem != nil && offer.bundle == nil {
+		return k.unsure(problem)
+	}
+	k.handsOff = offer.bundle == nil
+	if p, old := offer.pair, k.current(); p != nil && (!old.inDate(now) || k.trusts(seen, p, now) == nil || k.trusts(seen, old, now) != nil) {
+		k.serve(p)
+	}
+	if offer.bundle != nil {
+		for _, c := range seen {
+			if err := k.inject(ctx, c, offer.bundle); err != nil {
+				return k.unsure(err)
+			}
+		}
+		k.notice(seen)
+	}
+	doubt := errors.New("there is no certificate yet")
+	if p := k.current(); p != nil {
+		doubt = k.trusts(seen, p, now)
+	}
+	k.mu.Lock()
+	k.doubt = doubt
+	k.mu.Unlock()
+	return problem
+}
+
+// unsure keeps why there is no certificate yet. Once there is one, an API server that does not answer changes nothing: what
+// it trusted it still trusts.
+func (k *Keeper) unsure(err error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.served == nil && !errors.Is(err, errOvertaken) {
+		k.doubt = err
+	}
+	return err
+}
+
+// notice sees whether the configurations are as they were.
+func (k *Keeper) notice(seen []*configuration) {
+	versions := ""
+	for _, c := range seen {
+		versions += c.version() + " "
+	}
+	if versions != k.versions {
+		k.versions, k.since = versions, time.Now()
+	}
+}
+
+// settled tells whether every API server trusts p by now: the configurations do, and have not changed for long enough.
+func (k *Keeper) settled(p *pair, seen []*configuration, now time.Time) bool {
+	return time.Since(k.since) >= k.config.Settle && k.trusts(seen, p, now) == nil
+}
+
+func (k *Keeper) current() *pair {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.served
+}
+
+func (k *Keeper) serve(p *pair) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.served.same(p) {
+		if k.served != p {
+			p.key.Wipe()
+		}
+		return
+	}
+	if k.served != nil {
+		k.served.key.Wipe() // the text; handshakes under way need the key itself
+	}
+	k.served = p
+	k.config.Log.Info("serving certificate", "certificate", p.fingerprint(), "expires", p.leaf.NotAfter)
+}
+
+// report logs what is wrong once, and that it is over.
+func (k *Keeper) report(err error) {
+	complaint := ""
+	if err != nil {
+		complaint = err.Error()
+	}
+	if complaint == k.complaint {
+		return
+	}
+	k.complaint = complaint
+	if err != nil {
+		k.config.Log.Error("the serving certificate cannot be looked after; what is served goes on to be", "error", err)
+	} else {
+		k.config.Log.Info("the serving certificate is looked after again")
+	}
+}
+
+// call makes one request of bounded time.
+func (k *Keeper) call(ctx context.Context, method, url string, body, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return k.config.API.Call(ctx, method, url, body, into)
+}
+
+// GetCertificate is for tls.Config: the certificate as it is now.
+func (k *Keeper) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	p := k.current()
+	if p == nil {
+		return nil, errors.New("there is no serving certificate yet")
+	}
+	return p.tls, nil
+}
+
+// Ready is nil if a certificate in date is served, and the configurations trusted it when they were last seen.
+func (k *Keeper) Ready() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.served != nil && !k.served.inDate(k.now()) {
+		return fmt.Errorf("the serving certificate counts from %s to %s, and the clock says %s", k.served.leaf.NotBefore.UTC().Format(time.RFC3339),
+			k.served.leaf.NotAfter.UTC().Format(time.RFC3339), k.now().UTC().Format(time.RFC3339))
+	}
+	return k.doubt
+}
+
+// Expiry is when the certificate that is served expires; the zero time if there is none.
+func (k *Keeper) Expiry() time.Time {
+	p := k.current()
+	if p == nil {
+		return time.Time{}
+	}
+	return p.leaf.NotAfter
+}

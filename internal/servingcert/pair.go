@@ -1,0 +1,132 @@
+package servingcert
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+)
+
+// pair is a certificate that the webhook can serve, and its key.
+type pair struct {
+	cert   []byte              // PEM: the leaf and what lies between it and a CA
+	key    credential.Password // PEM
+	leaf   *x509.Certificate
+	issuer *x509.Certificate // the CA that the leaf chains to; the leaf itself if no CA was given
+	tls    *tls.Certificate
+}
+
+// parse reads a pair, and holds it to what the API server checks: the name, the time, the use, a chain to one of the CAs.
+// Without CAs there is no chain to check.
+func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now time.Time) (*pair, error) {
+	if len(cert) == 0 || len(key) == 0 {
+		return nil, errors.New("there is no certificate, or no key")
+	}
+	both, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	p := &pair{cert: cert, leaf: both.Leaf, tls: &both}
+	if len(cas) == 0 {
+		cas = []*x509.Certificate{p.leaf}
+	}
+	chains, err := p.verify(cas, dnsName, now)
+	if err != nil {
+		return nil, err
+	}
+	p.issuer = chains[0][len(chains[0])-1]
+	p.key = credential.NewPassword(bytes.Clone(key))
+	return p, nil
+}
+
+// verify is what the API server does with its caBundle.
+func (p *pair) verify(cas []*x509.Certificate, dnsName string, now time.Time) ([][]*x509.Certificate, error) {
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, ca := range cas {
+		roots.AddCert(ca)
+	}
+	for _, der := range p.tls.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		between.AddCert(c)
+	}
+	return p.leaf.Verify(x509.VerifyOptions{
+		DNSName: dnsName, Roots: roots, Intermediates: between, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+}
+
+// inDate also says no of no pair.
+func (p *pair) inDate(now time.Time) bool {
+	return p != nil && !now.Before(p.leaf.NotBefore) && now.Before(p.leaf.NotAfter)
+}
+
+// same tells whether two pairs have the same leaf, and so the same key.
+func (p *pair) same(q *pair) bool { return p != nil && q != nil && p.leaf.Equal(q.leaf) }
+
+// fingerprint tells certificates apart in a log.
+func (p *pair) fingerprint() string {
+	sum := sha256.Sum256(p.leaf.Raw)
+	return hex.EncodeToString(sum[:8])
+}
+
+func isP256(c *x509.Certificate) bool {
+	key, ok := c.PublicKey.(*ecdsa.PublicKey)
+	return ok && key.Curve == elliptic.P256()
+}
+
+// certificates reads what certificates there are in PEM, each once.
+func certificates(data []byte) []*x509.Certificate {
+	var all []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			return all
+		}
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			all = add(all, c)
+		}
+	}
+}
+
+// add appends a certificate that is not there yet.
+func add(all []*x509.Certificate, more ...*x509.Certificate) []*x509.Certificate {
+	for _, c := range more {
+		if !slices.ContainsFunc(all, c.Equal) {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// inDate leaves out the certificates that have expired.
+func inDate(all []*x509.Certificate, now time.Time) []*x509.Certificate {
+	return slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return !now.Before(c.NotAfter) })
+}
+
+// bundle writes certificates as PEM, always in the same order, so that replicas which agree on them write the same.
+func bundle(all []*x509.Certificate) []byte {
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b *x509.Certificate) int {
+		if c := a.NotAfter.Compare(b.NotAfter); c != 0 {
+			return c
+		}
+		return bytes.Compare(a.Raw, b.Raw)
+	})
+	var out []byte
+	for _, c := range all {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
