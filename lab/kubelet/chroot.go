@@ -15,8 +15,8 @@ import (
 )
 
 // chroot is the runtime of Linux nodes. A container is a copy of its image, in a mount namespace with its volumes, and
-// its processes see nothing else of the machine's files; processes, users, network and resources are the machine's. So it
-// holds programs together and not apart.
+// its processes see nothing else of the machine's files. They have the pod's network; processes, users and resources are the
+// machine's. So it holds programs together and not apart.
 type chroot struct {
 	dir string
 }
@@ -51,7 +51,11 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 	if s.env["PATH"] == "" {
 		s.env["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	}
-	enter := []string{"/usr/bin/unshare", "--root=" + root, "--wd=" + workingDir}
+	var enter []string
+	if s.network != nil {
+		enter = append(enter, "/usr/bin/nsenter", "--net="+s.network.Path(), "--")
+	}
+	enter = append(enter, "/usr/bin/unshare", "--root="+root, "--wd="+workingDir)
 	enter = append(enter, identity(s.security)...)
 	command := func(ctx context.Context, argv []string) *exec.Cmd {
 		cmd := exec.CommandContext(ctx, enter[0], slices.Concat(enter[1:], []string{"--"}, argv)...)
@@ -64,6 +68,22 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w%s", err, note(release()))
 	}
+	release = func() error {
+		// Its children are in its process group, unless they left it.
+		_ = syscall.Kill(-process.PID(), syscall.SIGKILL)
+		return os.RemoveAll(dir)
+	}
+	if changesUser(s.security) {
+		unguard, err := process.Guard()
+		if err != nil {
+			return nil, fmt.Errorf("%w%s", err, note(release()))
+		}
+		kill := release
+		release = func() error {
+			unguard()
+			return kill()
+		}
+	}
 	return &running{
 		process: process,
 		asksEnd: syscall.SIGTERM,
@@ -72,11 +92,7 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 			mountns.Enter(cmd, process.PID(), "")
 			return cmd
 		},
-		release: func() error {
-			// Its children are in its process group, unless they left it.
-			_ = syscall.Kill(-process.PID(), syscall.SIGKILL)
-			return release()
-		},
+		release: release,
 	}, nil
 }
 
@@ -112,9 +128,7 @@ func (r *chroot) mountPoint(root string, m mount, others []mount) error {
 	return nil
 }
 
-// identity is the user and group, without which a container runs as root. What an image says of it is not looked at. The
-// kernel forgets at the change of user that a process shall die with its parent: such a container outlives a kubelet that
-// is killed.
+// identity is the user and group, without which a container runs as root. What an image says of it is not looked at.
 func identity(security *corev1.SecurityContext) []string {
 	var args []string
 	if security.RunAsGroup != nil {
@@ -127,6 +141,8 @@ func identity(security *corev1.SecurityContext) []string {
 	}
 	return args
 }
+
+func changesUser(security *corev1.SecurityContext) bool { return len(identity(security)) > 0 }
 
 func note(err error) string {
 	if err == nil {

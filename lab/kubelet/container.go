@@ -292,7 +292,7 @@ func (c *container) start(ctx context.Context) (*running, *os.File, error) {
 	default:
 		p.event(corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", c.spec.Image)
 	}
-	s := start{id: newID(), image: img, workingDir: c.spec.WorkingDir, security: c.security()}
+	s := start{id: newID(), image: img, workingDir: c.spec.WorkingDir, security: c.security(), network: p.network}
 	if s.workingDir == "" {
 		s.workingDir = img.config.WorkingDir
 	}

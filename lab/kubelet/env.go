@@ -15,7 +15,7 @@ import (
 	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 )
 
-// The address of every pod and node.
+// The address of every node, and of every pod that has no network of its own.
 const loopback = "127.0.0.1"
 
 // field is what the downward API says of the pod.
@@ -25,8 +25,10 @@ func (p *pod) field(spec *corev1.Pod, path string) (string, error) {
 		return spec.Spec.NodeName, nil
 	case "spec.serviceAccountName":
 		return spec.Spec.ServiceAccountName, nil
-	case "status.hostIP", "status.podIP", "status.hostIPs", "status.podIPs":
+	case "status.hostIP", "status.hostIPs":
 		return loopback, nil
+	case "status.podIP", "status.podIPs":
+		return p.ip(), nil
 	}
 	return fieldpath.ExtractFieldPathAsString(spec, path)
 }

@@ -77,12 +77,13 @@ func TestKubectlExecAndLogs(t *testing.T) {
 func TestProbesDriveReadinessAndRestarts(t *testing.T) {
 	c := newCluster(t)
 	c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
-	port, state := freePort(t), t.TempDir()
+	const port = 8080
+	state := t.TempDir()
 	pod := c.podOf("p", "linux-1", "linux", "serve", "/state/good", "wait")
 	pod.Spec.Volumes = []corev1.Volume{{Name: "state", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: state}}}}
 	main := &pod.Spec.Containers[0]
 	main.VolumeMounts = []corev1.VolumeMount{{Name: "state", MountPath: "/state"}}
-	main.Env = []corev1.EnvVar{{Name: "SERVE", Value: fmt.Sprintf("127.0.0.1:%d", port)}}
+	main.Env = []corev1.EnvVar{{Name: "SERVE", Value: fmt.Sprintf(":%d", port)}}
 	main.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt(port)}}}
 	main.LivenessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 2, ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/prog", "test", "/state/alive"}}}}
 	good, alive := filepath.Join(state, "good"), filepath.Join(state, "alive")

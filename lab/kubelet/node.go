@@ -3,8 +3,10 @@
 // server as a kubelet does, with a node's own identity and rights, and keeps a kubelet's promises about images, volumes,
 // tokens, probes, restarts, grace, logs and exec, so that charts are installed, upgraded and removed as on a real cluster.
 //
-// It is not a container runtime: nothing is isolated but the view of files, resources are neither measured nor limited,
-// every pod's address is 127.0.0.1 and its ports are the machine's. It has no static pods, no ephemeral containers, no
+// It is not a container runtime: nothing is isolated but the view of files and, on Linux nodes, the network; resources are
+// neither measured nor limited. A pod of a Linux node has an address that this machine reaches, and itself reaches the API
+// server and nothing else: no other pod, no Service, no DNS server. A pod of a Windows node, or with hostNetwork, has the
+// machine's network, and says that its address is 127.0.0.1. It has no static pods, no ephemeral containers, no
 // volumes from drivers, no post-start and no HTTP hooks, no gRPC probes, no readiness gates. What waits 10 s to 5 min between
 // attempts in a real kubelet waits 1 s to 30 s here. Anybody on the machine may call a node's port for logs and exec: it
 // asks for no client certificate.
@@ -26,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/lab/internal/netns"
 	"github.com/ccgrkc/ccgrkc/lab/wine"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -80,9 +83,11 @@ type Node struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu      sync.Mutex
-	pods    map[types.UID]*pod
-	stopped bool
+	mu       sync.Mutex
+	pods     map[types.UID]*pod
+	networks map[*netns.Namespace]bool // of the pods that run
+	isCut    bool
+	stopped  bool
 
 	killed atomic.Bool // nothing is said any more
 }
@@ -99,7 +104,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	containers := filepath.Join(o.Dir, "containers")
-	n := &Node{o: o, pods: map[types.UID]*pod{}, images: &images{dir: filepath.Join(o.Dir, "images"), os: o.OS, mirror: o.Mirror, refs: map[string]*image{}}}
+	n := &Node{o: o, pods: map[types.UID]*pod{}, networks: map[*netns.Namespace]bool{}, images: &images{dir: filepath.Join(o.Dir, "images"), os: o.OS, mirror: o.Mirror, refs: map[string]*image{}}}
 	switch o.OS {
 	case "linux":
 		n.runtime = &chroot{containers}
@@ -249,18 +254,13 @@ func (n *Node) close() {
 	}
 }
 
-// CutOff cuts the network between the API server on one side, the kubelet and the pods on the other: open connections are
-// closed, new ones hang. Containers go on.
-func (n *Node) CutOff() {
-	n.api.cut(true)
-	n.inbound.cut(true)
-}
+// CutOff cuts the network between the API server on one side, the kubelet and the pods on the other: connections that go
+// through the kubelet are closed and new ones hang, and what is sent to a pod's own address is lost. Containers go on, and the
+// kubelet reaches them.
+func (n *Node) CutOff() { n.cut(true) }
 
 // Reconnect ends a CutOff.
-func (n *Node) Reconnect() {
-	n.api.cut(false)
-	n.inbound.cut(false)
-}
+func (n *Node) Reconnect() { n.cut(false) }
 
 // KillContainer ends a container's processes at once and has its status say the reason, with exit code 137: what the
 // kernel does to a container that is out of memory, if the reason is OOMKilled.

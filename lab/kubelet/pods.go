@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/lab/internal/netns"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,9 +29,11 @@ type pod struct {
 
 	changed chan struct{} // the status differs from what was written
 	tokens  map[string]*token
+	network *netns.Namespace // from the first container on; nil for the machine's
 
 	mu       sync.Mutex
 	object   *corev1.Pod
+	address  string // "" until the network is there
 	volumes  map[string]string
 	started  metav1.Time
 	initDone bool
@@ -84,6 +87,9 @@ func (n *Node) newPod(object *corev1.Pod) *pod {
 		node: n, namespace: object.Namespace, name: object.Name, uid: object.UID, object: object,
 		dir: filepath.Join(n.o.Dir, "pods", string(object.UID)), ended: make(chan struct{}), changed: make(chan struct{}, 1),
 		tokens: map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
+	}
+	if !p.hasNetwork() {
+		p.address = loopback
 	}
 	if object.Status.StartTime != nil {
 		p.started = *object.Status.StartTime
@@ -200,6 +206,17 @@ func (p *pod) run() {
 		<-refreshed
 		p.removeVolumes()
 	}()
+	for p.hasNetwork() {
+		leave, err := p.joinNetwork()
+		if err == nil {
+			defer leave()
+			break
+		}
+		p.event(corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %v", err)
+		if !sleep(p.ctx, time.Second) {
+			return
+		}
+	}
 
 	var sidecars sync.WaitGroup
 	endSidecars := make(chan struct{})

@@ -140,7 +140,7 @@ func (c *container) check(ctx context.Context, r *running, probe *corev1.Probe) 
 		if err != nil {
 			return err
 		}
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		conn, err := c.pod.dial(ctx, "tcp", address)
 		if err != nil {
 			return err
 		}
@@ -167,7 +167,9 @@ func (c *container) checkHTTP(ctx context.Context, get *corev1.HTTPGetAction) er
 		request.Header.Add(h.Name, h.Value)
 	}
 	// As kubelets do, it trusts every certificate: the probe sends nothing of value.
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: c.pod.dial,
+	}}
 	answer, err := client.Do(request)
 	if err != nil {
 		return err
@@ -182,7 +184,7 @@ func (c *container) checkHTTP(ctx context.Context, get *corev1.HTTPGetAction) er
 
 func (c *container) address(host string, port intstr.IntOrString) (string, error) {
 	if host == "" {
-		host = loopback
+		host = c.pod.ip()
 	}
 	if port.Type == intstr.Int {
 		return net.JoinHostPort(host, strconv.Itoa(port.IntValue())), nil

@@ -12,9 +12,10 @@ type gate struct {
 	listener net.Listener
 	target   string
 
-	mu    sync.Mutex
-	isCut bool
-	conns map[net.Conn]bool
+	mu     sync.Mutex
+	isCut  bool
+	closed bool
+	conns  map[net.Conn]bool
 }
 
 func newGate(target string) (*gate, error) {
@@ -23,23 +24,27 @@ func newGate(target string) (*gate, error) {
 		return nil, err
 	}
 	g := &gate{listener: listener, target: target, conns: map[net.Conn]bool{}}
-	go g.accept()
+	go g.accept(listener)
 	return g, nil
 }
 
 func (g *gate) port() int { return g.listener.Addr().(*net.TCPAddr).Port }
 
-func (g *gate) accept() {
+// accept serves a listener until that is closed. The gate may have others than its own, in namespaces of pods.
+func (g *gate) accept(listener net.Listener) {
 	for {
-		conn, err := g.listener.Accept()
+		conn, err := listener.Accept()
 		if err != nil {
 			return // closed
 		}
 		g.mu.Lock()
-		g.conns[conn] = true
-		isCut := g.isCut
+		isCut, closed := g.isCut, g.closed
+		g.conns[conn] = !closed
 		g.mu.Unlock()
-		if !isCut {
+		switch {
+		case closed:
+			g.drop(conn)
+		case !isCut:
 			go g.pass(conn)
 		}
 	}
@@ -100,5 +105,6 @@ func (g *gate) close() {
 	g.listener.Close()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.closed = true
 	g.closeAll()
 }

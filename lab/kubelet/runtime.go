@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+	"github.com/ccgrkc/ccgrkc/lab/internal/netns"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -20,6 +21,7 @@ type start struct {
 	workingDir string
 	log        *os.File
 	security   *corev1.SecurityContext // the container's, over the pod's
+	network    *netns.Namespace        // nil for the machine's
 }
 
 type mount struct {

@@ -68,8 +68,10 @@ func (p *pod) status() corev1.PodStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := corev1.PodStatus{
-		Phase: p.phase(stopped), StartTime: &p.started, HostIP: loopback, PodIP: loopback,
-		HostIPs: []corev1.HostIP{{IP: loopback}}, PodIPs: []corev1.PodIP{{IP: loopback}},
+		Phase: p.phase(stopped), StartTime: &p.started, HostIP: loopback, HostIPs: []corev1.HostIP{{IP: loopback}},
+	}
+	if p.address != "" {
+		s.PodIP, s.PodIPs = p.address, []corev1.PodIP{{IP: p.address}}
 	}
 	ready := s.Phase == corev1.PodRunning
 	for _, c := range p.inits {

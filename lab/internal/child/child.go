@@ -2,8 +2,11 @@
 package child
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 )
 
@@ -42,6 +45,29 @@ func Start(cmd *exec.Cmd, signal syscall.Signal) (*Process, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// Guard is for a process that is about to change its user, at which the kernel forgets that it shall die with this one: a
+// shell that waits for this process's end then kills the process group, until end is called. It must be called while the process
+// group exists, for its number may be used again.
+func (p *Process) Guard() (end func(), err error) {
+	waits, held, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer waits.Close()
+	guard := exec.Command("/bin/sh", "-c", `read -r line; kill -s KILL -- "-$0"`, strconv.Itoa(p.PID()))
+	guard.Stdin = waits
+	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := guard.Start(); err != nil {
+		held.Close()
+		return nil, fmt.Errorf("guarding process %d: %w", p.PID(), err)
+	}
+	return func() {
+		_ = guard.Process.Kill()
+		_ = guard.Wait() // it was killed
+		held.Close()
+	}, nil
 }
 
 // PID is the process's id.

@@ -2,8 +2,10 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -11,6 +13,15 @@ import (
 	"syscall"
 	"time"
 )
+
+func serve(answer http.HandlerFunc) {
+	l, err := net.Listen("tcp", os.Getenv("SERVE"))
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	go http.Serve(l, answer)
+}
 
 func main() {
 	args := os.Args[1:]
@@ -52,12 +63,21 @@ func main() {
 			code, _ := strconv.Atoi(operand)
 			os.Exit(code)
 		case "serve": // 200 while the file is there
-			address := os.Getenv("SERVE")
-			go http.ListenAndServe(address, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			serve(func(w http.ResponseWriter, _ *http.Request) {
 				if _, err := os.Stat(operand); err != nil {
 					w.WriteHeader(http.StatusServiceUnavailable)
 				}
-			}))
+			})
+		case "say": // this, and from which address, to whoever asks
+			serve(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, operand, " at ", os.Getenv("ADDRESS")) })
+		case "api":
+			client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+			answer, err := client.Get("https://" + net.JoinHostPort(os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")) + operand)
+			if err != nil {
+				fmt.Println(err)
+				break
+			}
+			fmt.Println("the API server answered", answer.Status)
 		case "wait": // until it is asked to end; an operand makes it deaf to that
 			signals := make(chan os.Signal, 1)
 			signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
