@@ -44,6 +44,8 @@ build: deps ## build everything into dist/
 	$(Q)$(WINDOWS) $(BUILD) -o dist/gmsa-account-provider.exe ./cmd/gmsa-account-provider
 	$(Q)$(SIGN) dist/ccg-plugin-installer.exe
 	$(Q)$(SIGN) dist/gmsa-account-provider.exe
+	@echo "build  dist/gmsa-webhook"
+	$(Q)$(BUILD) -o dist/gmsa-webhook ./cmd/gmsa-webhook
 	@echo "build  dist/gmsactl"
 	$(Q)cd gmsactl && $(BUILD) -o ../dist/gmsactl .
 	@echo "build  dist/lab/"
@@ -127,6 +129,8 @@ images: build ## container images for Windows and Linux, as an OCI layout in dis
 	@echo "build  dist/linux-amd64/, dist/linux-arm64/"
 	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/release-cleanup ./cmd/release-cleanup
 	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/release-cleanup ./cmd/release-cleanup
+	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/gmsa-webhook ./cmd/gmsa-webhook
+	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/gmsa-webhook ./cmd/gmsa-webhook
 	$(Q)cd gmsactl && GOOS=linux GOARCH=amd64 $(BUILD) -o ../dist/linux-amd64/gmsactl .
 	$(Q)cd gmsactl && GOOS=linux GOARCH=arm64 $(BUILD) -o ../dist/linux-arm64/gmsactl .
 	@echo "image  dist/image"
@@ -149,7 +153,7 @@ release: ## make images with signed Windows programs, and checksums: SIGN_CERT=c
 		os=$${platform%-*} arch=$${platform#*-}; exe=; [ $$os = windows ] && exe=.exe; \
 		GOOS=$$os GOARCH=$$arch $(BUILD) -o ../dist/gmsactl-$$platform$$exe . || exit 1; done
 	$(Q)hack/sign.sh dist/gmsactl-windows-amd64.exe
-	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup gmsactl-* sbom/*.json image/index.json >SHA256SUMS
+	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup linux-*/gmsa-webhook gmsactl-* sbom/*.json image/index.json >SHA256SUMS
 	@echo "sums   dist/SHA256SUMS"
 
 .PHONY: fuzz

@@ -192,7 +192,7 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 }
 
 // linuxPrograms are what a Linux image holds, a layer each; the first is what it runs.
-var linuxPrograms = []string{"release-cleanup", "gmsactl"}
+var linuxPrograms = []string{"release-cleanup", "gmsa-webhook", "gmsactl"}
 
 func linuxImage(o options, platform v1.Platform, lists map[string][]byte) (v1.Image, error) {
 	var layers []v1.Layer

@@ -166,6 +166,7 @@ func TestEveryPlatformIsPulledAsItWasBuilt(t *testing.T) {
 			config:   v1.Config{User: "65532:65532", Entrypoint: []string{"/release-cleanup"}, WorkingDir: "/", Labels: wantLabels},
 			layers: [][]string{
 				{"release-cleanup", "sbom/", "sbom/release-cleanup.cdx.json"},
+				{"gmsa-webhook", "sbom/", "sbom/gmsa-webhook.cdx.json"},
 				{"gmsactl", "sbom/", "sbom/gmsactl.cdx.json"},
 			},
 			contents: map[string]string{

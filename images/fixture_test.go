@@ -52,6 +52,8 @@ var programs = sync.OnceValues(func() (string, error) {
 	build("gmsa-account-provider.exe", "./plain", nil, windows...)
 	build("linux-amd64/release-cleanup", "./plain", nil, "GOOS=linux", "GOARCH=amd64")
 	build("linux-arm64/release-cleanup", "./plain", nil, "GOOS=linux", "GOARCH=arm64")
+	build("linux-amd64/gmsa-webhook", "./plain", nil, "GOOS=linux", "GOARCH=amd64")
+	build("linux-arm64/gmsa-webhook", "./plain", nil, "GOOS=linux", "GOARCH=arm64")
 	build("linux-amd64/gmsactl", "./plain", nil, "GOOS=linux", "GOARCH=amd64")
 	build("linux-arm64/gmsactl", "./plain", nil, "GOOS=linux", "GOARCH=arm64")
 	build("dynamic", "./plain", []string{"-buildmode=pie"}, "GOOS=linux", "GOARCH=amd64")
@@ -91,7 +93,8 @@ func dist(t *testing.T) string {
 	dir := t.TempDir()
 	for _, name := range []string{
 		"ccg-plugin.dll", "ccg-plugin-installer.exe", "gmsa-account-provider.exe",
-		"linux-amd64/release-cleanup", "linux-arm64/release-cleanup", "linux-amd64/gmsactl", "linux-arm64/gmsactl",
+		"linux-amd64/release-cleanup", "linux-arm64/release-cleanup",
+		"linux-amd64/gmsa-webhook", "linux-arm64/gmsa-webhook", "linux-amd64/gmsactl", "linux-arm64/gmsactl",
 	} {
 		put(t, dir, name, read(t, from, name))
 	}

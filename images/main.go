@@ -1,7 +1,7 @@
 // Command images makes CCGRKC's container images, and pushes them, without a container engine.
 //
 // It reads finished programs and writes an OCI image layout: one index, with an image for windows/amd64 (HostProcess
-// containers) and one each for linux/amd64 and linux/arm64 (the charts' Jobs, gmsactl). It compiles nothing and signs nothing.
+// containers) and one each for linux/amd64 and linux/arm64 (the webhook, the charts' Jobs, gmsactl). It compiles nothing and signs nothing.
 package main
 
 import (
@@ -42,9 +42,9 @@ func buildCommand() *cobra.Command {
 		Short: "Write an OCI image layout from the programs in a directory",
 		Long: `Writes one multi-platform image as an OCI image layout. In --dist must lie:
 
-  ccg-plugin-installer.exe, gmsa-account-provider.exe        what the Windows image holds
-  ccg-plugin.dll                                             what is inside the installer, for its list of components
-  release-cleanup, gmsactl in linux-amd64 and linux-arm64    what the Linux images hold
+  ccg-plugin-installer.exe, gmsa-account-provider.exe                      what the Windows image holds
+  ccg-plugin.dll                                                           what is inside the installer, for its list of components
+  release-cleanup, gmsa-webhook, gmsactl in linux-amd64 and linux-arm64    what the Linux images hold
 
 Equal programs and flags give an equal digest. A list of components (CycloneDX 1.6) of each program goes into its image,
 below /sbom, and into the directory sbom beside --out.

@@ -37,6 +37,11 @@ func (d *Dir) check(*Keeper) error {
 	return nil
 }
 
+func (d *Dir) injects() bool {
+	_, err := os.Stat(filepath.Join(d.Path, caKey))
+	return err == nil || len(d.cas) > 0 // also while files are being exchanged
+}
+
 func (d *Dir) look(_ context.Context, k *Keeper, seen []*configuration, now time.Time) (offer, error) {
 	var o offer
 	p, cas, err := d.read(k.config.DNSName, now)

@@ -50,8 +50,10 @@ type Config struct {
 type Source interface {
 	// check refuses a source that cannot work.
 	check(*Keeper) error
-	// look reads what there is, brings it into order, and says what to do. seen is the configurations as they were before. With
-	// an error the offer still counts.
+	// injects tells whether the two configurations are this webhook's to write. Otherwise they are not even read.
+	injects() bool
+	// look reads what there is, brings it into order, and says what to do. seen is the configurations as they were before; none
+	// if they are not read. With an error the offer still counts.
 	look(ctx context.Context, k *Keeper, seen []*configuration, now time.Time) (offer, error)
 }
 
@@ -70,7 +72,6 @@ type Keeper struct {
 	// Only Run's goroutine uses these.
 	versions  string    // of the configurations when last seen
 	since     time.Time // when this keeper first saw them; by its own monotonic clock, so that replicas' clocks may differ
-	handsOff  bool      // nothing is injected
 	complaint string    // that was logged last
 
 	mu     sync.Mutex
@@ -126,17 +127,19 @@ func (k *Keeper) Run(ctx context.Context) {
 // every step is one write of one object, and the next pass, of whichever replica, goes on from what it finds.
 func (k *Keeper) pass(ctx context.Context) error {
 	now := k.now()
-	// The configurations come before the source: inject relies on it.
-	seen, err := k.readConfigurations(ctx)
-	if err != nil {
-		return k.unsure(err)
+	var seen []*configuration
+	if k.config.Source.injects() {
+		// The configurations come before the source: inject relies on it.
+		var err error
+		if seen, err = k.readConfigurations(ctx); err != nil {
+			return k.unsure(err)
+		}
+		k.notice(seen)
 	}
-	k.notice(seen)
 	offer, problem := k.config.Source.look(ctx, k, seen, now)
 	if problem != nil && offer.bundle == nil {
 		return k.unsure(problem)
 	}
-	k.handsOff = offer.bundle == nil
 	if p, old := offer.pair, k.current(); p != nil && (!old.inDate(now) || k.trusts(seen, p, now) == nil || k.trusts(seen, old, now) != nil) {
 		k.serve(p)
 	}
@@ -148,7 +151,7 @@ func (k *Keeper) pass(ctx context.Context) error {
 		}
 		k.notice(seen)
 	}
-	doubt := errors.New("there is no certificate yet")
+	doubt := problem
 	if p := k.current(); p != nil {
 		doubt = k.trusts(seen, p, now)
 	}

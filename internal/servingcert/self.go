@@ -50,6 +50,8 @@ func (s Self) check(k *Keeper) error {
 	return nil
 }
 
+func (Self) injects() bool { return true }
+
 // secret keeps what is not read here as it was.
 type secret struct {
 	APIVersion string            `json:"apiVersion"`
