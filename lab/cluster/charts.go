@@ -14,6 +14,7 @@ import (
 const (
 	Installer = "rancher-gmsa-plugin-installer"
 	Provider  = "rancher-gmsa-account-provider"
+	Webhook   = "rancher-gmsa-webhook"
 )
 
 // Chart is the directory of a chart.

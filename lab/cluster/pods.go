@@ -42,6 +42,15 @@ func (c *Cluster) GMSAPod(namespace, name, node string, spec []byte) *corev1.Pod
 	}
 }
 
+// NamingPod is a GMSAPod that names its GMSACredentialSpec instead of carrying it, as users write it for a cluster that has an
+// admission webhook. Its ServiceAccount is default if serviceAccount is empty.
+func (c *Cluster) NamingPod(namespace, name, node, credentialSpec, serviceAccount string) *corev1.Pod {
+	pod := c.GMSAPod(namespace, name, node, nil)
+	pod.Spec.SecurityContext.WindowsOptions = &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &credentialSpec}
+	pod.Spec.ServiceAccountName = serviceAccount
+	return pod
+}
+
 // CreateAppPod creates an AppPod.
 func (c *Cluster) CreateAppPod(ctx context.Context, namespace, name, node, input string) error {
 	pod, err := c.AppPod(namespace, name, node, input)
