@@ -26,13 +26,18 @@ var update = flag.Bool("update", false, "write golden files and generated docume
 const (
 	installer = "rancher-gmsa-plugin-installer"
 	provider  = "rancher-gmsa-account-provider"
+	webhook   = "rancher-gmsa-webhook"
 
 	chartsDir = "../../charts"
 	// kubeVersion is what charts are rendered for where no cluster is asked. Golden files do not depend on the lab's version.
 	kubeVersion = "1.31.0"
 )
 
-var charts = []string{installer, provider}
+var (
+	charts = []string{installer, provider, webhook}
+	// onWindows are those that run on Windows nodes and clean up there.
+	onWindows = []string{installer, provider}
+)
 
 // rendering is one way to install a chart.
 type rendering struct {
@@ -121,6 +126,76 @@ affinity: null
 resources: null
 extraEnv: null
 imagePullSecrets: null
+`},
+	{chart: provider, name: "no-webhook", values: `webhook: {serviceAccount: ""}`},
+
+	{chart: webhook, name: "defaults"},
+	{chart: webhook, name: "everything", values: `
+global: {cattle: {systemDefaultRegistry: registry.example.com/mirror}}
+image: {registry: ignored.example.com, repository: team/ccgrkc, tag: v9, pullPolicy: Always}
+imagePullSecrets: [{name: pull}]
+pluginInput: deny
+randomHostname: true
+timeoutSeconds: 10
+crd: {install: false}
+certificates: {lifetime: 24h, settle: 30s}
+apiServer: {clientCAConfigMap: webhook-clients, clientName: "kube-apiserver"}
+log: {level: debug, format: json}
+metrics: {enabled: true}
+networkPolicy: {apiServerCIDRs: [10.0.0.10/32, "fd00::10/128"]}
+replicas: 3
+podDisruptionBudget: {maxUnavailable: 34%}
+nodeSelector: {pool: system}
+tolerations: []
+affinity:
+  nodeAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms: [{matchExpressions: [{key: arch, operator: In, values: [x]}]}]
+topologySpread:
+  - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}
+resources: {requests: {cpu: 50m, memory: 64Mi}, limits: {cpu: 1, memory: 256Mi}}
+priorityClassName: ""
+podLabels: {team: identity}
+podAnnotations: {note: hello}
+serviceAccount: {annotations: {owner: identity}}
+extraEnv: [{name: GODEBUG, value: x}]
+`},
+	{chart: webhook, name: "certificate-provided", values: `certificates: {mode: provided, provided: {secretName: webhook-tls}}`},
+	{chart: webhook, name: "certificate-provided-with-ca", values: `
+certificates:
+  mode: provided
+  provided:
+    secretName: webhook-tls
+    caBundle: |
+      -----BEGIN CERTIFICATE-----
+      MIIBezCCASGgAwIBAgIUL5cPuXA+GQczWsclOJJiWMkOu8YwCgYIKoZIzj0EAwIw
+      EjEQMA4GA1UEAwwHdGVzdCBDQTAgFw0yNjExMjMwNzAzNThaGA8yMTI2MTAzMDA3
+      MDM1OFowEjEQMA4GA1UEAwwHdGVzdCBDQTBZMBMGByqGSM49AgEGCCqGSM49AwEH
+      A0IABEEm7WgKbAajP5qO31y4PqelQkcjR4//rC8WSeHVe0W5015CSi4X9UNvHGOu
+      QPbJ2CIPT2letGxbmMjLoNUNXfOjUzBRMB0GA1UdDgQWBBQDo61umWCL9X1xIebT
+      qYQGxYrC6DAfBgNVHSMEGDAWgBQDo61umWCL9X1xIebTqYQGxYrC6DAPBgNVHRMB
+      Af8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCeAO+kbjoiEAGKqfXB/VoxSNAW
+      TQ87b5uSIogo9TBjGgIgU6/XjJvf45HqtSxnkZEIX1KJlYvfnVhf0K8YzjPzyHY=
+      -----END CERTIFICATE-----
+`},
+	{chart: webhook, name: "certificate-from-cert-manager", certManager: true, values: `certificates: {mode: certManager}`},
+	{chart: webhook, name: "certificate-from-an-issuer", certManager: true, values: `
+certificates: {mode: certManager, certManager: {duration: 2h, renewBefore: 30m, issuerRef: {name: corp, kind: ClusterIssuer}}}
+`},
+	{chart: webhook, name: "longest-name", release: strings.Repeat("a-", 26) + "b", certManager: true, values: `certificates: {mode: certManager}`},
+	{chart: webhook, name: "name-with-dots", release: "corp.example.com"},
+	{chart: webhook, name: "one-replica", values: `{replicas: 1, podDisruptionBudget: {enabled: false}, networkPolicy: {enabled: false}}`},
+	{chart: webhook, name: "null-lists", values: `
+tolerations: null
+nodeSelector: null
+podLabels: null
+podAnnotations: null
+affinity: null
+topologySpread: null
+resources: null
+extraEnv: null
+imagePullSecrets: null
+networkPolicy: {apiServerCIDRs: null}
 `},
 }
 

@@ -42,16 +42,35 @@ var wrong = []struct {
 	{provider, "a quantity", "", `resources: {limits: {memory: 128MB}}`, []string{"/resources/limits/memory", "quantity_such_as"}},
 	{provider, "a wait that is too short", "", `uninstall: {timeout: 1s}`, []string{"uninstall.timeout is 1s", "10s to 24h"}},
 	{provider, "a name that another release's uninstall has", "web-uninstall", ``, []string{"cannot be called web-uninstall", "does not end with -uninstall"}},
+	{provider, "a name that stands for another release's Secret", "gmsa-secret-web", ``, []string{"cannot be called gmsa-secret-web", "does not begin with gmsa-secret-"}},
+	{provider, "a webhook's namespace with dots", "", `webhook: {namespace: a.b}`, []string{"/webhook/namespace", "'a.b'", "lower_case_letters_digits_and_hyphens"}},
 	{installer, "an unknown key", "", `credentials: {}`, []string{"additional properties 'credentials' not allowed"}},
 	{installer, "a bad interval", "", `plugin: {interval: often}`, []string{"/plugin/interval", "'often'", "duration_such_as_90s_30m_or_24h"}},
 	{installer, "an interval of nothing", "", `plugin: {interval: 500ms}`, []string{"plugin.interval is 500ms", "1s or more"}},
 	{installer, "an unknown identity", "", `plugin: {runAs: me}`, []string{"/plugin/runAs", "'network-service'"}},
+	{webhook, "failurePolicy", "", `failurePolicy: Ignore`, []string{"additional properties 'failurePolicy' not allowed"}},
+	{webhook, "an unknown plugin input", "", `pluginInput: ignore`, []string{"/pluginInput", "'warn', 'deny'"}},
+	{webhook, "an unknown mode", "", `certificates: {mode: embedded}`, []string{"/certificates/mode", "'self', 'certManager', 'provided'"}},
+	{webhook, "cert-manager is not there", "", `certificates: {mode: certManager}`, []string{"does not know cert-manager.io/v1", "certificates.mode=self", "--api-versions cert-manager.io/v1"}},
+	{webhook, "a certificate without a Secret", "", `certificates: {mode: provided}`, []string{"name the Secret in certificates.provided.secretName"}},
+	{webhook, "a CA that is no PEM", "", `certificates: {provided: {caBundle: TUlJQg==}}`, []string{"/certificates/provided/caBundle", "PEM_that_begins_with_BEGIN_CERTIFICATE"}},
+	{webhook, "a private key for the CA", "", `certificates: {provided: {caBundle: "-----BEGIN PRIVATE KEY-----"}}`, []string{"/certificates/provided/caBundle"}},
+	{webhook, "a certificate that ends before it settles", "", `certificates: {lifetime: 5m}`, []string{"certificates.lifetime is 5m", "six times certificates.settle (60s)"}},
+	{webhook, "nothing to settle", "", `certificates: {settle: 100ms}`, []string{"certificates.settle is 100ms", "1s or more"}},
+	{webhook, "a client's name without a CA", "", `apiServer: {clientName: kube-apiserver}`, []string{"apiServer.clientCAConfigMap"}},
+	{webhook, "an address without prefix", "", `networkPolicy: {apiServerCIDRs: [10.0.0.1]}`, []string{"/networkPolicy/apiServerCIDRs/0", "address_and_prefix"}},
+	{webhook, "no replica", "", `replicas: 0`, []string{"/replicas"}},
+	{webhook, "a time that the API server does not wait", "", `timeoutSeconds: 31`, []string{"/timeoutSeconds", "30"}},
+	{webhook, "Windows nodes", "", `nodeSelector: {kubernetes.io/os: windows}`, []string{"kubernetes.io/os is windows", "Leave kubernetes.io/os out"}},
+	{webhook, "a label of the chart's", "", `podLabels: {app.kubernetes.io/name: x}`, []string{"the chart sets app.kubernetes.io/name itself"}},
+	{webhook, "a name that no Service can have", "1st", ``, []string{"cannot be called 1st", "begins with a letter"}},
+	{webhook, "a name that another release's uninstall has", "web-uninstall", ``, []string{"does not end with -uninstall"}},
 }
 
 // wrongWithCertManager is what only cert-manager cannot do.
-var wrongWithCertManager = []struct{ name, values, want string }{
+var wrongWithCertManager = []struct{ name, values, want string }{ // of every chart that knows cert-manager
 	{"certificates shorter than an hour", `{duration: 30m}`, "duration is 30m: cert-manager needs 1h or more"},
-	{"renewal before the beginning", `{renewBefore: 24h}`, "renewBefore is 24h"},
+	{"renewal before the beginning", `{duration: 24h, renewBefore: 24h}`, "renewBefore is 24h"},
 	{"renewal at the last moment", `{renewBefore: 1m}`, "5m or more"},
 	{"a CA that ends before its certificates", `{caDuration: 24h}`, "caDuration is 24h: use three times the duration"},
 }
@@ -80,10 +99,12 @@ func TestWrongValuesAreRefusedWithWhatToDo(t *testing.T) {
 		})
 	}
 	for _, w := range wrongWithCertManager {
-		t.Run("cert-manager/"+w.name, func(t *testing.T) {
-			refused(t, rendering{chart: provider, certManager: true,
-				values: "certificates: {mode: certManager, certManager: " + w.values + "}"}, w.want)
-		})
+		for _, chart := range []string{provider, webhook} {
+			t.Run(chart+"/cert-manager/"+w.name, func(t *testing.T) {
+				refused(t, rendering{chart: chart, certManager: true,
+					values: "certificates: {mode: certManager, certManager: " + w.values + "}"}, w.want)
+			})
+		}
 	}
 }
 
@@ -91,9 +112,13 @@ func TestWrongValuesAreRefusedWithWhatToDo(t *testing.T) {
 func TestOldKubernetesIsRefused(t *testing.T) {
 	for _, h := range helms(t) {
 		for _, chart := range charts {
-			_, err := rendering{chart: chart}.withDefaults().render(t, h, "1.26.9")
-			if err == nil || !strings.Contains(err.Error(), ">=1.27.0-0") {
-				t.Errorf("%s, %s on Kubernetes 1.26: %v", h.name, chart, err)
+			old, wants := "1.26.9", ">=1.27.0-0"
+			if chart == webhook {
+				old, wants = "1.29.14", ">=1.30.0-0"
+			}
+			_, err := rendering{chart: chart}.withDefaults().render(t, h, old)
+			if err == nil || !strings.Contains(err.Error(), wants) {
+				t.Errorf("%s, %s on Kubernetes %s: %v", h.name, chart, old, err)
 			}
 		}
 	}

@@ -1,4 +1,4 @@
-{{/* What _shared.tpl asks of each chart, under the chart's name. */}}
+{{/* What _windows.tpl asks of each chart, under the chart's name. */}}
 
 {{- define "rancher-gmsa-account-provider.component" -}}
 provider
@@ -12,6 +12,18 @@ provider
 
 {{- define "rancher-gmsa-account-provider.secret" -}}
 {{- .Values.credentials.secretName | default (printf "%s-creds" .Release.Name) -}}
+{{- end -}}
+
+{{/* Name of the ServiceAccount by which the webhook sees that a release serves the Secret; empty if there is none. The name has
+room for a Secret's name of 241 characters, and there is none in the place of one that somebody else made. */}}
+{{- define "rancher-gmsa-account-provider.secretMarker" -}}
+{{- $name := printf "gmsa-secret-%s" (include "rancher-gmsa-account-provider.secret" .) -}}
+{{- if and .Values.webhook.serviceAccount (le (len $name) 253) -}}
+{{- $there := lookup "v1" "ServiceAccount" .Release.Namespace $name -}}
+{{- if or (not $there) (eq (dig "metadata" "labels" "app.kubernetes.io/component" "" $there) "secret-marker") -}}
+{{- $name -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "rancher-gmsa-account-provider.account" -}}
@@ -43,6 +55,9 @@ exec:
 
 {{/* What is wrong in this chart. */}}
 {{- define "rancher-gmsa-account-provider.validate" -}}
+{{- if hasPrefix "gmsa-secret-" .Release.Name -}}
+{{- fail (printf "\n\nThe release cannot be called %s: its ServiceAccount would have a name that stands for the Secret %s of another release. Choose a name that does not begin with gmsa-secret-." .Release.Name (trimPrefix "gmsa-secret-" .Release.Name)) -}}
+{{- end -}}
 {{- $c := .Values.certificates -}}
 {{- if eq $c.mode "embedded" -}}
 {{- if lt (include "ccgrkc.seconds" $c.lifetime | int) 10 -}}

@@ -1,4 +1,4 @@
-{{/* What _shared.tpl asks of each chart, under the chart's name. */}}
+{{/* What _windows.tpl asks of each chart, under the chart's name. */}}
 
 {{- define "rancher-gmsa-plugin-installer.component" -}}
 installer
