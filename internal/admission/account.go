@@ -41,8 +41,8 @@ func (h *handler) pluginProblem(ctx context.Context, name string, contents []byt
 	}
 	switch account {
 	case AccountUnserved:
-		return fmt.Sprintf("no release of rancher-gmsa-account-provider serves %s, the account of GMSACredentialSpec %s: install one in namespace %s for Secret %s, or set its value webhook.serviceAccount",
-			ref, name, ref.Namespace, ref.Secret), "release"
+		return fmt.Sprintf("no release of rancher-gmsa-account-provider serves %s, the account of GMSACredentialSpec %s: install one there for that Secret, or set its value webhook.serviceAccount",
+			ref, name), "release"
 	case SecretMissing:
 		return fmt.Sprintf("Secret %s is missing in namespace %s, so that pods of GMSACredentialSpec %s get no gMSA: gmsactl account create %s/<release> makes it",
 			ref.Secret, ref.Namespace, name, ref.Namespace), "secret"

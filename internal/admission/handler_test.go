@@ -1,0 +1,227 @@
+package admission
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestWhatIsNoReviewOfAPodGetsAnHTTPError(t *testing.T) {
+	a := newAPIServer(t)
+	h := NewHandler(config(t, a))
+	good := string(reviewOf(create, "", newPod(object{"securityContext": windows("web01", spec1)}), nil))
+	if w := send(h, "/validate", []byte(good)); w.Code != http.StatusOK {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	for name, c := range map[string]struct {
+		body string
+		says string
+	}{
+		"empty":              {"", "no AdmissionReview"},
+		"no JSON":            {"hello", "no AdmissionReview"},
+		"two":                {good + good, "no AdmissionReview"},
+		"a list":             {"[]", "no AdmissionReview"},
+		"null":               {"null", `apiVersion "", kind ""`},
+		"deep":               {strings.Repeat(`{"request":`, 50000), "no AdmissionReview"},
+		"deep and whole":     {strings.Repeat("[", 50000) + strings.Repeat("]", 50000), "no AdmissionReview"},
+		"deep in the pod":    {strings.Replace(good, `"metadata"`, `"x":`+strings.Repeat("[", 11000)+strings.Repeat("]", 11000)+`,"metadata"`, 1), "no AdmissionReview"},
+		"v1beta1":            {strings.Replace(good, "admission.k8s.io/v1", "admission.k8s.io/v1beta1", 1), `apiVersion "admission.k8s.io/v1beta1"`},
+		"wrong kind":         {strings.Replace(good, `"AdmissionReview"`, `"ConversionReview"`, 1), `kind "ConversionReview"`},
+		"no request":         {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, "has no request"},
+		"null request":       {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":null}`, "has no request"},
+		"no uid":             {strings.Replace(good, `"u-1"`, `""`, 1), "no uid"},
+		"another resource":   {strings.Replace(good, `"resource":"pods"`, `"resource":"secrets"`, 1), `"secrets"`},
+		"another object":     {strings.Replace(good, `"kind":"Pod","version"`, `"kind":"Deployment","version"`, 1), `kind "Deployment"`},
+		"subresource":        {strings.Replace(good, `"uid"`, `"subResource":"status","uid"`, 1), `subresource "status"`},
+		"DELETE":             {strings.Replace(good, `"CREATE"`, `"DELETE"`, 1), `"DELETE"`},
+		"no namespace":       {strings.Replace(good, `"namespace":"shop","object"`, `"namespace":"","object"`, 1), "no namespace"},
+		"no object":          {string(reviewOf(create, "", nil, nil)), "object: it is missing"},
+		"object is a text":   {string(reviewOf(create, "", "pod", nil)), "object: it is no pod"},
+		"containers a text":  {string(reviewOf(create, "", newPod(object{"containers": "web"}), nil)), "object: it is no pod"},
+		"name a number":      {string(reviewOf(create, "", newPod(object{"securityContext": object{"windowsOptions": object{"gmsaCredentialSpecName": 1}}}), nil)), "object: it is no pod"},
+		"UPDATE without old": {string(reviewOf(update, "", newPod(nil), nil)), "oldObject: it is missing"},
+	} {
+		for _, path := range []string{"/mutate", "/validate"} {
+			w := send(h, path, []byte(c.body))
+			if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), c.says) {
+				t.Errorf("%s: %s: %d %q, want 400 with %q", name, path, w.Code, w.Body, c.says)
+			}
+		}
+	}
+}
+
+func TestOtherRequestsGetAnHTTPError(t *testing.T) {
+	h := NewHandler(config(t, newAPIServer(t)))
+	for _, c := range []struct {
+		method, path, contentType string
+		code                      int
+	}{
+		{"GET", "/mutate", "application/json", 405},
+		{"PUT", "/validate", "application/json", 405},
+		{"POST", "/", "application/json", 404},
+		{"POST", "/mutate/x", "application/json", 404},
+		{"GET", "/metrics", "", 404},
+		{"POST", "/mutate", "", 415},
+		{"POST", "/mutate", "text/plain", 415},
+		{"POST", "/mutate", "application/yaml", 415},
+		{"POST", "/mutate", "application/json;;", 415},
+		{"POST", "/mutate", "application/json; charset=utf-8", 200},
+	} {
+		r := httptest.NewRequest(c.method, c.path, bytes.NewReader(reviewOf(create, "", newPod(nil), nil)))
+		r.Header.Set("Content-Type", c.contentType)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != c.code {
+			t.Errorf("%v: %d", c, w.Code)
+		}
+	}
+}
+
+func padded(size int) []byte {
+	pod := newPod(object{"securityContext": windows("web01", "")})
+	pod["metadata"].(object)["annotations"] = object{"x": strings.Repeat("x", size)}
+	return reviewOf(create, "", pod, nil)
+}
+
+func TestLargeReviewsAreReadUpToALimit(t *testing.T) {
+	h := NewHandler(config(t, newAPIServer(t)))
+	answer := answerOf(t, send(h, "/mutate", padded(1<<20)))
+	if !answer.Allowed || len(answer.Patch) == 0 {
+		t.Errorf("1 MiB: %+v", answer)
+	}
+	for _, known := range []bool{true, false} {
+		r := httptest.NewRequest(http.MethodPost, "/mutate", bytes.NewReader(padded(5<<20)))
+		r.Header.Set("Content-Type", "application/json")
+		if !known {
+			r.ContentLength = -1
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != http.StatusRequestEntityTooLarge {
+			t.Errorf("5 MiB, its length known: %t: %d %s", known, w.Code, w.Body)
+		}
+	}
+}
+
+func TestTwoHundredAtOnceAreAllAnswered(t *testing.T) {
+	h := NewHandler(config(t, newAPIServer(t)))
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			account, allowed := "default", true
+			if i%2 == 0 {
+				account, allowed = "other", false
+			}
+			body := reviewOf(create, "", newPod(object{"serviceAccountName": account, "securityContext": windows("web01", spec1)}), nil)
+			resp, err := http.Post(server.URL+"/validate?timeout=10s", "application/json", bytes.NewReader(body))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			var v review
+			if err := json.NewDecoder(resp.Body).Decode(&v); err != nil || v.Response == nil || v.Response.Allowed != allowed {
+				t.Errorf("status %d, %v: %+v", resp.StatusCode, err, v.Response)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A body that trickles in holds its place for two seconds, and large ones hold none of the small ones' places.
+func TestSlowBodiesDoNotStopTheOthers(t *testing.T) {
+	server := httptest.NewServer(NewHandler(config(t, newAPIServer(t))))
+	t.Cleanup(server.Close)
+	var slow []net.Conn
+	for range largeAtOnce {
+		c, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if _, err := io.WriteString(c, "POST /mutate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+		slow = append(slow, c)
+	}
+	post := func(body []byte) (int, time.Duration) {
+		t.Helper()
+		start := time.Now()
+		resp, err := http.Post(server.URL+"/mutate?timeout=10s", "application/json", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode, time.Since(start)
+	}
+	time.Sleep(100 * time.Millisecond) // until they are in their places
+	if code, took := post(padded(0)); code != http.StatusOK || took > time.Second {
+		t.Errorf("a small review was answered with %d after %s", code, took)
+	}
+	if _, took := post(padded(300 << 10)); took < time.Second {
+		t.Errorf("a large review was answered after %s: the slow ones held no place", took)
+	}
+	for _, c := range slow {
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 64)
+		n, _ := c.Read(answer)
+		if !strings.HasPrefix(string(answer[:n]), "HTTP/1.1 408 ") {
+			t.Errorf("the slow one was answered %q", answer[:n])
+		}
+	}
+}
+
+func TestAReviewThatFindsNoPlaceIsTurnedAway(t *testing.T) {
+	h := &handler{Config: config(t, newAPIServer(t)), small: make(chan struct{}), large: make(chan struct{})}
+	w := send(h.reviews("mutate", h.mutate), "/mutate", padded(0))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestAnAnswerComesBeforeTheAPIServerStopsWaiting(t *testing.T) {
+	for query, want := range map[string]time.Duration{
+		"timeout=2s": 1800 * time.Millisecond, "timeout=30s": 27 * time.Second,
+		"": 4500 * time.Millisecond, "timeout=x": 4500 * time.Millisecond, "timeout=-1s": 4500 * time.Millisecond, "timeout=9999h": 4500 * time.Millisecond,
+	} {
+		if got := budget(httptest.NewRequest(http.MethodPost, "/mutate?"+query, nil)); got != want {
+			t.Errorf("%q: %s, want %s", query, got, want)
+		}
+	}
+	hangs := http.NewServeMux()
+	hangs.HandleFunc("/", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	a := newAPIServer(t)
+	a.Config.Handler = hangs
+	r := httptest.NewRequest(http.MethodPost, "/mutate?timeout=1s", bytes.NewReader(padded(0)))
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	NewHandler(config(t, a)).ServeHTTP(w, r.WithContext(ctx))
+	wantDenied(t, answerOf(t, w), 503, "could not be read, try again")
+}
+
+func TestMetricsAreThereFromTheStart(t *testing.T) {
+	var b strings.Builder
+	NewMetrics(func() time.Time { return time.Unix(1800000000, 0) }).Write(&b)
+	for _, want := range []string{
+		`gmsa_webhook_reviews_total{path="mutate",result="allowed"} 0`, `gmsa_webhook_reviews_total{path="validate",result="denied"} 0`,
+		`gmsa_webhook_warnings_total{kind="secret"} 0`, `gmsa_webhook_certificate_expiry_timestamp_seconds 1800000000`, `gmsa_webhook_build_info{`,
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s lacks %s", b.String(), want)
+		}
+	}
+}
