@@ -1,0 +1,721 @@
+package servingcert
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/mtls"
+)
+
+func poolOf(bundle []byte) *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(bundle)
+	return pool
+}
+
+// some starts as many keepers of their own certificate.
+func (a *apiServer) some(t *testing.T, n int, c *clock) []*replica {
+	var all []*replica
+	for i := range n {
+		all = append(all, a.start(t, fmt.Sprintf("keeper-%d", i), self(), c, 0))
+	}
+	return all
+}
+
+// changed waits until all serve one certificate that is not old.
+func changed(t *testing.T, old *pair, replicas ...*replica) *pair {
+	t.Helper()
+	eventually(t, "all serve one other certificate", func() bool {
+		p := replicas[0].current()
+		if p == nil || p.same(old) {
+			return false
+		}
+		for _, r := range replicas {
+			if !r.current().same(p) {
+				return false
+			}
+		}
+		return true
+	})
+	return replicas[0].current()
+}
+
+func TestReplicasShareOneCertificateAndRenewItOnce(t *testing.T) {
+	for _, n := range []int{1, 2, 5} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			a, c := newAPI(t), &clock{}
+			a.put(map[string][]byte{"notes": []byte("somebody's")})
+			all := a.some(t, n, c)
+			a.ready(t, c, all...)
+			first := changed(t, nil, all...)
+			want := map[string]int{"secret": 1, "mutatingwebhookconfigurations": 1, "validatingwebhookconfigurations": 1}
+			if diff := cmp.Diff(want, a.counted()); diff != "" {
+				t.Errorf("writes of the first certificate: -want +got\n%s", diff)
+			}
+			if left := all[0].Expiry().Sub(c.now()); left < DefaultLifetime-time.Minute || left > DefaultLifetime+time.Second {
+				t.Errorf("it expires in %s", left)
+			}
+
+			c.advance(DefaultLifetime * 2 / 3)
+			end := a.load(t, c, all...)
+			second := changed(t, first, all...)
+			time.Sleep(3 * settle) // for anybody who would do more
+			end()
+			// The next one, the CA of both, and the change.
+			want = map[string]int{"secret": 3, "mutatingwebhookconfigurations": 2, "validatingwebhookconfigurations": 2}
+			if diff := cmp.Diff(want, a.counted()); diff != "" {
+				t.Errorf("writes with the renewal: -want +got\n%s", diff)
+			}
+			if second.issuer.Equal(first.issuer) {
+				t.Error("two certificates have one CA: somebody kept its key")
+			}
+			data := a.data()
+			if data["next.crt"] != nil || data["next.key"] != nil || string(data["notes"]) != "somebody's" {
+				t.Errorf("the Secret holds %d keys, notes %q", len(data), data["notes"])
+			}
+			if cas := certificates(data["ca.crt"]); len(cas) != 2 {
+				t.Errorf("the Secret holds %d CAs, want both", len(cas))
+			}
+			a.mu.Lock()
+			labels := metadata(a.secret)["labels"]
+			a.mu.Unlock()
+			if diff := cmp.Diff(any(map[string]any{"helm": "yes"}), labels); diff != "" {
+				t.Errorf("labels of the Secret: %s", diff)
+			}
+
+			c.advance(DefaultLifetime/3 + time.Minute) // the first has expired
+			eventually(t, "the CA that has expired is gone", func() bool {
+				return bytes.Equal(a.data()["ca.crt"], bundle([]*x509.Certificate{second.issuer}))
+			})
+			a.ready(t, c, all...)
+		})
+	}
+}
+
+func TestNoHandshakeFailsWhileTheCAChanges(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	all := a.some(t, 3, c)
+	a.ready(t, c, all...)
+	a.load(t, c, all...)
+	p := changed(t, nil, all...)
+	for range 4 {
+		c.advance(DefaultLifetime*2/3 + time.Minute)
+		p = changed(t, p, all...)
+	}
+}
+
+// The clocks of replicas, and of the API server, are some minutes apart.
+func TestClocksMayDiffer(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	all := []*replica{
+		a.start(t, "right", self(), c, 0), a.start(t, "fast", self(), c, 5*time.Minute), a.start(t, "slow", self(), c, -5*time.Minute),
+	}
+	a.ready(t, c, all...)
+	end := a.load(t, c, all...)
+	p := changed(t, nil, all...)
+	for range 2 {
+		c.advance(DefaultLifetime * 2 / 3)
+		p = changed(t, p, all...)
+	}
+	time.Sleep(2 * settle)
+	end()
+	if n := a.counted()["secret"]; n > 6 { // one, two renewals of two, and perhaps a CA that expires
+		t.Errorf("the Secret was written %d times: replicas fight", n)
+	}
+}
+
+func TestRenewalWaitsUntilEveryAPIServerKnowsTheCA(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	all := a.some(t, 2, c)
+	a.ready(t, c, all...)
+	first := changed(t, nil, all...)
+	c.advance(DefaultLifetime * 2 / 3)
+	eventually(t, "the next certificate is there", func() bool { return a.data()["next.crt"] != nil })
+	// Somebody, as helm upgrade --force does, takes the CAs away again and again. The clock of the wait begins anew each time.
+	for range 4 {
+		time.Sleep(settle / 2)
+		a.overwrite(nil)
+	}
+	last := time.Now()
+	second := changed(t, first, all...)
+	if took := time.Since(last); took < settle {
+		t.Errorf("served %s after the configurations changed, want at least %s", took, settle)
+	}
+	a.ready(t, c, all...)
+	if err := dial(all[0].address, c, bundle([]*x509.Certificate{second.issuer})); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnOverwrittenCABundleIsMended(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	all := a.some(t, 2, c)
+	a.ready(t, c, all...)
+	other, err := mtls.IssueServer("x", dnsName, c.now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, bundle := range map[string][]byte{"emptied": nil, "no PEM": []byte("nonsense"), "somebody's CA": other.CA} {
+		a.overwrite(bundle)
+		want := a.data()["ca.crt"]
+		eventually(t, name+": every caBundle is mended", func() bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for _, c := range a.configs {
+				for _, b := range c.bundles() {
+					if !bytes.Equal(b, want) {
+						return false
+					}
+				}
+			}
+			return true
+		})
+	}
+	a.ready(t, c, all...)
+	if n := a.counted()["secret"]; n != 1 {
+		t.Errorf("the Secret was written %d times, want once", n)
+	}
+}
+
+// signed is a CA as PEM, and a certificate by it.
+func signed(t *testing.T, key any, public any, name string, notAfter time.Time) (cert, keyPEM, ca []byte) {
+	t.Helper()
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: "somebody's"}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: notAfter,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &caKey.PublicKey, caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{
+		DNSNames: []string{name}, NotBefore: template.NotBefore, NotAfter: notAfter, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, Subject: pkix.Name{CommonName: name},
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, template, public, caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encode := func(kind string, b []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}) }
+	return encode("CERTIFICATE", leafDER), encode("PRIVATE KEY", keyDER), encode("CERTIFICATE", der)
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestAUselessSecretIsReplaced(t *testing.T) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecKey, later := newKey(t), time.Now().Add(time.Hour)
+	filled := func(cert, key, ca []byte) map[string][]byte {
+		return map[string][]byte{"tls.crt": cert, "tls.key": key, "ca.crt": ca}
+	}
+	rsaCert, rsaPEM, rsaCA := signed(t, rsaKey, &rsaKey.PublicKey, dnsName, later)
+	otherCert, otherPEM, otherCA := signed(t, ecKey, &ecKey.PublicKey, "other.gmsa.svc", later)
+	oldCert, oldPEM, oldCA := signed(t, ecKey, &ecKey.PublicKey, dnsName, time.Now().Add(-time.Minute))
+	goodCert, goodPEM, goodCA := signed(t, ecKey, &ecKey.PublicKey, dnsName, later)
+	for _, c := range []struct {
+		name   string
+		damage func(map[string][]byte) map[string][]byte
+	}{
+		{"emptied", func(map[string][]byte) map[string][]byte { return nil }},
+		{"nonsense", func(map[string][]byte) map[string][]byte {
+			return filled([]byte("a"), []byte("b"), []byte("c"))
+		}},
+		{"without a key", func(d map[string][]byte) map[string][]byte { delete(d, "tls.key"); return d }},
+		{"without a CA", func(d map[string][]byte) map[string][]byte { delete(d, "ca.crt"); return d }},
+		{"key and certificate exchanged", func(d map[string][]byte) map[string][]byte {
+			return filled(d["tls.key"], d["tls.crt"], d["ca.crt"])
+		}},
+		{"a certificate of another name", func(map[string][]byte) map[string][]byte { return filled(otherCert, otherPEM, otherCA) }},
+		{"an RSA certificate", func(map[string][]byte) map[string][]byte { return filled(rsaCert, rsaPEM, rsaCA) }},
+		{"an expired certificate", func(map[string][]byte) map[string][]byte { return filled(oldCert, oldPEM, oldCA) }},
+		{"another key", func(map[string][]byte) map[string][]byte { return filled(goodCert, rsaPEM, goodCA) }},
+		{"another CA", func(d map[string][]byte) map[string][]byte { return filled(goodCert, goodPEM, d["ca.crt"]) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a, clock := newAPI(t), &clock{}
+			all := a.some(t, 2, clock)
+			a.ready(t, clock, all...)
+			first := changed(t, nil, all...)
+			end := a.load(t, clock, all...)
+			a.put(c.damage(maps.Clone(a.data())))
+			second := changed(t, first, all...)
+			time.Sleep(2 * lag)
+			end()
+			data := a.data()
+			p, err := parse(data["tls.crt"], data["tls.key"], certificates(data["ca.crt"]), dnsName, clock.now())
+			if err != nil || !p.same(second) || data["next.key"] != nil {
+				t.Errorf("what the Secret holds is not what is served: %v", err)
+			}
+			for _, ca := range certificates(data["ca.crt"]) {
+				if ca.Subject.CommonName == "somebody's" {
+					t.Error("somebody's CA is still trusted")
+				}
+			}
+			if log := all[0].log.String() + all[1].log.String(); !strings.Contains(log, "level=WARN msg=\"the Secret holds no certificate that this webhook can use") {
+				t.Errorf("nobody was told:\n%s", log)
+			}
+
+			// Nobody serves yet: there is nothing to wait for.
+			for _, r := range all {
+				r.stop()
+			}
+			a.put(c.damage(maps.Clone(a.data())))
+			fresh := a.start(t, "fresh", self(), clock, 0)
+			a.ready(t, clock, fresh)
+		})
+	}
+}
+
+// A keeper dies at each write of a renewal, before it takes place or after. Another one, who knows nothing, goes on.
+func TestAKeeperMayDieAtAnyStep(t *testing.T) {
+	for _, what := range []string{"the first certificate", "a renewal"} {
+		for step := range map[string]int{"the first certificate": 3, "a renewal": 4}[what] {
+			for _, how := range []fault{lost, silent} {
+				t.Run(fmt.Sprintf("%s/write %d/%s", what, step+1, map[fault]string{lost: "lost", silent: "done"}[how]), func(t *testing.T) {
+					t.Parallel()
+					a, c := newAPI(t), &clock{}
+					dead := make(chan struct{})
+					die := func() {
+						n := 0
+						a.setFault(func(agent, _ string) fault {
+							if agent != "keeper" {
+								return none
+							}
+							n++
+							switch {
+							case n <= step:
+								return none
+							case n == step+1:
+								close(dead)
+								return how
+							}
+							return lost
+						})
+					}
+					if what == "the first certificate" {
+						die()
+					}
+					keeper := a.start(t, "keeper", self(), c, 0)
+					end := func() {}
+					if what == "a renewal" {
+						a.ready(t, c, keeper)
+						die()
+						c.advance(DefaultLifetime*2/3 + time.Minute)
+						end = a.load(t, c, keeper)
+					}
+					<-dead
+					end()
+					old := keeper.current()
+					keeper.stop()
+					other := a.start(t, "other", self(), c, 0)
+					a.ready(t, c, other)
+					end = a.load(t, c, other)
+					if what == "a renewal" {
+						// The dead one may have served what it had made, but not told of.
+						if p := other.current(); p.same(old) {
+							changed(t, old, other)
+						}
+					}
+					eventually(t, "nothing is left over", func() bool { return a.data()["next.crt"] == nil })
+					time.Sleep(2 * lag)
+					end()
+					if n := len(certificates(a.data()["ca.crt"])); n > 2 {
+						t.Errorf("%d CAs for two certificates", n)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestTheAPIServerIsAway(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	a.setDown(true)
+	all := a.some(t, 2, c)
+	time.Sleep(300 * time.Millisecond)
+	for _, r := range all {
+		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "API server") {
+			t.Errorf("without an API server: %v", err)
+		}
+		if _, err := r.GetCertificate(nil); err == nil {
+			t.Error("a certificate that no API server has seen is served")
+		}
+	}
+	a.setDown(false)
+	a.ready(t, c, all...)
+	first := changed(t, nil, all...)
+
+	a.setDown(true)
+	end := a.load(t, c, all...)
+	c.advance(DefaultLifetime*2/3 + time.Minute)
+	time.Sleep(2 * settle)
+	for _, r := range all {
+		if err := r.Ready(); err != nil || !r.current().same(first) {
+			t.Errorf("%s while the API server is away: %v", r.name, err)
+		}
+	}
+	a.setDown(false)
+	changed(t, first, all...)
+	end()
+
+	a.setDown(true)
+	c.advance(DefaultLifetime * 2)
+	if err := all[0].Ready(); err == nil || !strings.Contains(err.Error(), "counts from") {
+		t.Errorf("with an expired certificate: %v", err)
+	}
+	a.setDown(false)
+	a.ready(t, c, all...) // after an expiry no waiting helps
+}
+
+// One replica is cut off for a whole renewal. What it serves is trusted until it expires.
+func TestAReplicaThatIsCutOffIsStillTrusted(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	all := a.some(t, 2, c)
+	a.ready(t, c, all...)
+	first := changed(t, nil, all...)
+	end := a.load(t, c, all...)
+	// What it still serves, while its keeper knows better.
+	old, err := all[1].GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*old}, Time: c.now}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go accept(l)
+	c.advance(DefaultLifetime * 2 / 3)
+	changed(t, first, all...)
+	time.Sleep(2 * lag)
+	if err := a.dial(l.Addr().String(), c); err != nil {
+		t.Error(err)
+	}
+	end()
+}
+
+// A keeper stands still between reading the Secret and writing the configurations, while another one renews.
+func TestAKeeperThatWasHeldUpTakesNoCAAway(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	slow := a.start(t, "slow", self(), c, 0)
+	a.ready(t, c, slow)
+	first := slow.current()
+	held := make(chan struct{}, 10)
+	a.setFault(func(agent, _ string) fault {
+		if agent != "slow" {
+			return none
+		}
+		held <- struct{}{}
+		return late
+	})
+	a.overwrite(nil)
+	<-held
+	fast := a.start(t, "fast", self(), c, 0)
+	a.ready(t, c, fast)
+	a.load(t, c, fast)
+	c.advance(DefaultLifetime * 2 / 3)
+	changed(t, first, fast)
+	changed(t, first, slow) // when it may go on
+	time.Sleep(2 * lag)
+}
+
+func TestLifetimesOfReplicasMayDiffer(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	long := a.start(t, "long", self(), c, 0)
+	a.ready(t, c, long)
+	first := long.current()
+	short := a.start(t, "short", Self{Namespace: "gmsa", Secret: "web-tls", Lifetime: 24 * time.Hour}, c, 0)
+	second := changed(t, first, long, short) // 720 h are more than the new value allows
+	if left := short.Expiry().Sub(c.now()); left > 24*time.Hour+time.Second {
+		t.Errorf("the certificate has %s left", left)
+	}
+	time.Sleep(3 * settle)
+	if !long.current().same(second) || a.counted()["secret"] != 3 {
+		t.Errorf("replicas fight: the Secret was written %d times", a.counted()["secret"])
+	}
+}
+
+// mounted is a directory as the kubelet mounts a Secret.
+type mounted struct {
+	t   *testing.T
+	dir string
+	n   int
+}
+
+func mount(t *testing.T, files map[string][]byte) *mounted {
+	m := &mounted{t: t, dir: t.TempDir()}
+	m.swap(files)
+	for name := range files {
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(m.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
+}
+
+// swap exchanges all files at once, and removes the old ones.
+func (m *mounted) swap(files map[string][]byte) {
+	m.t.Helper()
+	old, _ := os.Readlink(filepath.Join(m.dir, "..data"))
+	m.n++
+	now := fmt.Sprintf("..%d", m.n)
+	if err := os.Mkdir(filepath.Join(m.dir, now), 0o700); err != nil {
+		m.t.Fatal(err)
+	}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(m.dir, now, name), data, 0o600); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(now, filepath.Join(m.dir, "..tmp")); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(m.dir, "..tmp"), filepath.Join(m.dir, "..data")); err != nil {
+		m.t.Fatal(err)
+	}
+	if old != "" {
+		if err := os.RemoveAll(filepath.Join(m.dir, old)); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+func issued(t *testing.T) map[string][]byte {
+	t.Helper()
+	m, err := mtls.IssueServer("cert-manager", dnsName, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string][]byte{"tls.crt": m.ServerCert, "tls.key": m.ServerKey, "ca.crt": m.CA}
+}
+
+// Two nodes' kubelets bring a certificate of a new CA, one later than the other.
+func TestADirectoryWithANewCA(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	files := issued(t)
+	dirs := []*mounted{mount(t, files), mount(t, files)}
+	var all []*replica
+	for i, m := range dirs {
+		all = append(all, a.start(t, fmt.Sprintf("keeper-%d", i), &Dir{Path: m.dir, overlap: 3 * settle}, c, 0))
+	}
+	a.ready(t, c, all...)
+	end := a.load(t, c, all...)
+	p := changed(t, nil, all...)
+	for range 3 {
+		files = issued(t)
+		dirs[0].swap(files)
+		time.Sleep(settle)
+		dirs[1].swap(files)
+		p = changed(t, p, all...)
+	}
+	eventually(t, "the CAs of before are gone", func() bool {
+		for _, b := range a.trusted() {
+			if !bytes.Equal(b, files["ca.crt"]) {
+				return false
+			}
+		}
+		return true
+	})
+	end()
+	if data := a.data(); len(data) != 0 {
+		t.Error("the Secret was written")
+	}
+}
+
+func TestABrokenDirectoryKeepsTheOldCertificate(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	good, other := issued(t), issued(t)
+	m := mount(t, good)
+	r := a.start(t, "keeper", &Dir{Path: m.dir}, c, 0)
+	a.ready(t, c, r)
+	first := r.current()
+	end := a.load(t, c, r)
+	key := newKey(t)
+	nameCert, nameKey, nameCA := signed(t, key, &key.PublicKey, "other.gmsa.svc", time.Now().Add(time.Hour))
+	for name, broken := range map[string]map[string][]byte{
+		"another key":  {"tls.crt": other["tls.crt"], "tls.key": good["tls.key"], "ca.crt": other["ca.crt"]},
+		"another CA":   {"tls.crt": other["tls.crt"], "tls.key": other["tls.key"], "ca.crt": good["ca.crt"]},
+		"no key":       {"tls.crt": other["tls.crt"], "ca.crt": other["ca.crt"]},
+		"a wrong name": {"tls.crt": nameCert, "tls.key": nameKey, "ca.crt": nameCA},
+		"no PEM":       {"tls.crt": []byte("a"), "tls.key": []byte("b"), "ca.crt": []byte("c")},
+		"nothing":      {},
+	} {
+		before := strings.Count(r.log.String(), "level=ERROR")
+		m.swap(broken)
+		eventually(t, name+" is told", func() bool { return strings.Count(r.log.String(), "level=ERROR") > before })
+		time.Sleep(2 * settle)
+		if err := r.Ready(); err != nil || !r.current().same(first) {
+			t.Errorf("%s: the old certificate is not served: %v", name, err)
+		}
+	}
+	end()
+	a.overwrite(nil)
+	a.ready(t, c, r) // the CA of what is served is looked after all the while
+	m.swap(other)
+	changed(t, first, r)
+	a.ready(t, c, r)
+}
+
+// A Secret without ca.crt: the configurations belong to somebody else, and may not even be read.
+func TestADirectoryWithoutACA(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	a.setDown(true)
+	key := newKey(t)
+	cert, keyPEM, ca := signed(t, key, &key.PublicKey, dnsName, time.Now().Add(time.Hour))
+	m := mount(t, map[string][]byte{"tls.crt": cert, "tls.key": keyPEM})
+	r := a.start(t, "keeper", &Dir{Path: m.dir}, c, 0)
+	eventually(t, "it is ready", func() bool { return r.Ready() == nil })
+	if err := dial(r.address, c, ca); err != nil {
+		t.Error(err)
+	}
+	first := r.current()
+	cert, keyPEM, ca = signed(t, key, &key.PublicKey, dnsName, time.Now().Add(time.Hour))
+	m.swap(map[string][]byte{"tls.crt": cert, "tls.key": keyPEM})
+	changed(t, first, r)
+	if err := dial(r.address, c, ca); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOnlyClientsOfTheCA(t *testing.T) {
+	t.Parallel()
+	key := newKey(t)
+	server := issued(t)
+	pair, err := tls.X509KeyPair(server["tls.crt"], server["tls.key"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := func(name string) (cert tls.Certificate, ca []byte) {
+		c, k, ca := signed(t, key, &key.PublicKey, name, time.Now().Add(time.Hour))
+		cert, err := tls.X509KeyPair(c, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, ca
+	}
+	api, ca := client("kube-apiserver")
+	kubelet, kubeletCA := client("kubelet")
+	stranger, _ := client("kube-apiserver")
+	file := filepath.Join(t.TempDir(), "ca.crt")
+	write := func(data []byte) {
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}
+	if _, err := (Clients{CAFile: file}).Demand(base); err == nil {
+		t.Error("a file that is not there was taken")
+	}
+	write([]byte("nonsense"))
+	if _, err := (Clients{CAFile: file}).Demand(base); err == nil {
+		t.Error("a file without a certificate was taken")
+	}
+	write(append(ca, kubeletCA...))
+	config, err := Clients{CAFile: file, Name: "kube-apiserver"}.Demand(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go accept(l)
+	ask := func(certs ...tls.Certificate) error {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: poolOf(server["ca.crt"]), ServerName: dnsName, Certificates: certs})
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Read(make([]byte, 1)) // with TLS 1.3 a refusal comes after the handshake
+		return err
+	}
+	if err := ask(api); err != nil {
+		t.Errorf("the API server was refused: %v", err)
+	}
+	for name, certs := range map[string][]tls.Certificate{"nobody": nil, "another name": {kubelet}, "another CA": {stranger}} {
+		if ask(certs...) == nil {
+			t.Errorf("%s may connect", name)
+		}
+	}
+	write(kubeletCA)
+	if ask(api) == nil {
+		t.Error("a CA that is no longer in the file still counts")
+	}
+}
+
+func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
+	t.Parallel()
+	client, err := kube.NewClient(kube.Server{URL: "https://127.0.0.1:1"}, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := Config{API: client, DNSName: dnsName, Mutating: "m", Validating: "v", Source: self()}
+	if _, err := New(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Config){
+		"no Service":              func(c *Config) { c.DNSName = "web" },
+		"no configuration":        func(c *Config) { c.Mutating = "" },
+		"a negative settle":       func(c *Config) { c.Settle = -1 },
+		"no time for a renewal":   func(c *Config) { c.Source = Self{"gmsa", "web-tls", 2 * time.Minute} },
+		"no Secret":               func(c *Config) { c.Source = Self{"gmsa", "", time.Hour} },
+		"a directory of no name":  func(c *Config) { c.Source = &Dir{} },
+		"settle over a long time": func(c *Config) { c.Settle = DefaultLifetime },
+	} {
+		c := good
+		change(&c)
+		if _, err := New(c); err == nil {
+			t.Errorf("%s: not refused", name)
+		}
+	}
+}
