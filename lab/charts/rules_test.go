@@ -1,6 +1,8 @@
 package charts
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -28,7 +30,7 @@ func pods(t *testing.T, objects []*unstructured.Unstructured) []pod {
 	for _, o := range objects {
 		var path []string
 		switch o.GetKind() {
-		case "DaemonSet", "Job":
+		case "DaemonSet", "Deployment", "Job":
 			path = []string{"spec", "template", "spec"}
 		case "Pod":
 			path = []string{"spec"}
@@ -48,19 +50,33 @@ func pods(t *testing.T, objects []*unstructured.Unstructured) []pod {
 	return all
 }
 
-// TestOnlyTheseKindsAreMade: no Secret, nothing for the whole cluster, nothing that changes what belongs to others.
+// TestOnlyTheseKindsAreMade: no Secret, nothing for the whole cluster, nothing that changes what belongs to others. What the
+// webhook's chart makes for the whole cluster is what admission needs.
 func TestOnlyTheseKindsAreMade(t *testing.T) {
-	kinds := []string{"Certificate", "DaemonSet", "Issuer", "Job", "Pod", "Role", "RoleBinding", "ServiceAccount"}
 	eachRendering(t, func(t *testing.T, r rendering) {
+		kinds := []string{"Certificate", "DaemonSet", "Issuer", "Job", "Pod", "Role", "RoleBinding", "ServiceAccount"}
+		var ofTheCluster []string
+		if r.chart == webhook {
+			kinds = []string{"Certificate", "Deployment", "Issuer", "NetworkPolicy", "Pod", "PodDisruptionBudget", "Role", "RoleBinding", "Secret", "Service", "ServiceAccount"}
+			ofTheCluster = []string{"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration",
+				"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+		}
 		for _, o := range r.mustRender(t) {
-			if !slices.Contains(kinds, o.GetKind()) {
+			namespace := r.namespace
+			if slices.Contains(ofTheCluster, o.GetKind()) {
+				namespace = ""
+			} else if !slices.Contains(kinds, o.GetKind()) {
 				t.Errorf("%s %s", o.GetKind(), o.GetName())
 			}
-			if o.GetNamespace() != r.namespace {
+			if o.GetNamespace() != namespace {
 				t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
 			}
 			if o.GetKind() == "ServiceAccount" && o.GetName() == "default" {
 				t.Error("the namespace's default ServiceAccount is not the release's")
+			}
+			// What is rendered is kept by Helm in clear text.
+			if o.GetKind() == "Secret" && (o.Object["data"] != nil || o.Object["stringData"] != nil) {
+				t.Errorf("Secret %s is not empty", o.GetName())
 			}
 		}
 	})
@@ -82,18 +98,31 @@ func TestNamesFollowTheRelease(t *testing.T) {
 		want []string
 	}{
 		{rendering{chart: installer}, []string{"DaemonSet/R", "Pod/R-test", "ServiceAccount/R"}},
-		{rendering{chart: provider}, []string{"DaemonSet/R", "Pod/R-test", "Role/R", "RoleBinding/R", "ServiceAccount/R"}},
+		{rendering{chart: provider}, []string{"DaemonSet/R", "Pod/R-test", "Role/R", "Role/R:webhook", "RoleBinding/R", "RoleBinding/R:webhook", "ServiceAccount/R", "ServiceAccount/gmsa-secret-R-creds"}},
 		{rendering{chart: provider, certManager: true, values: `certificates: {mode: certManager}`}, []string{"Certificate/R-ca", "Certificate/R-client",
-			"Certificate/R-server", "DaemonSet/R", "Issuer/R-ca", "Issuer/R-selfsigned", "Pod/R-test", "Role/R", "RoleBinding/R", "ServiceAccount/R"}},
+			"Certificate/R-server", "DaemonSet/R", "Issuer/R-ca", "Issuer/R-selfsigned", "Pod/R-test", "Role/R", "Role/R:webhook", "RoleBinding/R", "RoleBinding/R:webhook", "ServiceAccount/R",
+			"ServiceAccount/gmsa-secret-R-creds"}},
+		{rendering{chart: webhook, certManager: true, values: `certificates: {mode: certManager}`}, []string{"Certificate/R", "Certificate/R-ca", "ClusterRole/R", "ClusterRoleBinding/R",
+			"CustomResourceDefinition/gmsacredentialspecs.windows.k8s.io", "Deployment/R", "Issuer/R-ca", "Issuer/R-selfsigned", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
+			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicyBinding/R",
+			"ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingWebhookConfiguration/R"}},
+		{rendering{chart: webhook, values: `crd: {install: false}`}, []string{"ClusterRole/R", "ClusterRoleBinding/R", "Deployment/R", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
+			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs",
+			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingWebhookConfiguration/R"}},
 	} {
-		want := append(slices.Clone(uninstall), c.want...)
+		want := slices.Clone(c.want)
+		if slices.Contains(onWindows, c.r.chart) {
+			want = append(want, uninstall...)
+		}
 		slices.Sort(want)
 		for _, release := range []string{"web", strings.Repeat("x", 45)} {
 			c.r.release = release
 			var got []string
 			for _, name := range names(c.r) {
-				got = append(got, strings.Replace(name, "/"+release, "/R", 1))
+				kind, name, _ := strings.Cut(name, "/")
+				got = append(got, kind+"/"+strings.Replace(name, release, "R", 1))
 			}
+			slices.Sort(got)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%s, release %s (-want +got)\n%s", c.r.chart, release, diff)
 			}
@@ -106,15 +135,25 @@ func TestNamesFollowTheRelease(t *testing.T) {
 		}
 		taken := map[string]bool{}
 		for _, name := range all {
+			if strings.HasPrefix(name, "CustomResourceDefinition/") {
+				continue // the cluster's, not a release's
+			}
 			if taken[name] {
 				t.Errorf("two releases both have %s", name)
 			}
 			taken[name] = true
 			kind, name, _ := strings.Cut(name, "/")
-			if errs := validation.IsDNS1123Subdomain(name); errs != nil || len(name) > 63 {
+			// Of RBAC any name that can stand in a URL is good.
+			if errs := validation.IsDNS1123Subdomain(strings.ReplaceAll(name, ":", "-")); errs != nil || len(name) > 63 && !strings.HasPrefix(name, "gmsa-secret-") {
 				t.Errorf("%s %s: %d characters, %v", kind, name, len(name), errs)
 			}
-			if errs := validation.IsDNS1123Label(name); errs != nil && (kind == "Job" || kind == "Pod") {
+			if strings.Contains(name, ":") && kind != "Role" && kind != "RoleBinding" {
+				t.Errorf("%s %s has a colon", kind, name)
+			}
+			if errs := validation.IsDNS1123Label(name); errs != nil && (kind == "Job" || kind == "Pod" || kind == "Deployment") {
+				t.Errorf("%s %s: %v", kind, name, errs)
+			}
+			if errs := validation.IsDNS1035Label(name); errs != nil && kind == "Service" {
 				t.Errorf("%s %s: %v", kind, name, errs)
 			}
 		}
@@ -125,7 +164,7 @@ func TestNamesFollowTheRelease(t *testing.T) {
 func TestReleasesShareNothingInANamespace(t *testing.T) {
 	helms(t)
 	owner := map[string]string{}
-	for _, release := range []string{"web", "web-ca", "web-server", "web-test", "web-stop", "we"} {
+	for _, release := range []string{"web", "web-ca", "web-server", "web-test", "web-stop", "web-webhook", "web-creds", "we"} {
 		r := rendering{chart: provider, release: release, certManager: true, values: `certificates: {mode: certManager}`}
 		for _, o := range r.mustRender(t) {
 			key := o.GetKind() + "/" + o.GetName()
@@ -147,7 +186,7 @@ func TestTokensGoOnlyToThoseWhoCallTheAPI(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		objects := r.mustRender(t)
 		for _, p := range pods(t, objects) {
-			wants := p.kind == "Job" || p.kind == "DaemonSet" && r.chart == provider && !strings.HasSuffix(p.name, "-uninstall")
+			wants := p.kind == "Job" || p.kind == "Deployment" || p.kind == "DaemonSet" && r.chart == provider && !strings.HasSuffix(p.name, "-uninstall")
 			if p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken != wants {
 				t.Errorf("%s %s: automountServiceAccountToken is not %v", p.kind, p.name, wants)
 			}
@@ -215,41 +254,76 @@ func TestPodsAreAsSmallAsTheyCanBe(t *testing.T) {
 
 // TestRolesGiveNoMoreThanIsUsed. What the API server makes of them is TestAReleaseMayDoNoMore's.
 func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
+	type granted struct {
+		Rules []rbacv1.PolicyRule
+		To    rbacv1.Subject
+	}
+	rule := func(verbs []string, group, resource string, names ...string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{Verbs: verbs, APIGroups: []string{group}, Resources: []string{resource}, ResourceNames: names}
+	}
 	eachRendering(t, func(t *testing.T, r rendering) {
-		objects := r.mustRender(t)
-		want := map[string][]rbacv1.PolicyRule{}
-		if r.chart == provider {
+		own := rbacv1.Subject{Kind: "ServiceAccount", Name: strings.ReplaceAll(r.release, ".", "-"), Namespace: r.namespace}
+		want := map[string]granted{}
+		switch r.chart {
+		case provider:
+			own.Name = r.release
 			secret := r.release + "-creds"
 			if r.name == "everything" {
 				secret = "other.name"
 			}
-			want[r.release] = []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secret}, Verbs: []string{"get"}}}
-		}
-		if r.name != "no-uninstall" {
-			want[r.release+"-uninstall"] = []rbacv1.PolicyRule{
-				{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, ResourceNames: []string{r.release}, Verbs: []string{"delete"}},
-				{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, ResourceNames: []string{r.release + "-uninstall"}, Verbs: []string{"get"}},
-				{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}},
+			want["Role "+r.release] = granted{[]rbacv1.PolicyRule{rule([]string{"get"}, "", "secrets", secret)}, own}
+			if r.name != "no-webhook" {
+				// Of an account without rights, see templates/webhook.yaml.
+				want["Role "+r.release+":webhook"] = granted{[]rbacv1.PolicyRule{rule([]string{"create"}, "", "serviceaccounts/token", "gmsa-secret-"+secret)},
+					rbacv1.Subject{Kind: "ServiceAccount", Name: "rancher-gmsa-webhook", Namespace: r.namespace}}
+			}
+		case webhook:
+			if r.name == "name-with-dots" {
+				own.Name = "corp-example-com-" + shortHash(r.release)
+			}
+			configurations := rule([]string{"get", "patch"}, "admissionregistration.k8s.io", "mutatingwebhookconfigurations", own.Name)
+			configurations.Resources = append(configurations.Resources, "validatingwebhookconfigurations")
+			if r.name == "certificate-provided-with-ca" {
+				configurations.Verbs = []string{"get"}
+			}
+			want["ClusterRole "+own.Name] = granted{[]rbacv1.PolicyRule{
+				rule([]string{"get"}, "windows.k8s.io", "gmsacredentialspecs"),
+				rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
+				configurations,
+			}, own}
+			if !strings.HasPrefix(r.name, "certificate-") && !r.certManager {
+				want["Role "+own.Name] = granted{[]rbacv1.PolicyRule{rule([]string{"get", "update"}, "", "secrets", own.Name+"-tls")}, own}
 			}
 		}
-		got := map[string][]rbacv1.PolicyRule{}
-		for _, o := range objects {
-			switch o.GetKind() {
+		if slices.Contains(onWindows, r.chart) && r.name != "no-uninstall" {
+			to := own
+			to.Name = r.release + "-uninstall"
+			want["Role "+r.release+"-uninstall"] = granted{[]rbacv1.PolicyRule{
+				rule([]string{"delete"}, "apps", "daemonsets", r.release),
+				rule([]string{"get"}, "apps", "daemonsets", r.release+"-uninstall"),
+				rule([]string{"list"}, "", "pods"),
+			}, to}
+		}
+		got := map[string]granted{}
+		for _, o := range r.mustRender(t) {
+			var role rbacv1.ClusterRole
+			var binding rbacv1.ClusterRoleBinding
+			switch kind := strings.TrimPrefix(o.GetKind(), "Cluster"); kind {
 			case "Role":
-				var role rbacv1.Role
 				if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role); err != nil {
 					t.Fatal(err)
 				}
-				got[role.Name] = role.Rules
+				key := o.GetKind() + " " + o.GetName()
+				got[key] = granted{role.Rules, got[key].To}
 			case "RoleBinding":
-				var binding rbacv1.RoleBinding
 				if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &binding); err != nil {
 					t.Fatal(err)
 				}
-				wantSubjects := []rbacv1.Subject{{Kind: "ServiceAccount", Name: o.GetName(), Namespace: r.namespace}}
-				if diff := cmp.Diff(wantSubjects, binding.Subjects); diff != "" || binding.RoleRef.Name != o.GetName() || binding.RoleRef.Kind != "Role" {
-					t.Errorf("RoleBinding %s: %v\n%s", o.GetName(), binding.RoleRef, diff)
+				key := binding.RoleRef.Kind + " " + binding.RoleRef.Name
+				if key != strings.TrimSuffix(o.GetKind(), "Binding")+" "+o.GetName() || len(binding.Subjects) != 1 {
+					t.Fatalf("%s %s binds %v to %s", o.GetKind(), o.GetName(), binding.Subjects, key)
 				}
+				got[key] = granted{got[key].Rules, binding.Subjects[0]}
 			}
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -258,15 +332,26 @@ func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
 	})
 }
 
-// TestTheCAsKeyIsMountedNowhere: pods mount the two leaf Secrets only, and of these only the three files.
+func shortHash(text string) string {
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:8]
+}
+
+// TestTheCAsKeyIsMountedNowhere: pods mount the two leaf Secrets only, and of these only what they need.
 func TestTheCAsKeyIsMountedNowhere(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		objects := r.mustRender(t)
 		mounted := map[string]bool{}
 		for _, p := range pods(t, objects) {
 			for _, v := range p.Volumes {
-				if v.Secret == nil || len(v.Secret.Items) != 3 {
-					t.Fatalf("%s %s has a volume that is not three files of a Secret: %v", p.kind, p.name, v)
+				if r.chart == webhook && v.ConfigMap != nil {
+					continue // the CA of clients
+				}
+				files := 3
+				if r.name == "certificate-provided-with-ca" {
+					files = 2
+				}
+				if v.Secret == nil || len(v.Secret.Items) != files {
+					t.Fatalf("%s %s has a volume that is not %d files of a Secret: %v", p.kind, p.name, files, v)
 				}
 				mounted[v.Secret.SecretName] = true
 			}
@@ -287,10 +372,10 @@ func TestTheCAsKeyIsMountedNowhere(t *testing.T) {
 // TestTheUninstallReachesEveryNode that the release may ever have reached, in the order that it needs.
 func TestTheUninstallReachesEveryNode(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
-		if r.name == "no-uninstall" {
+		if !slices.Contains(onWindows, r.chart) || r.name == "no-uninstall" {
 			for _, o := range r.mustRender(t) {
 				if strings.Contains(o.GetName(), "uninstall") {
-					t.Errorf("%s %s, although uninstall.enabled is false", o.GetKind(), o.GetName())
+					t.Errorf("%s %s, although nothing is to be uninstalled", o.GetKind(), o.GetName())
 				}
 			}
 			return
@@ -328,7 +413,7 @@ func TestTheUninstallReachesEveryNode(t *testing.T) {
 func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
 	helms(t)
 	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./cmd/gmsa-account-provider", "./cmd/release-cleanup")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./cmd/gmsa-account-provider", "./cmd/gmsa-webhook", "./cmd/release-cleanup")
 	build.Dir = "../.."
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -339,7 +424,7 @@ func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
 			for _, c := range slices.Concat(p.InitContainers, p.Containers) {
 				commands := [][]string{c.Command}
 				for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
-					if probe != nil {
+					if probe != nil && probe.Exec != nil {
 						commands = append(commands, probe.Exec.Command)
 					}
 				}
@@ -351,7 +436,7 @@ func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
 						asked[line] = true
 					}
 					args := command[1:]
-					if program == "gmsa-account-provider" {
+					if program == "gmsa-account-provider" || program == "gmsa-webhook" {
 						args = append(slices.Clone(args), "--help") // which it answers if it knows the flags before
 					}
 					out, err := exec.CommandContext(t.Context(), filepath.Join(dir, program), args...).CombinedOutput()
