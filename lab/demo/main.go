@@ -1,4 +1,4 @@
-// Command demo shows the product as its users meet it, on one machine: charts installed with helm on a real control plane,
+// Command demo shows the product as its users meet it, on one machine: three charts installed with helm on a real control plane,
 // accounts in a real Active Directory, the Windows programs under Wine, pods that want a gMSA, and an emulator in place of
 // ccg.exe. It ends with what was proven and how long each step took, and leaves nothing running.
 package main
@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -97,17 +98,18 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	defer c.Stop()
 
 	var corp *ad.Domain
+	var granting string // the command that a denial ends with
 	if err := d.do("Start an Active Directory: a domain controller of corp.example.com (Samba) with the gMSA web01, which gmsa-reader may read", func() (string, error) {
 		if err := c.StartAD(ctx); err != nil {
 			return "", err
 		}
 		corp = c.AD[0]
-		_, err := c.Run(ctx, tools.Kubectl, "apply", "-f", filepath.Join(cluster.Chart(""), "..", "lab", "gmsactl", "testdata", "crd.yaml"))
-		return "", err
+		return "", nil
 	}); err != nil {
 		return err
 	}
 
+	hook := cluster.Release{Cluster: c, Chart: cluster.Webhook, Namespace: namespace, Name: cluster.Webhook}
 	plugin := cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: namespace, Name: cluster.Installer}
 	web := cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: namespace, Name: "web"}
 	account := []string{"--domain", corp.DNSName, "--username", corp.Reader.Username, "--password-file", "password.txt"}
@@ -118,6 +120,10 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 		{"helm install " + cluster.Installer, func() (string, error) {
 			_, err := plugin.Install(ctx)
 			return "on all three Windows nodes the plugin is registered, was activated out of process, and its self-test answered", err
+		}},
+		{"helm install " + cluster.Webhook, func() (string, error) {
+			_, err := hook.Install(ctx)
+			return "two replicas on linux-1 made their certificate, and the API server trusts it; it knows GMSACredentialSpecs now", err
 		}},
 		{"kubectl label node win-1 win-3 " + label + "=web; helm install web " + cluster.Provider + " for these nodes", func() (string, error) {
 			if err := errors.Join(c.Label(ctx, "win-1", label+"=web"), c.Label(ctx, "win-3", label+"=web")); err != nil {
@@ -133,12 +139,36 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			out, err := c.Gmsactl(ctx, append([]string{"credspec", "create", "--gmsa", corp.GMSA, "--account", namespace + "/web", "--apply"}, account...)...)
 			return "the credential spec is made over LDAP, from Linux: " + line(out, "created"), err
 		}},
-		{"A pod with that credential spec is scheduled to win-1, before the Secret exists", func() (string, error) {
-			if err := createPod(ctx, c, "app", "win-1"); err != nil {
+		{"A pod that names web01, for win-1, whose ServiceAccount may not use it", func() (string, error) {
+			if _, err := c.Run(ctx, tools.Kubectl, "create", "serviceaccount", "web"); err != nil {
 				return "", err
 			}
+			out, err := createPod(ctx, c, "app", "win-1")
+			if err == nil {
+				return "", fmt.Errorf("the pod was let in:\n%s", out)
+			}
+			fmt.Print(indent(out))
+			_, grant, ok := strings.Cut(out, "echo ")
+			if !ok {
+				return "", fmt.Errorf("the denial has no command in it:\n%s", out)
+			}
+			granting = "echo " + strings.TrimSpace(grant)
+			return "the pod is denied, and the denial ends with the command that grants the right", nil
+		}},
+		{"That command, as it was printed, and the same pod again, before the Secret exists", func() (string, error) {
+			if out, err := shell(ctx, c, granting); err != nil {
+				return "", fmt.Errorf("%w\n%s", err, out)
+			}
+			out, err := createPod(ctx, c, "app", "win-1")
+			if err != nil {
+				return "", err
+			}
+			fmt.Print(indent(out))
+			if !strings.Contains(out, "Warning: ") {
+				return "", errors.New("kubectl showed no warning that the Secret is missing")
+			}
 			message, err := c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
-			return "the pod does not start, and says why: " + message, err
+			return "the pod is let in with a warning; on the node it does not start, and says why: " + message, err
 		}},
 		{"gmsactl account create " + namespace + "/web " + strings.Join(account, " "), func() (string, error) {
 			out, err := c.Gmsactl(ctx, append([]string{"account", "create", namespace + "/web", "--gmsa", corp.GMSA}, account...)...)
@@ -151,7 +181,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			return ticket(ctx, c, "win-1")
 		}},
 		{"A second pod is scheduled to win-2, which the release's nodeSelector leaves out", func() (string, error) {
-			if err := createPod(ctx, c, "outside", "win-2"); err != nil {
+			if _, err := createPod(ctx, c, "outside", "win-2"); err != nil {
 				return "", err
 			}
 			message, err := c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
@@ -221,11 +251,11 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			}
 			return "doctor names the Secret, the key and the command that mends it", patchUsername(ctx, c, corp.Reader.Username)
 		}},
-		{"helm uninstall both; kubectl delete pods", func() (string, error) {
+		{"helm uninstall all three; kubectl delete pods", func() (string, error) {
 			if _, err := c.Run(ctx, tools.Kubectl, "delete", "pod", "app", "outside"); err != nil {
 				return "", err
 			}
-			for _, release := range []cluster.Release{web, plugin} {
+			for _, release := range []cluster.Release{web, plugin, hook} {
 				if _, err := release.Uninstall(ctx); err != nil {
 					return "", err
 				}
@@ -235,8 +265,11 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 					return "", errors.Join(err, fmt.Errorf("%s still holds %q", node.Name, left))
 				}
 			}
+			if _, err := c.Run(ctx, tools.Kubectl, "get", "gmsacredentialspec", corp.GMSA); err != nil {
+				return "", err
+			}
 			_, err := c.Run(ctx, tools.Kubectl, "get", "secret", "web-creds", "--namespace", namespace)
-			return "no key and no file is left on any node; the Secret, which is the user's, is still there", err
+			return "no key and no file is left on any node; the Secret and the GMSACredentialSpec, which are the user's, are still there", err
 		}},
 	} {
 		if err := ctx.Err(); err != nil {
@@ -249,13 +282,35 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	return nil
 }
 
-// createPod creates a pod with the contents of the credential spec, which an admission webhook would copy there.
-func createPod(ctx context.Context, c *cluster.Cluster, name, node string) error {
-	contents, err := credentialSpec(ctx, c)
-	if err != nil {
-		return err
+// createPod creates, with kubectl, a pod that names the credential spec web01, and returns what kubectl printed.
+func createPod(ctx context.Context, c *cluster.Cluster, name, node string) (string, error) {
+	manifest := filepath.Join(c.Dir, name+".yaml")
+	if err := os.WriteFile(manifest, fmt.Appendf(nil, `apiVersion: v1
+kind: Pod
+metadata:
+  name: %s
+spec:
+  serviceAccountName: web
+  nodeSelector:
+    kubernetes.io/hostname: %s
+  securityContext:
+    windowsOptions:
+      gmsaCredentialSpecName: web01
+  containers:
+    - name: app
+      image: %s
+`, name, node, c.AppImage()), 0o600); err != nil {
+		return "", err
 	}
-	return c.CreateGMSAPod(ctx, "default", name, node, contents)
+	return c.Run(ctx, tools.Kubectl, "create", "-f", manifest)
+}
+
+// shell runs a line as an administrator would.
+func shell(ctx context.Context, c *cluster.Cluster, line string) (string, error) {
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", line)
+	cmd.Env = append(c.Env(), "PATH="+filepath.Dir(c.Program(tools.Kubectl))+":/usr/bin:/bin")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // ticket has the emulator do once more what it does when a pod starts, and tells of the ticket. An answer from before a

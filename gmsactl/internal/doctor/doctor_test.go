@@ -236,7 +236,7 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 		}, "webhook-twice", Warning, "cluster", []string{"gmsa/webhook, sig/webhook"}},
 		"webhook down": {func(o *Objects) { o.Webhooks[0].Endpoints = &zero }, "webhook-down", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"gmsa/webhook"}},
 		"no CRD":       {func(o *Objects) { o.NoCRD, o.Specs, o.Users = true, nil, nil }, "no-credential-specs", Warning, "cluster", nil},
-		"use":          {func(o *Objects) { o.Uses[0].Allowed = false }, "use-forbidden", Error, "ServiceAccount shop/default", []string{`"resourceNames":["web01"]`, "--serviceaccount=shop:default"}},
+		"use":          {func(o *Objects) { o.Uses[0].Allowed = false }, "use-forbidden", Error, "ServiceAccount shop/default", []string{`"resourceNames":["web01"]`, `"name":"default","namespace":"shop"`}},
 		"refused": {func(o *Objects) {
 			o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "ReplicaSet", Namespace: "shop", Name: "web-1"}, Reason: "FailedCreate", Message: "not authorized to use gMSA cred spec"}}
 		}, "pod-refused", Error, "ReplicaSet shop/web-1", []string{"not authorized"}},

@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -437,24 +436,10 @@ func uses(o *Objects) []Finding {
 		found = append(found, Finding{Severity: Error, Code: "use-forbidden", Object: fmt.Sprintf("ServiceAccount %s/%s", u.Namespace, u.ServiceAccount), order: orderUse,
 			Text:   fmt.Sprintf("it may not use the GMSACredentialSpec %s that its pods name, so that a webhook refuses them", u.CredentialSpec),
 			Remedy: "Let it use this credential spec and no other.",
-			Commands: []string{
-				// kubectl create clusterrole refuses the verb.
-				command("echo", useRole(u.CredentialSpec)) + " | kubectl apply -f -",
-				command("kubectl", "create", "rolebinding", "use-gmsa-"+u.CredentialSpec, "--namespace", u.Namespace, "--clusterrole=use-gmsa-"+u.CredentialSpec, "--serviceaccount="+u.Namespace+":"+u.ServiceAccount),
-			}})
+			// kubectl create clusterrole refuses the verb.
+			Commands: []string{command("echo", string(credspec.GrantUse(u.CredentialSpec, u.Namespace, u.ServiceAccount))) + " | kubectl apply -f -"}})
 	}
 	return found
-}
-
-func useRole(spec string) string {
-	role, err := json.Marshal(map[string]any{
-		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": map[string]any{"name": "use-gmsa-" + spec},
-		"rules": []any{map[string]any{"apiGroups": []string{"windows.k8s.io"}, "resources": []string{"gmsacredentialspecs"}, "resourceNames": []string{spec}, "verbs": []string{"use"}}},
-	})
-	if err != nil {
-		panic(err) // texts always encode
-	}
-	return string(role)
 }
 
 // few lists names, of many the first.
