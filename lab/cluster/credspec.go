@@ -3,8 +3,10 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,13 +18,37 @@ import (
 
 const credentialSpecs = "/apis/windows.k8s.io/v1/gmsacredentialspecs"
 
-// CredentialSpecCRD makes the kind GMSACredentialSpec known to the API server, by the webhook's chart, without the webhook.
-func (c *Cluster) CredentialSpecCRD(ctx context.Context) error {
-	crd, err := c.Run(ctx, tools.Helm4, "template", Webhook, Chart(Webhook), "--show-only", "templates/crd.yaml")
+// CredentialSpecCRD is the definition of the kind GMSACredentialSpec as the webhook's chart makes it, in YAML.
+func CredentialSpecCRD(ctx context.Context) ([]byte, error) {
+	helm, err := tools.Path(ctx, tools.Helm4, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	home, err := os.MkdirTemp("", "helm-") // nothing of the user's own configuration
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(home)
+	cmd := exec.CommandContext(ctx, helm, "template", Webhook, Chart(Webhook), "--show-only", "templates/crd.yaml")
+	cmd.Env = []string{"HOME=" + home}
+	crd, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the CRD of chart %s: %w", Webhook, err)
+	}
+	return crd, nil
+}
+
+// InstallCRD makes the kind GMSACredentialSpec known to the API server, without the webhook.
+func (c *Cluster) InstallCRD(ctx context.Context) error {
+	crd, err := CredentialSpecCRD(ctx)
 	if err != nil {
 		return err
 	}
-	return c.Apply(ctx, []byte(crd), "wait", "--for=condition=Established", "--timeout=60s")
+	return c.Apply(ctx, crd, "wait", "--for=condition=Established", "--timeout=60s")
 }
 
 // Apply has kubectl apply what is in objects, and then, if there is any, another command with the same objects.
