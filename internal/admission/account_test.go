@@ -88,6 +88,7 @@ func TestWarningsOfNamesOfUsualLengthAreShort(t *testing.T) {
 }
 
 func TestAQuestionWithoutAnAnswerRefusesNobody(t *testing.T) {
+	t.Parallel()
 	a := newAPIServer(t)
 	a.hang = time.Minute
 	c := config(t, a)

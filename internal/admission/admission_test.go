@@ -21,8 +21,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// apiServer stands in for the API server, so that a test can have it fail and count what it is asked, and a fuzz target can
-// ask it thousands of times. The real one is asked in lab/admission.
+// apiServer stands in for the API server, so that a test can have it fail and count what it is asked. The real one is asked in lab/admission.
 type apiServer struct {
 	*httptest.Server
 
@@ -192,12 +191,16 @@ func (a *apiServer) client(t testing.TB) *kube.Client {
 	return client
 }
 
+// config has no Cluster if there is no API server.
 func config(t testing.TB, a *apiServer) Config {
-	return Config{
-		Cluster: NewCluster(a.client(t)),
+	c := Config{
 		Metrics: NewMetrics(func() time.Time { return time.Time{} }),
 		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
+	if a != nil {
+		c.Cluster = NewCluster(a.client(t))
+	}
+	return c
 }
 
 // object is a pod's JSON in the making.

@@ -13,20 +13,30 @@ import (
 )
 
 // Cluster is what the webhook asks the API server. It may read GMSACredentialSpecs and ask what others may, and reads no Secret.
-type Cluster struct{ client *kube.Client }
+// It is an interface for a fuzz target, which cannot learn from what passes through a network.
+type Cluster interface {
+	// CredentialSpec returns the contents of a GMSACredentialSpec as compact JSON, every key as it is stored. If the API
+	// server says that there is none, kube.IsNotFound of the error is true.
+	CredentialSpec(ctx context.Context, name string) ([]byte, error)
+	// MayUse reports whether the pods of a ServiceAccount may use a GMSACredentialSpec, and what the API server gave as
+	// reason. A binding in the ServiceAccount's namespace is enough.
+	MayUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error)
+	// Account tells whether an account is served and its Secret exists, without any right to a Secret.
+	Account(ctx context.Context, ref credential.Reference) (Account, error)
+}
 
-// NewCluster returns a Cluster that asks through client. A review asks up to eight things at once: the client should keep
-// that many connections.
-func NewCluster(client *kube.Client) *Cluster { return &Cluster{client} }
+// NewCluster returns the Cluster behind an API server. A review asks up to eight things at once: the client should keep at
+// least that many connections.
+func NewCluster(client *kube.Client) Cluster { return &cluster{client} }
+
+type cluster struct{ client *kube.Client }
 
 const group = "windows.k8s.io"
 
 // errNoContents is an object without the one key that it is there for.
 var errNoContents = errors.New("it has no credspec")
 
-// CredentialSpec returns the contents of a GMSACredentialSpec as compact JSON, every key as it is stored. If the API server
-// says that there is none, kube.IsNotFound of the error is true.
-func (c *Cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
+func (c *cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
 	// A map, because the names of struct fields match in any case.
 	var object map[string]json.RawMessage
 	if err := c.client.Call(ctx, http.MethodGet, c.client.URL(nil, "apis", group, "v1", "gmsacredentialspecs", name), nil, &object); err != nil {
@@ -43,9 +53,7 @@ func (c *Cluster) CredentialSpec(ctx context.Context, name string) ([]byte, erro
 	return compact.Bytes(), nil
 }
 
-// MayUse reports whether the pods of a ServiceAccount may use a GMSACredentialSpec, and what the API server gave as reason. A
-// binding in the ServiceAccount's namespace is enough.
-func (c *Cluster) MayUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error) {
+func (c *cluster) MayUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error) {
 	type object = map[string]any
 	ask := object{
 		"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
@@ -92,10 +100,9 @@ const secretMarker = "gmsa-secret-"
 // maxName is the longest name of an object (RFC 1123 subdomain), in bytes.
 const maxName = 253
 
-// Account tells whether an account is served and its Secret exists, without any right to a Secret. It asks for a token that is
-// bound to the Secret by a UID that no object has. The API server looks for the ServiceAccount first, then for the Secret,
-// then compares the UID: so it tells what is missing, and never makes a token.
-func (c *Cluster) Account(ctx context.Context, ref credential.Reference) (Account, error) {
+// Account asks for a token that is bound to the Secret by a UID that no object has. The API server looks for the ServiceAccount
+// first, then for the Secret, then compares the UID: so it tells what is missing, and never makes a token.
+func (c *cluster) Account(ctx context.Context, ref credential.Reference) (Account, error) {
 	marker := secretMarker + ref.Secret
 	if len(marker) > maxName {
 		return AccountUnknown, nil // the chart makes none

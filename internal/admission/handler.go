@@ -22,7 +22,7 @@ const (
 
 // Config is what a handler needs; all of it must be set but the last two.
 type Config struct {
-	Cluster *Cluster
+	Cluster Cluster
 	Metrics *Metrics
 	Log     *slog.Logger
 
@@ -38,8 +38,7 @@ const (
 	smallAtOnce  = 64
 	largeAtOnce  = 4
 
-	queueTimeout = 2 * time.Second // for others to end
-	bodyTimeout  = 2 * time.Second // for the whole body to arrive
+	bodyTimeout = 2 * time.Second // for the whole body to arrive
 )
 
 type handler struct {
@@ -96,13 +95,9 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	if hr.ContentLength < 0 || hr.ContentLength > maxSmallBody {
 		slots = h.large
 	}
-	waiting := time.NewTimer(queueTimeout)
-	defer waiting.Stop()
 	select {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
-	case <-waiting.C:
-		return "", &refusal{http.StatusServiceUnavailable, resultBusy, fmt.Sprintf("%d other reviews are under way; try again", cap(slots))}
 	case <-ctx.Done():
 		return "", &refusal{http.StatusServiceUnavailable, resultBusy, fmt.Sprintf("%d other reviews are under way; try again", cap(slots))}
 	}

@@ -140,6 +140,7 @@ func TestTwoHundredAtOnceAreAllAnswered(t *testing.T) {
 
 // A body that trickles in holds its place for two seconds, and large ones hold none of the small ones' places.
 func TestSlowBodiesDoNotStopTheOthers(t *testing.T) {
+	t.Parallel()
 	server := httptest.NewServer(NewHandler(config(t, newAPIServer(t))))
 	t.Cleanup(server.Close)
 	var slow []net.Conn
@@ -184,6 +185,7 @@ func TestSlowBodiesDoNotStopTheOthers(t *testing.T) {
 }
 
 func TestAReviewThatFindsNoPlaceIsTurnedAway(t *testing.T) {
+	t.Parallel()
 	h := &handler{Config: config(t, newAPIServer(t)), small: make(chan struct{}), large: make(chan struct{})}
 	w := send(h.reviews("mutate", h.mutate), "/mutate", padded(0))
 	if w.Code != http.StatusServiceUnavailable {
@@ -192,6 +194,7 @@ func TestAReviewThatFindsNoPlaceIsTurnedAway(t *testing.T) {
 }
 
 func TestAnAnswerComesBeforeTheAPIServerStopsWaiting(t *testing.T) {
+	t.Parallel()
 	for query, want := range map[string]time.Duration{
 		"timeout=2s": 1800 * time.Millisecond, "timeout=30s": 27 * time.Second,
 		"": 4500 * time.Millisecond, "timeout=x": 4500 * time.Millisecond, "timeout=-1s": 4500 * time.Millisecond, "timeout=9999h": 4500 * time.Millisecond,
