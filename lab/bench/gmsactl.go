@@ -9,8 +9,6 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/kubelet"
-	"github.com/ccgrkc/ccgrkc/lab/stage"
-	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
 
 // operator prints what an operator waits for: whole processes of gmsactl on a cluster and an Active Directory.
@@ -43,7 +41,7 @@ func operator(ctx context.Context, dir string) error {
 	if _, err := web.Install(ctx); err != nil {
 		return err
 	}
-	if _, err := c.Run(ctx, tools.Kubectl, "apply", "-f", filepath.Join(stage.Dist(), "..", "lab", "gmsactl", "testdata", "crd.yaml")); err != nil {
+	if err := c.InstallCRD(ctx); err != nil {
 		return err
 	}
 	if _, err := c.Gmsactl(ctx, "account", "create", release, "--domain", corp.DNSName, "--username", corp.Reader.Username, "--password-file", "password.txt"); err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -20,7 +21,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ccgrkc/ccgrkc/internal/mtls"
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
@@ -53,9 +56,46 @@ func (d diagnosis) has(code, object string) bool {
 	return false
 }
 
-// webhook configures something that looks like a gMSA webhook and is asked about nothing.
+// webhook installs the webhook's chart, until the test ends.
 func webhook(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
+	release := cluster.Release{Cluster: c, Chart: cluster.Webhook, Namespace: nodesNamespace, Name: cluster.Webhook}
+	_, err := release.Install(t.Context())
+	must(t, err)
+	t.Cleanup(func() {
+		if out, err := release.Uninstall(context.Background()); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+}
+
+func TestDoctorOfAHealthyInstallation(t *testing.T) {
+	c, ad := nodes(t)
+	p := newProgram(t, c.ControlPlane.Kubeconfig)
+	web01(t, p, ad)
+	webhook(t, c)
+	r := p.want(good, []string{"Nothing wrong was found", "releases of the charts: 2", "Windows nodes: 2", "credential specs: 1", "webhooks for gMSAs: 2"}, "doctor")
+	t.Log(r.stdout)
+}
+
+func TestDoctorOfTheWebhook(t *testing.T) {
+	c, ad := nodes(t)
+	p := newProgram(t, c.ControlPlane.Kubeconfig)
+	web01(t, p, ad)
+	webhook(t, c)
+	find := func(code, object string) {
+		t.Helper()
+		must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+			r := p.run("doctor", "-o", "json")
+			if d := decode[diagnosis](t, r); !d.has(code, object) || r.code != wrong {
+				return fmt.Errorf("no finding %s of %s in %v", code, object, r)
+			}
+			return nil
+		}))
+	}
+	const mutating, validating = "mutatingwebhookconfigurations " + cluster.Webhook, "validatingwebhookconfigurations " + cluster.Webhook
+
+	// Another one beside it, which looks like SIG-Windows' and is asked about nothing.
 	sideEffects, path := admissionv1.SideEffectClassNone, "https://127.0.0.1:1/mutate"
 	configurations := c.ControlPlane.Client().AdmissionregistrationV1().MutatingWebhookConfigurations()
 	_, err := configurations.Create(t.Context(), &admissionv1.MutatingWebhookConfiguration{
@@ -68,20 +108,47 @@ func webhook(t *testing.T, c *cluster.Cluster) {
 		}},
 	}, metav1.CreateOptions{})
 	must(t, err)
-	t.Cleanup(func() {
-		if err := configurations.Delete(context.Background(), "gmsa-webhook", metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
-	})
-}
+	find("webhook-twice", "cluster")
+	must(t, configurations.Delete(t.Context(), "gmsa-webhook", metav1.DeleteOptions{}))
 
-func TestDoctorOfAHealthyInstallation(t *testing.T) {
-	c, ad := nodes(t)
-	p := newProgram(t, c.ControlPlane.Kubeconfig)
-	web01(t, p, ad)
-	webhook(t, c)
-	r := p.want(good, []string{"Nothing wrong was found", "releases of the charts: 2", "Windows nodes: 2", "credential specs: 1", "webhooks for gMSAs: 1"}, "doctor")
-	t.Log(r.stdout)
+	// Its CA bundle is overwritten with somebody else's CA. The webhook mends that within seconds, so it is done again and again.
+	stranger, err := mtls.IssueServer("stranger", "x", time.Now(), 1000*time.Hour)
+	must(t, err)
+	patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":%q}]`, base64.StdEncoding.EncodeToString(stranger.CA))
+	overwriting, stop := context.WithCancel(t.Context())
+	overwritten := make(chan error, 1)
+	go func() {
+		var err error
+		for overwriting.Err() == nil && err == nil {
+			_, err = configurations.Patch(context.Background(), cluster.Webhook, types.JSONPatchType, patch, metav1.PatchOptions{})
+			time.Sleep(100 * time.Millisecond)
+		}
+		overwritten <- err
+	}()
+	find("webhook-ca-mismatch", mutating)
+	stop()
+	must(t, <-overwritten)
+	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+		if r := p.run("doctor"); r.code != good {
+			return fmt.Errorf("the webhook did not mend its CA bundle: %v", r)
+		}
+		return nil
+	}))
+
+	scale := func(replicas string) {
+		_, err := c.Run(t.Context(), tools.Kubectl, "scale", "deployment", cluster.Webhook, "--namespace", nodesNamespace, "--replicas", replicas)
+		must(t, err)
+	}
+	// The third pod has nowhere to go.
+	_, err = c.Run(t.Context(), tools.Kubectl, "cordon", "linux-1")
+	must(t, err)
+	scale("3")
+	find("webhook-degraded", validating)
+	scale("0")
+	find("webhook-down", mutating)
+	_, err = c.Run(t.Context(), tools.Kubectl, "uncordon", "linux-1")
+	must(t, err)
+	find("webhook-down", validating)
 }
 
 func TestDoctorNamesWhatIsBroken(t *testing.T) {
@@ -141,7 +208,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		}
 	}
 	defer func() {
-		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "clusterrole", "use-gmsa-web01")
+		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "clusterrole", "gmsa-web01")
 		must(t, err)
 	}()
 

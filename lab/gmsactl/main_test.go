@@ -28,6 +28,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
@@ -87,7 +88,7 @@ func lab(t *testing.T) (*controlplane.ControlPlane, *domain) {
 }
 
 func installCRD(ctx context.Context, cp *controlplane.ControlPlane) error {
-	content, err := os.ReadFile(filepath.Join("testdata", "crd.yaml"))
+	content, err := cluster.CredentialSpecCRD(ctx)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func installCRD(ctx context.Context, cp *controlplane.ControlPlane) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the resource of crd.yaml: %w", err)
+			return fmt.Errorf("the resource of GMSACredentialSpecs: %w", err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -62,10 +62,11 @@ func startNodes() error {
 		return err
 	}
 	var wg sync.WaitGroup
-	errs := make([]error, 3)
+	errs := make([]error, 4)
 	for i, name := range []string{"win-1", "win-2"} {
 		wg.Go(func() { _, errs[i] = c.AddWindows(ctx, name, cluster.NodeOptions{}) })
 	}
+	wg.Go(func() { _, errs[3] = c.AddLinux(ctx, "linux-1") })
 	wg.Go(func() { errs[2] = installCRD(ctx, c.ControlPlane) })
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
