@@ -283,32 +283,31 @@ func must(t *testing.T, err error) {
 
 // load creates pods by name, so many a second, until the function that it returns is called: dry runs, which pass the whole of
 // admission. What is refused is tried again after a second; one that is refused for 20 s is lost.
-func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() (all, again int, lost []error)) {
+func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 	ctx, cancel := context.WithCancel(l.t.Context())
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	all, again := 0, 0
-	var lost []error
+	var r loaded
 	one := func(i int) {
 		p := pod.DeepCopy()
 		p.Name = fmt.Sprintf("%s-%d", pod.Name, i)
 		var err error
 		for try := range 20 {
-			if _, err = l.client.CoreV1().Pods(p.Namespace).Create(l.t.Context(), p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil {
+			if err = l.dryRun(p); err == nil {
 				break
 			}
 			mu.Lock()
 			if try == 0 {
-				again++
+				r.again = append(r.again, err)
 			}
 			mu.Unlock()
 			time.Sleep(time.Second)
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		all++
+		r.all++
 		if err != nil {
-			lost = append(lost, err)
+			r.lost = append(r.lost, err)
 		}
 	}
 	wg.Go(func() {
@@ -323,9 +322,23 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() (all, again int, 
 			}
 		}
 	})
-	return func() (int, int, []error) {
+	return func() loaded {
 		cancel()
 		wg.Wait()
-		return all, again, lost
+		return r
 	}
+}
+
+// loaded is what became of a load.
+type loaded struct {
+	all         int
+	again, lost []error // refused at first, and for good
+}
+
+func (r loaded) String() string {
+	s := fmt.Sprintf("%d admissions, %d refused at first, %d for good", r.all, len(r.again), len(r.lost))
+	if len(r.again) > 0 {
+		s += ", such as: " + r.again[0].Error()
+	}
+	return s
 }

@@ -108,13 +108,18 @@ func TestEveryPlaceIsFilledIn(t *testing.T) {
 // debug adds an ephemeral container to a pod.
 func (l *lab) debug(namespace, name, container string, s *corev1.SecurityContext) (*corev1.Pod, error) {
 	pods := l.client.CoreV1().Pods(namespace)
-	pod, err := pods.Get(l.t.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
+	for {
+		pod, err := pods.Get(l.t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+			Name: container, Image: l.AppImage(), SecurityContext: s}})
+		pod, err = pods.UpdateEphemeralContainers(l.t.Context(), name, pod, metav1.UpdateOptions{})
+		if !apierrors.IsConflict(err) { // with the kubelet's status
+			return pod, err
+		}
 	}
-	pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-		Name: container, Image: l.AppImage(), SecurityContext: s}})
-	return pods.UpdateEphemeralContainers(l.t.Context(), name, pod, metav1.UpdateOptions{})
 }
 
 // Contents that the user brings must be those of the object, however they are written.
