@@ -185,12 +185,16 @@ func run(ctx context.Context) error {
 		{"provider, windows/amd64", stage.Dist() + "/gmsa-account-provider.exe", "20 MB"},
 		{"ccg-plugin.dll", stage.Dist() + "/ccg-plugin.dll", "6 MB"},
 		{"gmsactl, linux/amd64", stage.Dist() + "/gmsactl", "45 MB"},
+		{"gmsa-webhook, linux/amd64", stage.Dist() + "/linux-amd64/gmsa-webhook", "20 MB"},
 	} {
 		info, err := os.Stat(b.path)
 		if err != nil {
 			return err
 		}
 		value("size of "+b.name, fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), b.bound)
+	}
+	if err := admission(ctx, dir); err != nil {
+		return err
 	}
 	if err := operator(ctx, dir); err != nil {
 		return err

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ccgrkc/ccgrkc/lab/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/stage"
+)
+
+// admission prints what the webhook adds to the making of a pod: /mutate and then /validate, as the API server asks them, to
+// one replica of the installed chart. The floor is what no such webhook can do without: the questions that it asks the API server.
+func admission(ctx context.Context, dir string) error {
+	dir = filepath.Join(dir, "admission")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	c, err := cluster.Start(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer c.Stop()
+	if _, err := c.AddLinux(ctx, "linux-1"); err != nil {
+		return err
+	}
+	const namespace = "gmsa-system"
+	for chart, name := range map[string]string{cluster.Webhook: cluster.Webhook, cluster.Provider: "web"} {
+		if _, err := (cluster.Release{Cluster: c, Chart: chart, Namespace: namespace, Name: name}).Install(ctx); err != nil {
+			return err
+		}
+	}
+	contents, err := json.Marshal(stage.CredentialSpec(namespace + ":web-creds"))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(c.PutSecret(ctx, namespace, "web-creds", "secret"), c.PutCredentialSpec(ctx, "web01", contents),
+		c.GrantUse(ctx, "web01", "default", "default")); err != nil {
+		return err
+	}
+	replica, err := replicaOf(ctx, c, namespace)
+	if err != nil {
+		return err
+	}
+	pod, err := typicalPod(ctx, c)
+	if err != nil {
+		return err
+	}
+	reviews := func() error { return admit(ctx, replica, pod) }
+	client := c.ControlPlane.Client()
+	questions := func() error {
+		get := func() error {
+			return client.CoreV1().RESTClient().Get().AbsPath("/apis/windows.k8s.io/v1/gmsacredentialspecs/web01").Do(ctx).Error()
+		}
+		sar := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "system:serviceaccount:default:default", Groups: []string{"system:serviceaccounts"},
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "default", Verb: "use", Group: "windows.k8s.io", Resource: "gmsacredentialspecs", Name: "web01"},
+		}}
+		if err := errors.Join(get(), get()); err != nil {
+			return err
+		}
+		if _, err := client.AuthorizationV1().SubjectAccessReviews().Create(ctx, sar, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+		// This one is always refused: see docs/security.md.
+		_, _ = client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, "gmsa-secret-web-creds", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Secret", Name: "web-creds", UID: "none"},
+		}}, metav1.CreateOptions{})
+		return nil
+	}
+	for _, clients := range []int{1, 8} {
+		times := map[string][]time.Duration{}
+		for round := range rounds {
+			for name, call := range map[string]func() error{"floor": questions, "reviews": reviews} {
+				t, err := measure(clients, call)
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				if round > 0 {
+					times[name] = append(times[name], t...)
+				}
+			}
+		}
+		what := fmt.Sprintf("webhook: /mutate and /validate, %d client(s), ", clients)
+		p50, p99 := "", ""
+		if clients == 1 {
+			p50, p99 = "3 ms", "15 ms"
+		}
+		beside(what+"p50", median(times["reviews"]), median(times["floor"]), p50)
+		beside(what+"p99", percentile(times["reviews"], 99), percentile(times["floor"], 99), p99)
+	}
+	time.Sleep(10 * time.Second)
+	pid, err := processOf("gmsa-webhook", dir)
+	if err != nil {
+		return err
+	}
+	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(pid)), "30 MiB")
+	return nil
+}
+
+// replica is one pod of the webhook, as the API server reaches it.
+type replica struct {
+	address string
+	client  *http.Client
+}
+
+func replicaOf(ctx context.Context, c *cluster.Cluster, namespace string) (*replica, error) {
+	core := c.ControlPlane.Client().CoreV1()
+	pods, err := core.Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + cluster.Webhook})
+	if err != nil || len(pods.Items) == 0 {
+		return nil, errors.Join(err, errors.New("the webhook has no pod"))
+	}
+	secret, err := core.Secrets(namespace).Get(ctx, cluster.Webhook+"-tls", metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
+	return &replica{net.JoinHostPort(pods.Items[0].Status.PodIP, "9443"), &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, ForceAttemptHTTP2: true,
+	}}}, nil
+}
+
+// typicalPod is a pod as the API server sends it, defaults and all, without contents.
+func typicalPod(ctx context.Context, c *cluster.Cluster) (*corev1.Pod, error) {
+	name := "web01"
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app"}, Spec: corev1.PodSpec{
+		NodeSelector:    map[string]string{"kubernetes.io/os": "windows"},
+		SecurityContext: &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}},
+		Containers:      []corev1.Container{{Name: "app", Image: c.AppImage()}},
+	}}
+	pod, err := c.ControlPlane.Client().CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		return nil, err
+	}
+	pod.Spec.SecurityContext.WindowsOptions.GMSACredentialSpec = nil
+	return pod, nil
+}
+
+// admit has the webhook look at a pod as the API server does: first change it, then judge it.
+func admit(ctx context.Context, r *replica, pod *corev1.Pod) error {
+	answer, err := r.ask(ctx, "/mutate", pod)
+	if err != nil {
+		return err
+	}
+	var patch []struct{ Value string }
+	if err := json.Unmarshal(answer.Patch, &patch); err != nil || len(patch) != 1 {
+		return fmt.Errorf("the patch is %s", answer.Patch)
+	}
+	pod = pod.DeepCopy()
+	pod.Spec.SecurityContext.WindowsOptions.GMSACredentialSpec = &patch[0].Value
+	answer, err = r.ask(ctx, "/validate", pod)
+	if err == nil && len(answer.Warnings) > 0 {
+		err = fmt.Errorf("warned: %q", answer.Warnings)
+	}
+	return err
+}
+
+func (r *replica) ask(ctx context.Context, path string, pod *corev1.Pod) (*admissionv1.AdmissionResponse, error) {
+	object, err := json.Marshal(pod)
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(admissionv1.AdmissionReview{
+		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
+		Request: &admissionv1.AdmissionRequest{
+			UID: types.UID("bench"), Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
+			Namespace: pod.Namespace, Name: pod.Name, Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: object},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+r.address+path+"?timeout=5s", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	said, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	var review admissionv1.AdmissionReview
+	if err := json.Unmarshal(said, &review); err != nil || review.Response == nil || !review.Response.Allowed {
+		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, said)
+	}
+	return review.Response, nil
+}
+
+// processOf finds a process by its program's name among those whose root is below dir.
+func processOf(program, dir string) (int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		root, _ := os.Readlink(filepath.Join("/proc", entry.Name(), "root"))
+		command, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		first, _, _ := strings.Cut(string(command), "\x00")
+		if strings.HasPrefix(root, dir) && filepath.Base(first) == program {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("no process of %s runs below %s", program, dir)
+}
+
+func percentile(d []time.Duration, p int) time.Duration {
+	slices.Sort(d)
+	return d[len(d)*p/100]
+}
+
+// beside prints a figure with a bound of its own beside a floor.
+func beside(name string, measured, floor time.Duration, bound string) {
+	fmt.Printf("%-58s %12s %12s %8.2f %8s\n", name, ms(measured), ms(floor), float64(measured)/float64(floor), bound)
+}
