@@ -3,6 +3,7 @@ package charts
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/credspec"
 	"github.com/ccgrkc/ccgrkc/lab/certmanager"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
@@ -160,12 +162,169 @@ func TestNotesSayWhatWorks(t *testing.T) {
 	}
 }
 
-// TestAReleaseMayDoNoMore asks the API server what the two ServiceAccounts of a release may do, beside what every
+// TestNotesOfTheWebhookSayWhatWorks runs the command that lets a workload use a GMSACredentialSpec, and the one that asks the webhook.
+func TestNotesOfTheWebhookSayWhatWorks(t *testing.T) {
+	c := newCluster(t, "gmsa-system")
+	out, err := c.helm(t, helms(t)[0], rendering{chart: webhook}.withDefaults(), "install")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(c.kubectl, filepath.Join(c.home, "kubectl")); err != nil {
+		t.Fatal(err)
+	}
+	shell := func(from, to string) error {
+		t.Helper()
+		_, command, found := strings.Cut(out, "\n  "+from)
+		command, _, foundEnd := strings.Cut(command, to)
+		if !found || !foundEnd {
+			t.Fatalf("the notes have no %q:\n%s", from, out)
+		}
+		_, err := c.run(t.Context(), "", "sh", "-c", "PATH="+c.home+":$PATH; "+from+command)
+		return err
+	}
+	grant := string(credspec.GrantUse("web01", "default", "default"))
+	if !strings.Contains(out, "\n  echo '"+grant+"' | kubectl apply -f -\n") {
+		t.Errorf("the notes grant something else than the webhook's denials: %s", grant)
+	}
+	may := func() bool {
+		t.Helper()
+		review, err := c.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User:               "system:serviceaccount:default:default",
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "default", Verb: "use", Group: "windows.k8s.io", Resource: "gmsacredentialspecs", Name: "web01"},
+		}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return review.Status.Allowed
+	}
+	if may() {
+		t.Fatal("it may use web01 already")
+	}
+	if err := shell("echo '", "\n"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the right is known", may)
+	// Nobody is behind the webhook here.
+	eventually(t, "the webhook is asked", func() bool {
+		err := shell("kubectl run ", "\n\n")
+		return err != nil && strings.Contains(err.Error(), `failed calling webhook "mutate.gmsa.ccgrkc.github.io"`)
+	})
+}
+
+// TestTheKindIsNobodysToRemove: GMSACredentialSpecs stay after an uninstall, a definition that somebody else made stays as it is, and
+// a second release is refused.
+func TestTheKindIsNobodysToRemove(t *testing.T) {
+	c := newCluster(t, "gmsa-system")
+	ctx := t.Context()
+	r := rendering{chart: webhook}.withDefaults()
+	kubectl := func(input string, args ...string) string {
+		t.Helper()
+		out, err := c.run(ctx, input, c.kubectl, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	ofReleases := func() string {
+		return kubectl("", "get", "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/part-of=ccgrkc",
+			"deployments,replicasets,services,secrets,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,networkpolicies,poddisruptionbudgets,"+
+				"mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings")
+	}
+	const spec = `{"apiVersion":"windows.k8s.io/v1","kind":"GMSACredentialSpec","metadata":{"name":"web01"},"credspec":{}}`
+	for _, h := range helms(t) {
+		if _, err := c.helm(t, h, r, "install"); err != nil {
+			t.Fatal(err)
+		}
+		kubectl(spec, "apply", "--filename=-")
+		// Whatever is in the Secret and in the configurations is the webhook's.
+		kubectl("", "patch", "secret", "web-tls", "--namespace=gmsa-system", "--type=merge", `--patch={"data":{"tls.crt":"eA=="}}`)
+		for _, kind := range []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"} {
+			kubectl("", "patch", kind, "web", "--type=json", `--patch=[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":"`+base64.StdEncoding.EncodeToString([]byte(testCA))+`"}]`)
+		}
+		upgraded := r
+		upgraded.values = "replicas: 3"
+		if _, err := c.helm(t, h, upgraded, "upgrade"); err != nil {
+			t.Fatal(err)
+		}
+		if got := kubectl("", "get", "secret", "web-tls", "--namespace=gmsa-system", `--output=jsonpath={.data.tls\.crt}`); got != "eA==" {
+			t.Errorf("%s: an upgrade left %q in the Secret", h.name, got)
+		}
+		for _, kind := range []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"} {
+			if kubectl("", "get", kind, "web", "--output=jsonpath={.webhooks[0].clientConfig.caBundle}") == "" {
+				t.Errorf("%s: an upgrade took the CA from the %s", h.name, kind)
+			}
+		}
+		second := r
+		second.release = "another"
+		if _, err := c.helm(t, h, second, "install"); err == nil || !strings.Contains(err.Error(), "helm uninstall web --namespace gmsa-system") {
+			t.Errorf("%s installs beside the first: %v", h.name, err)
+		}
+		if _, err := c.run(ctx, "", h.path, "uninstall", r.release, "--namespace", r.namespace, "--wait"); err != nil {
+			t.Fatal(err)
+		}
+		// What the Deployment made goes a little later.
+		eventually(t, "everything is gone", func() bool { return ofReleases() == "" })
+		if got := kubectl("", "get", "gmsacredentialspecs", "--output=name"); got != "gmsacredentialspec.windows.k8s.io/web01\n" {
+			t.Errorf("%s: an uninstall left of the GMSACredentialSpecs %q", h.name, got)
+		}
+	}
+
+	kubectl("", "delete", "crd", "gmsacredentialspecs.windows.k8s.io")
+	foreign := strings.ReplaceAll(`{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"gmsacredentialspecs.windows.k8s.io",
+		"annotations":{"api-approved.kubernetes.io":"https://example.com","owner":"somebody else"}},"spec":{"group":"windows.k8s.io","scope":"Cluster",
+		"names":{"kind":"GMSACredentialSpec","plural":"gmsacredentialspecs"},"versions":[{"name":"v1","served":true,"storage":true,
+		"schema":{"openAPIV3Schema":{"type":"object","properties":{"credspec":{"type":"object"}}}}}]}}`, "\n", "")
+	kubectl(foreign, "create", "--filename=-")
+	before := kubectl("", "get", "crd", "gmsacredentialspecs.windows.k8s.io", "--output=jsonpath={.metadata.uid} {.metadata.generation} {.metadata.annotations.owner} {.metadata.labels}")
+	for _, h := range helms(t) {
+		notes, err := c.helm(t, h, r, "install")
+		if err != nil || !strings.Contains(notes, "was there, of no release of Helm, and is left as it is") {
+			t.Errorf("%s: %v\n%s", h.name, err, notes)
+		}
+		if _, err := c.run(ctx, "", h.path, "uninstall", r.release, "--namespace", r.namespace, "--wait"); err != nil {
+			t.Fatal(err)
+		}
+		if after := kubectl("", "get", "crd", "gmsacredentialspecs.windows.k8s.io", "--output=jsonpath={.metadata.uid} {.metadata.generation} {.metadata.annotations.owner} {.metadata.labels}"); after != before {
+			t.Errorf("%s: the definition was %q and is %q", h.name, before, after)
+		}
+	}
+}
+
+// TestTwoReleasesForOneSecret, each for nodes of its own, are installed beside each other, and the mark of the Secret stays as it is.
+func TestTwoReleasesForOneSecret(t *testing.T) {
+	c := newCluster(t, "gmsa-system")
+	accounts := c.Client().CoreV1().ServiceAccounts("gmsa-system")
+	for i, h := range helms(t) {
+		r := rendering{chart: provider, release: fmt.Sprint("r", i), values: `credentials: {secretName: shared}`}.withDefaults()
+		for _, command := range []string{"install", "upgrade"} {
+			if _, err := c.helm(t, h, r, command); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mark, err := accounts.Get(t.Context(), "gmsa-secret-shared", metav1.GetOptions{})
+		if err != nil || mark.Labels["app.kubernetes.io/instance"] != "r0" {
+			t.Fatalf("%v, %v", mark.Labels, err)
+		}
+	}
+	// Whatever else has such a name has rights that are not the webhook's.
+	if _, err := accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "gmsa-secret-web-creds"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.helm(t, helms(t)[0], rendering{chart: provider}.withDefaults(), "install"); err != nil {
+		t.Fatal(err)
+	}
+	if role, err := c.Client().RbacV1().Roles("gmsa-system").Get(t.Context(), "web:webhook", metav1.GetOptions{}); err == nil {
+		t.Errorf("the webhook may act for a ServiceAccount of somebody else: %v", role.Rules)
+	}
+}
+
+// TestAReleaseMayDoNoMore asks the API server what the ServiceAccounts of a release may do, beside what every
 // ServiceAccount may.
 func TestAReleaseMayDoNoMore(t *testing.T) {
 	c := newCluster(t, "gmsa-system", "other")
 	h := helms(t)[1]
-	for _, r := range []rendering{{chart: provider, release: "web"}, {chart: provider, release: "other"}, {chart: installer, release: "plugin"}} {
+	for _, r := range []rendering{{chart: provider, release: "web"}, {chart: provider, release: "other"}, {chart: installer, release: "plugin"},
+		{chart: webhook, release: "rancher-gmsa-webhook"}} {
 		r := r.withDefaults()
 		if _, err := c.helm(t, h, r, "install"); err != nil {
 			t.Fatal(err)
@@ -180,6 +339,9 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 				}
 				hooks = append(hooks, string(text))
 			}
+		}
+		if len(hooks) == 0 {
+			continue
 		}
 		if _, err := c.run(t.Context(), strings.Join(hooks, "\n---\n"), c.kubectl, "create", "--filename=-"); err != nil {
 			t.Fatal(err)
@@ -220,10 +382,23 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 		return string(text)
 	}
 	everyone := rules("nobody", "gmsa-system")
+	// Of the webhook, what holds in every namespace.
+	everywhere := []string{
+		rule([]string{"get"}, "windows.k8s.io", "gmsacredentialspecs"),
+		rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
+		strings.Replace(rule([]string{"get", "patch"}, "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "rancher-gmsa-webhook"),
+			`"mutatingwebhookconfigurations"`, `"mutatingwebhookconfigurations","validatingwebhookconfigurations"`, 1),
+	}
 	for _, tt := range []struct {
 		account string
 		want    []string
 	}{
+		{"gmsa-secret-web-creds", nil},
+		{"rancher-gmsa-webhook", []string{
+			rule([]string{"get", "update"}, "", "secrets", "rancher-gmsa-webhook-tls"),
+			rule([]string{"create"}, "", "serviceaccounts/token", "gmsa-secret-web-creds"),
+			rule([]string{"create"}, "", "serviceaccounts/token", "gmsa-secret-other-creds"),
+		}},
 		{"web", []string{rule([]string{"get"}, "", "secrets", "web-creds")}},
 		{"plugin", nil},
 		{"web-uninstall-nodes", nil},
@@ -235,6 +410,11 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 	} {
 		for _, namespace := range []string{"gmsa-system", "other"} {
 			want := map[string]bool{}
+			if tt.account == "rancher-gmsa-webhook" {
+				for _, r := range everywhere {
+					want[r] = true
+				}
+			}
 			if namespace == "gmsa-system" {
 				for _, r := range tt.want {
 					want[r] = true

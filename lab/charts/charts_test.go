@@ -47,6 +47,19 @@ type rendering struct {
 	certManager        bool   // the cluster knows cert-manager
 }
 
+// testCA is a CA's certificate, of nobody's.
+const testCA = `-----BEGIN CERTIFICATE-----
+MIIBezCCASGgAwIBAgIUL5cPuXA+GQczWsclOJJiWMkOu8YwCgYIKoZIzj0EAwIw
+EjEQMA4GA1UEAwwHdGVzdCBDQTAgFw0yNjExMjMwNzAzNThaGA8yMTI2MTAzMDA3
+MDM1OFowEjEQMA4GA1UEAwwHdGVzdCBDQTBZMBMGByqGSM49AgEGCCqGSM49AwEH
+A0IABEEm7WgKbAajP5qO31y4PqelQkcjR4//rC8WSeHVe0W5015CSi4X9UNvHGOu
+QPbJ2CIPT2letGxbmMjLoNUNXfOjUzBRMB0GA1UdDgQWBBQDo61umWCL9X1xIebT
+qYQGxYrC6DAfBgNVHSMEGDAWgBQDo61umWCL9X1xIebTqYQGxYrC6DAPBgNVHRMB
+Af8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCeAO+kbjoiEAGKqfXB/VoxSNAW
+TQ87b5uSIogo9TBjGgIgU6/XjJvf45HqtSxnkZEIX1KJlYvfnVhf0K8YzjPzyHY=
+-----END CERTIFICATE-----
+`
+
 // matrix is the renderings that are recorded, and that the API server must accept.
 var matrix = []rendering{
 	{chart: installer, name: "defaults"},
@@ -167,17 +180,7 @@ certificates:
   provided:
     secretName: webhook-tls
     caBundle: |
-      -----BEGIN CERTIFICATE-----
-      MIIBezCCASGgAwIBAgIUL5cPuXA+GQczWsclOJJiWMkOu8YwCgYIKoZIzj0EAwIw
-      EjEQMA4GA1UEAwwHdGVzdCBDQTAgFw0yNjExMjMwNzAzNThaGA8yMTI2MTAzMDA3
-      MDM1OFowEjEQMA4GA1UEAwwHdGVzdCBDQTBZMBMGByqGSM49AgEGCCqGSM49AwEH
-      A0IABEEm7WgKbAajP5qO31y4PqelQkcjR4//rC8WSeHVe0W5015CSi4X9UNvHGOu
-      QPbJ2CIPT2letGxbmMjLoNUNXfOjUzBRMB0GA1UdDgQWBBQDo61umWCL9X1xIebT
-      qYQGxYrC6DAfBgNVHSMEGDAWgBQDo61umWCL9X1xIebTqYQGxYrC6DAPBgNVHRMB
-      Af8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCeAO+kbjoiEAGKqfXB/VoxSNAW
-      TQ87b5uSIogo9TBjGgIgU6/XjJvf45HqtSxnkZEIX1KJlYvfnVhf0K8YzjPzyHY=
-      -----END CERTIFICATE-----
-`},
+` + strings.ReplaceAll("\n"+testCA, "\n", "\n      ")},
 	{chart: webhook, name: "certificate-from-cert-manager", certManager: true, values: `certificates: {mode: certManager}`},
 	{chart: webhook, name: "certificate-from-an-issuer", certManager: true, values: `
 certificates: {mode: certManager, certManager: {duration: 2h, renewBefore: 30m, issuerRef: {name: corp, kind: ClusterIssuer}}}

@@ -49,6 +49,12 @@ pods of the cluster. oldObject is null in CREATE. A field that is empty counts a
     ))
 {{- end -}}
 
+{{/* CEL: a text of the user's in quotes. A warning is a header of HTTP, which cannot have control characters, and quote() leaves most of
+them. */}}
+{{- define "rancher-gmsa-webhook.quoted" -}}
+({{ . }}.matches(r'\p{Cc}') ? "a text with control characters" : strings.quote({{ . }}))
+{{- end -}}
+
 {{/* The CustomResourceDefinition if it is this release's to make; empty if it is somebody else's. */}}
 {{- define "rancher-gmsa-webhook.crdOwner" -}}
 {{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "gmsacredentialspecs.windows.k8s.io" | default dict -}}
