@@ -21,7 +21,7 @@ IMAGES  := cd images && CGO_ENABLED=0 go run -trimpath .
 TAG     := $(subst +,_,$(VERSION))
 # What the Windows image stands on: scratch needs no network and is the same everywhere; releases take Microsoft's.
 BASE    ?= scratch
-CHARTS  := charts/rancher-gmsa-plugin-installer charts/rancher-gmsa-account-provider
+CHARTS  := charts/rancher-gmsa-plugin-installer charts/rancher-gmsa-account-provider charts/rancher-gmsa-webhook
 
 .PHONY: help
 help: ## list the targets
