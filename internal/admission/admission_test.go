@@ -30,8 +30,10 @@ type apiServer struct {
 	may      map[string]bool   // namespace/serviceAccount/spec; everyone may everything if it is nil
 	releases map[string]bool   // namespace:secret
 	secrets  map[string]bool   // namespace:secret
-	code     int               // if it is not 0, every answer
+	code     int               // if it is not 0, every answer ...
+	only     string            // ... to requests that begin so
 	hang     time.Duration     // before answering for an account
+	slow     time.Duration     // before answering for a GMSACredentialSpec
 	asked    []string          // requests, in their order
 	rights   map[string]bool   // namespace/serviceAccount/spec that a SubjectAccessReview asked for
 }
@@ -58,14 +60,16 @@ const (
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.asked = append(a.asked, r.Method+" "+r.URL.RequestURI())
-	code, hang := a.code, a.hang
+	code, hang, slow := a.code, a.hang, a.slow
+	fails := code != 0 && strings.HasPrefix(r.Method+" "+r.URL.Path, a.only)
 	a.mu.Unlock()
-	if code != 0 {
+	if fails {
 		a.refuse(w, code, "", "", "as the test has it")
 		return
 	}
 	switch path := r.URL.Path; {
 	case strings.HasPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/") && r.Method == http.MethodGet:
+		time.Sleep(slow)
 		a.credentialSpec(w, strings.TrimPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/"))
 	case path == "/apis/authorization.k8s.io/v1/subjectaccessreviews" && r.Method == http.MethodPost:
 		a.accessReview(w, r)

@@ -131,9 +131,6 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	if kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return nil, &refusal{http.StatusUnsupportedMediaType, resultInvalid, fmt.Sprintf("Content-Type is %q; want application/json", hr.Header.Get("Content-Type"))}
 	}
-	if hr.ContentLength > maxBody {
-		return nil, tooLarge
-	}
 	// A recorder of a test has no deadline.
 	deadline := http.NewResponseController(w)
 	_ = deadline.SetReadDeadline(time.Now().Add(bodyTimeout))
@@ -141,7 +138,7 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	var most *http.MaxBytesError
 	switch {
 	case errors.As(err, &most):
-		return nil, tooLarge
+		return nil, &refusal{http.StatusRequestEntityTooLarge, resultInvalid, fmt.Sprintf("the body has more than %d bytes", maxBody)}
 	case err != nil:
 		return nil, &refusal{http.StatusRequestTimeout, resultInvalid, fmt.Sprintf("the body did not arrive whole within %s: %v", bodyTimeout, err)}
 	}
@@ -149,8 +146,6 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	_ = deadline.SetReadDeadline(time.Time{})
 	return body, nil
 }
-
-var tooLarge = &refusal{http.StatusRequestEntityTooLarge, resultInvalid, fmt.Sprintf("the body has more than %d bytes", maxBody)}
 
 func (h *handler) log(path string, r *request, answer *response) {
 	attrs := []any{"path", path, "operation", r.Operation, "namespace", r.Namespace, "pod", r.pod.name(), "dryRun", r.DryRun}

@@ -184,6 +184,24 @@ func TestSlowBodiesDoNotStopTheOthers(t *testing.T) {
 	}
 }
 
+// The deadline of the body must not end a review that is answered later than it.
+func TestASlowAPIServerIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	a := newAPIServer(t)
+	a.slow = bodyTimeout + 500*time.Millisecond
+	server := httptest.NewServer(NewHandler(config(t, a)))
+	t.Cleanup(server.Close)
+	resp, err := http.Post(server.URL+"/mutate?timeout=10s", "application/json", bytes.NewReader(padded(0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var v review
+	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil || v.Response == nil || !v.Response.Allowed {
+		t.Errorf("status %d, %v: %+v", resp.StatusCode, err, v.Response)
+	}
+}
+
 func TestAReviewThatFindsNoPlaceIsTurnedAway(t *testing.T) {
 	t.Parallel()
 	h := &handler{Config: config(t, newAPIServer(t)), small: make(chan struct{}), large: make(chan struct{})}

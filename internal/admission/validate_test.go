@@ -209,6 +209,9 @@ func TestAttackServiceAccountSwappedAfterAdmission(t *testing.T) {
 	}
 	wantDenied(t, ask(t, h, "/validate", update, "", pod("other"), pod("web")), 403, "does not change from web to other")
 	wantAllowed(t, ask(t, h, "/validate", update, "", pod("default"), pod("")))
+	// What has no gMSA is the API server's own affair.
+	wantAllowed(t, ask(t, h, "/validate", update, "", newPod(object{"serviceAccountName": "other"}), newPod(nil)))
+	wantAllowed(t, ask(t, h, "/validate", update, "", newPod(nil), newPod(object{"ephemeralContainers": []any{ctr("debug", nil)}})))
 }
 
 // Attack, or bad luck: what mutate copied is not what the administrator wants any more.
@@ -277,10 +280,12 @@ func TestTheAPIServersFailureIsNoVerdict(t *testing.T) {
 	a.may = nil
 	pod := newPod(object{"securityContext": windows("web01", spec1)})
 	a.code = 504
-	wantDenied(t, ask(t, h, "/validate", create, "", pod, nil), 503, "try again")
+	wantDenied(t, ask(t, h, "/validate", create, "", pod, nil), 503, "the pod's securityContext: GMSACredentialSpec web01 could not be read, try again")
+	a.set(func() { a.only = "POST /apis/authorization.k8s.io/" })
+	wantDenied(t, ask(t, h, "/validate", create, "", pod, nil), 503, "the pod's securityContext: whether ServiceAccount shop/default may use GMSACredentialSpec web01 could not be asked, try again")
 	var b strings.Builder
 	c.Metrics.Write(&b)
-	if want := fmt.Sprintf("%s 1\n", reviews("validate", resultFailed)); !strings.Contains(b.String(), want) {
+	if want := fmt.Sprintf("%s 2\n", reviews("validate", resultFailed)); !strings.Contains(b.String(), want) {
 		t.Errorf("%s lacks %s", b.String(), want)
 	}
 }
