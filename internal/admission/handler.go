@@ -131,9 +131,7 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	if kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return nil, &refusal{http.StatusUnsupportedMediaType, resultInvalid, fmt.Sprintf("Content-Type is %q; want application/json", hr.Header.Get("Content-Type"))}
 	}
-	// A recorder of a test has no deadline.
-	deadline := http.NewResponseController(w)
-	_ = deadline.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // a test's recorder has none
 	body, err := io.ReadAll(http.MaxBytesReader(w, hr.Body, maxBody))
 	var most *http.MaxBytesError
 	switch {
@@ -142,8 +140,6 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, &refusal{http.StatusRequestTimeout, resultInvalid, fmt.Sprintf("the body did not arrive whole within %s: %v", bodyTimeout, err)}
 	}
-	// The connection is read on while the review is under way, to see whether the client goes away.
-	_ = deadline.SetReadDeadline(time.Time{})
 	return body, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -184,21 +185,43 @@ func TestSlowBodiesDoNotStopTheOthers(t *testing.T) {
 	}
 }
 
-// The deadline of the body must not end a review that is answered later than it.
-func TestASlowAPIServerIsWaitedFor(t *testing.T) {
+// The API server speaks HTTP/2, where a deadline is that of one request, not of the connection.
+func TestABodyHasADeadlineAndItsReviewHasNot(t *testing.T) {
 	t.Parallel()
-	a := newAPIServer(t)
-	a.slow = bodyTimeout + 500*time.Millisecond
-	server := httptest.NewServer(NewHandler(config(t, a)))
-	t.Cleanup(server.Close)
-	resp, err := http.Post(server.URL+"/mutate?timeout=10s", "application/json", bytes.NewReader(padded(0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var v review
-	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil || v.Response == nil || !v.Response.Allowed {
-		t.Errorf("status %d, %v: %+v", resp.StatusCode, err, v.Response)
+	for _, major := range []int{1, 2} {
+		t.Run(fmt.Sprint("HTTP ", major), func(t *testing.T) {
+			t.Parallel()
+			a := newAPIServer(t)
+			a.slow = bodyTimeout + 500*time.Millisecond
+			server := httptest.NewUnstartedServer(NewHandler(config(t, a)))
+			server.EnableHTTP2 = major == 2
+			server.StartTLS()
+			t.Cleanup(server.Close)
+			post := func(body io.Reader) (int, string) {
+				t.Helper()
+				resp, err := server.Client().Post(server.URL+"/mutate?timeout=10s", "application/json", body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				if resp.ProtoMajor != major {
+					t.Errorf("this was %s", resp.Proto)
+				}
+				answer, err := io.ReadAll(resp.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				return resp.StatusCode, string(answer)
+			}
+			if code, answer := post(bytes.NewReader(padded(0))); code != http.StatusOK || !strings.Contains(answer, `"allowed":true`) {
+				t.Errorf("a slow API server: %d %s", code, answer)
+			}
+			never, end := io.Pipe()
+			t.Cleanup(func() { end.Close() })
+			if code, answer := post(never); code != http.StatusRequestTimeout {
+				t.Errorf("a body that does not come: %d %s", code, answer)
+			}
+		})
 	}
 }
 
@@ -244,5 +267,10 @@ func TestMetricsAreThereFromTheStart(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%s lacks %s", b.String(), want)
 		}
+	}
+	b.Reset()
+	NewMetrics(func() time.Time { return time.Time{} }).Write(&b)
+	if !strings.Contains(b.String(), "gmsa_webhook_certificate_expiry_timestamp_seconds NaN") {
+		t.Errorf("without a certificate: %s", b.String())
 	}
 }
