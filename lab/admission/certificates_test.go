@@ -161,8 +161,9 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	noneRefused(t, "a provided certificate with a new CA", 50, end)
 	l.noRestarts()
 
-	// With the CA in the chart, the webhook has no right to the configurations.
-	l.install("--set", "certificates.mode=provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca))
+	// With the CA in the chart, the webhook has no right to the configurations. Helm 4 asks before it takes caBundle over from who
+	// wrote it last, which is the webhook.
+	l.install("--set", "certificates.mode=provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca), "--force-conflicts")
 	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "r", "elsewhere")) })
 	if out, err := l.kubectl("auth", "can-i", "patch", "validatingwebhookconfiguration/"+cluster.Webhook, "--as", "system:serviceaccount:"+system+":"+cluster.Webhook); err == nil {
 		t.Errorf("the webhook may patch its configuration: %s", out)

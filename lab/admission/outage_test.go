@@ -93,11 +93,10 @@ func TestOutages(t *testing.T) {
 	if err := l.dryRun(smuggled); err == nil {
 		t.Error("contents without a name were taken while the webhook is down")
 	}
-	running, err := l.create(plain)
+	_, err = l.create(plain)
 	must(t, err)
-	running.Labels = map[string]string{"a": "b"}
-	if _, err := l.client.CoreV1().Pods(ns).Update(ctx, running, metav1.UpdateOptions{}); err != nil {
-		t.Errorf("a label on a pod without a gMSA: %v", err)
+	if out, err := l.kubectl("label", "pod", "plain", "--namespace", ns, "a=b"); err != nil {
+		t.Errorf("a label on a pod without a gMSA: %v\n%s", err, out)
 	}
 	if _, err := l.debug(ns, "plain", "x", nil); err != nil {
 		t.Errorf("a debugger for a pod without a gMSA: %v", err)

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ccgrkc/ccgrkc/lab/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
@@ -321,7 +322,7 @@ func TestWarningsAboutThePluginsInput(t *testing.T) {
 
 	// A release without its Secret, which then comes.
 	late := l.webhook()
-	late.Chart, late.Name = "rancher-gmsa-account-provider", "late"
+	late.Chart, late.Name = cluster.Provider, "late"
 	_, err = late.Install(t.Context())
 	must(t, err)
 	l.spec("warn-late", system+":late-creds", ns, "default")
@@ -340,4 +341,55 @@ func TestWarningsAboutThePluginsInput(t *testing.T) {
 	})
 	_, err = late.Uninstall(t.Context())
 	must(t, err)
+
+	// The questions for accounts made no token, and no Secret was read but the webhook's own.
+	asked := l.asked()
+	t.Logf("the webhook asked: %v", asked)
+	for what := range asked {
+		verb, rest, _ := strings.Cut(what, " ")
+		resource, code, _ := strings.Cut(rest, ": ")
+		switch resource {
+		case "serviceaccounts/token":
+			if verb != "create" || code != "403" && code != "404" && code != "409" {
+				t.Errorf("the webhook asked %s", what)
+			}
+		case "gmsacredentialspecs", "subjectaccessreviews", "secrets " + system + "/rancher-gmsa-webhook-tls",
+			"mutatingwebhookconfigurations", "validatingwebhookconfigurations":
+		default:
+			t.Errorf("the webhook asked %s", what)
+		}
+	}
+	for _, code := range []string{"403", "404", "409"} {
+		if asked["create serviceaccounts/token: "+code] == 0 {
+			t.Errorf("no question for an account was answered %s", code)
+		}
+	}
+}
+
+// asked counts what the API server was asked by the webhook since the cluster began.
+func (l *lab) asked() map[string]int {
+	l.t.Helper()
+	log, err := os.ReadFile(l.ControlPlane.AuditLog())
+	must(l.t, err)
+	asked := map[string]int{}
+	for line := range strings.Lines(string(log)) {
+		var e struct {
+			Verb           string
+			User           struct{ Username string }
+			ObjectRef      struct{ Resource, Subresource, Namespace, Name string }
+			ResponseStatus struct{ Code int }
+		}
+		if json.Unmarshal([]byte(line), &e) != nil || e.User.Username != "system:serviceaccount:"+system+":"+cluster.Webhook {
+			continue // the last line may be half written
+		}
+		what := e.Verb + " " + e.ObjectRef.Resource
+		if e.ObjectRef.Subresource != "" {
+			what += "/" + e.ObjectRef.Subresource
+		}
+		if e.ObjectRef.Resource == "secrets" {
+			what += " " + e.ObjectRef.Namespace + "/" + e.ObjectRef.Name
+		}
+		asked[fmt.Sprintf("%s: %d", what, e.ResponseStatus.Code)]++
+	}
+	return asked
 }
