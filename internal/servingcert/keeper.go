@@ -221,7 +221,7 @@ func (k *Keeper) report(err error) {
 	}
 	k.complaint = complaint
 	if err != nil {
-		k.config.Log.Error("the serving certificate cannot be looked after; what is served goes on to be", "error", err)
+		k.config.Log.Error("the serving certificate could not be looked after; this is tried again", "error", err)
 	} else {
 		k.config.Log.Info("the serving certificate is looked after again")
 	}
