@@ -71,6 +71,7 @@ func (c *Client) Call(ctx context.Context, method, url string, body, into any) e
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	defer clear(answer) // a Secret may be in it
 	if err != nil {
 		return fmt.Errorf("API server: %w", err)
 	}
