@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/ccgrkc/ccgrkc/internal/admission"
 	"github.com/ccgrkc/ccgrkc/internal/servingcert"
 )
@@ -21,10 +19,6 @@ import (
 // drainTimeout is how long reviews that are under way may take at the end. With --shutdown-delay it is less than the 30 s
 // that a pod has.
 const drainTimeout = 20 * time.Second
-
-// maxConnections bounds what strangers can have this process hold, at some 50 KiB each. An API server needs a few, and keeps
-// those that it has when others take the rest.
-const maxConnections = 512
 
 // webhook is the two servers and what they show.
 type webhook struct {
@@ -55,7 +49,6 @@ func (w *webhook) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--listen %q: %w", w.listen, err)
 	}
-	reviews = netutil.LimitListener(reviews, maxConnections)
 	defer reviews.Close()
 	health, err := net.Listen("tcp", w.healthListen)
 	if err != nil {
@@ -74,6 +67,7 @@ func (w *webhook) run(ctx context.Context) error {
 		Handler: w.reviews, TLSConfig: config, ErrorLog: errorLog, MaxHeaderBytes: 16 << 10,
 		// An API server waits 30 s at most, and keeps connections between reviews for 90 s.
 		ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 35 * time.Second, IdleTimeout: 2 * time.Minute,
+		ConnState: (&crowd{all: map[net.Conn]bool{}}).connState,
 	}
 	healthServer := &http.Server{
 		Handler: w.health(), ErrorLog: errorLog, MaxHeaderBytes: 4 << 10,
