@@ -124,3 +124,21 @@ func TestOutages(t *testing.T) {
 	l.install()
 	l.eventually(time.Minute, func() error { return l.dryRun(l.pod(ns, "back", "outages")) })
 }
+
+// Large pods at once, over the connections that all pods' reviews share, keep the small ones from nothing.
+func TestLargePodsHoldNobodyUp(t *testing.T) {
+	t.Parallel()
+	l := shared(t)
+	ns := l.namespace("large")
+	l.spec("large", input, ns, "default")
+	large := l.pod(ns, "large", "large")
+	large.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "LARGE", Value: strings.Repeat("x", 1<<20)}}
+	end := l.load(10, l.pod(ns, "small", "large"))
+	largeEnd := l.load(20, large)
+	time.Sleep(3 * time.Second)
+	larges, smalls := largeEnd(), end()
+	t.Logf("pods of 1 MiB: %s; beside them: %s", larges, smalls)
+	if len(smalls.again) > 0 || len(larges.lost) > 0 {
+		t.Errorf("pods of 1 MiB: %s; beside them: %s", larges, smalls)
+	}
+}
