@@ -55,6 +55,13 @@ them. */}}
 ({{ . }}.matches(r'\p{Cc}') ? "a text with control characters" : strings.quote({{ . }}))
 {{- end -}}
 
+{{/* Argument: the weight. */}}
+{{- define "rancher-gmsa-webhook.testAnnotations" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
 {{/* The CustomResourceDefinition if it is this release's to make; empty if it is somebody else's. */}}
 {{- define "rancher-gmsa-webhook.crdOwner" -}}
 {{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "gmsacredentialspecs.windows.k8s.io" | default dict -}}
