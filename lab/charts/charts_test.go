@@ -149,6 +149,7 @@ image: {registry: ignored.example.com, repository: team/ccgrkc, tag: v9, pullPol
 imagePullSecrets: [{name: pull}]
 pluginInput: deny
 randomHostname: true
+lockDisabledLabel: false
 timeoutSeconds: 10
 crd: {install: false}
 certificates: {lifetime: 24h, settle: 30s}

@@ -3,6 +3,7 @@ package charts
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -583,7 +584,7 @@ func rename(m map[string]any, from, to string) {
 }
 
 // TestOnlyPodsWithAGMSAReachTheWebhook applies the two configurations to an API server that finds nobody behind them: what reaches
-// the webhook is refused, and everything else is as ever.
+// the webhook is refused, and everything else is as ever, updates of a pod with a gMSA that leave the gMSA alone included.
 func TestOnlyPodsWithAGMSAReachTheWebhook(t *testing.T) {
 	c := newCluster(t, "gmsa-system", "shop", "disabled")
 	ctx := t.Context()
@@ -608,10 +609,6 @@ func TestOnlyPodsWithAGMSAReachTheWebhook(t *testing.T) {
 	eventually(t, "the mutating webhook", func() bool {
 		_, err := pods.Create(ctx, smuggled, dryRun)
 		return reaches(err, "mutate")
-	})
-	eventually(t, "the validating webhook", func() bool {
-		_, err := c.run(ctx, "", c.kubectl, "label", "pod", "with-gmsa", "--namespace=shop", "--dry-run=server", "--overwrite", "a=b")
-		return reaches(err, "validate")
 	})
 	for _, tt := range []struct {
 		name    string
@@ -639,6 +636,16 @@ func TestOnlyPodsWithAGMSAReachTheWebhook(t *testing.T) {
 			}
 		}
 	}
+	debug := func(name string, options windowsOptions) error {
+		pod, err := pods.Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pod.ResourceVersion = ""
+		pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, ephemeral("look", options))
+		_, err = pods.UpdateEphemeralContainers(ctx, name, pod, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	}
 	for _, tt := range []struct {
 		pod     string
 		options windowsOptions
@@ -647,23 +654,83 @@ func TestOnlyPodsWithAGMSAReachTheWebhook(t *testing.T) {
 		{"plain", windowsOptions{}, false},
 		{"plain", named("web01"), true},
 		{"plain", contents("{}"), true},
-		{"with-gmsa", windowsOptions{}, true},
+		{"with-gmsa", windowsOptions{}, false},
+		{"with-gmsa", named("web01"), true},
+		{"with-gmsa", contents("{}"), true},
 	} {
-		pod, err := pods.Get(ctx, tt.pod, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		pod.ResourceVersion = ""
-		pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, ephemeral("look", tt.options))
-		_, err = pods.UpdateEphemeralContainers(ctx, tt.pod, pod, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
+		err := debug(tt.pod, tt.options)
 		if reaches(err, "mutate") != tt.reaches || !tt.reaches && err != nil {
 			t.Errorf("kubectl debug %s with %v: want that it reaches the webhook: %v; got %v", tt.pod, tt.options, tt.reaches, err)
 		}
 	}
-	if _, err := c.run(ctx, "", c.kubectl, "label", "pod", "plain", "--namespace=shop", "a=b"); err != nil {
-		t.Error(err)
+	if _, err := c.run(ctx, "", c.kubectl, "delete", "mutatingwebhookconfigurations", "--all"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the validating webhook alone", func() bool { return reaches(debug("plain", named("web01")), "validate") })
+	for _, pod := range []string{"plain", "with-gmsa"} {
+		if _, err := c.run(ctx, "", c.kubectl, "label", "pod", pod, "--namespace=shop", "a=b"); err != nil {
+			t.Error(err)
+		}
 	}
 	if err := pods.Delete(ctx, "with-gmsa", metav1.DeleteOptions{}); err != nil {
 		t.Errorf("a pod with a gMSA cannot go: %v", err)
+	}
+}
+
+// Attack: somebody who may make and label namespaces, and may use no GMSACredentialSpec, makes one that is passed over.
+func TestTheLabelThatPassesANamespaceOverIsLocked(t *testing.T) {
+	c := newCluster(t, "plain", "disabled")
+	ctx := t.Context()
+	objects := rendering{chart: webhook}.mustRender(t)
+	c.applyOnly(t, objects, "CustomResourceDefinition")
+	label := func(user, namespace, value string, args ...string) error {
+		_, err := c.run(ctx, "", c.kubectl, append([]string{"label", "namespace", namespace, "windows.k8s.io/disabled=" + value, "--overwrite", "--as=" + user}, args...)...)
+		return err
+	}
+	for user, rule := range map[string][]string{
+		"tenant": {"--verb=create,update,patch,get,list", "--resource=namespaces,namespaces/status,namespaces/finalize"},
+		"user":   {"--verb=*", "--resource=gmsacredentialspecs.windows.k8s.io"},
+	} {
+		for _, args := range [][]string{
+			append([]string{"create", "clusterrole", user}, rule...),
+			{"create", "clusterrolebinding", user, "--clusterrole=" + user, "--user=" + user},
+		} {
+			if _, err := c.run(ctx, "", c.kubectl, args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := c.run(ctx, "", c.kubectl, "create", "clusterrolebinding", "both", "--clusterrole=tenant", "--user=user"); err != nil {
+		t.Fatal(err)
+	}
+	if err := label("tenant", "disabled", "true"); err != nil {
+		t.Fatalf("without the policy: %v", err)
+	}
+	c.applyOnly(t, objects, "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+	refused := func(err error) bool { return err != nil && strings.Contains(err.Error(), `only who may "use" all`) }
+	eventually(t, "the policy for namespaces", func() bool { return refused(label("tenant", "plain", "true", "--dry-run=server")) })
+
+	for _, subresource := range []string{"status", "finalize"} {
+		body := `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"plain","labels":{"windows.k8s.io/disabled":"true"}},"spec":{"finalizers":["kubernetes"]}}`
+		if _, err := c.run(ctx, body, c.kubectl, "replace", "--raw=/api/v1/namespaces/plain/"+subresource, "--filename=-", "--as=tenant"); !refused(err) {
+			t.Errorf("through %s: %v", subresource, err)
+		}
+	}
+	body := `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"new","labels":{"windows.k8s.io/disabled":"true"}}}`
+	if _, err := c.run(ctx, body, c.kubectl, "create", "--filename=-", "--as=tenant"); !refused(err) {
+		t.Errorf("in a new namespace: %v", err)
+	}
+	// What is no change, or none for the worse, and who may.
+	if err := errors.Join(label("tenant", "plain", "false"), label("user", "plain", "true"), label("tenant", "disabled", "true")); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.run(ctx, "", c.kubectl, "label", "namespace", "disabled", "team=a", "--as=tenant"); err != nil {
+		t.Errorf("another label of a namespace that has it: %v", err)
+	}
+	if err := label("tenant", "plain", "false"); err != nil {
+		t.Errorf("taking it away: %v", err)
+	}
+	if err := label("tenant", "plain", "true"); !refused(err) {
+		t.Errorf("and back again: %v", err)
 	}
 }

@@ -110,11 +110,11 @@ func TestNamesFollowTheRelease(t *testing.T) {
 			"ServiceAccount/gmsa-secret-R-creds"}},
 		{rendering{chart: webhook, certManager: true, values: `certificates: {mode: certManager}`}, []string{"Certificate/R", "Certificate/R-ca", "ClusterRole/R", "ClusterRoleBinding/R",
 			"CustomResourceDefinition/gmsacredentialspecs.windows.k8s.io", "Deployment/R", "Issuer/R-ca", "Issuer/R-selfsigned", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
-			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicyBinding/R",
-			"ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingWebhookConfiguration/R"}},
+			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces", "ValidatingAdmissionPolicyBinding/R",
+			"ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
 		{rendering{chart: webhook, values: `crd: {install: false}`}, []string{"ClusterRole/R", "ClusterRoleBinding/R", "Deployment/R", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
-			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs",
-			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingWebhookConfiguration/R"}},
+			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces",
+			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
 	} {
 		want := slices.Clone(c.want)
 		if slices.Contains(onWindows, c.r.chart) {

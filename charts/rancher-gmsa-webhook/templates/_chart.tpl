@@ -33,20 +33,23 @@ matchExpressions:
     values: ["true"]
 {{- end -}}
 
-{{/* The one condition of webhooks and policy: pods with a gMSA, before or after the request. Without it an outage would stop all
-pods of the cluster. oldObject is null in CREATE. A field that is empty counts as one that is absent. */}}
+{{/* The one condition of webhooks and policy: the gMSAs of a pod are not what they were, and before a CREATE there were none. So pods
+without a gMSA never pass it, and of the others no update that leaves the gMSAs alone, such as that of a label or a finalizer: an
+outage would stop all of these. oldObject is null in CREATE. A field that is empty counts as one that is absent. */}}
 {{- define "rancher-gmsa-webhook.matchConditions" -}}
-- name: pods-with-a-gmsa
+- name: gmsas-not-as-before
   expression: |-
-    [object, oldObject].exists(pod, pod != null && (
-      [pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpecName.orValue(""),
-        pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("")].exists(text, text != "")
+    [[object, oldObject].map(pod, pod == null ? [] :
+      [[dyn(""), pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpecName.orValue(""),
+        pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("")]].filter(at, at[1] != "" || at[2] != "")
       {{- range list "containers" "initContainers" "ephemeralContainers" }}
-      || pod.spec.?{{ . }}.orValue([]).exists(c,
+      + pod.spec.?{{ . }}.orValue([]).filter(c,
         c.?securityContext.?windowsOptions.?gmsaCredentialSpecName.orValue("") != ""
-        || c.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("") != "")
+        || c.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("") != "").map(c, [dyn("{{ . }} " + c.name),
+        c.?securityContext.?windowsOptions.?gmsaCredentialSpecName.orValue(""),
+        c.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("")])
       {{- end }}
-    ))
+    )].exists(gmsas, gmsas[0] != gmsas[1])
 {{- end -}}
 
 {{/* CEL: a text of the user's in quotes. A warning is a header of HTTP, which cannot have control characters, and quote() leaves most of
