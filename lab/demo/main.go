@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -307,8 +306,10 @@ spec:
 
 // shell runs a line as an administrator would.
 func shell(ctx context.Context, c *cluster.Cluster, line string) (string, error) {
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", line)
-	cmd.Env = append(c.Env(), "PATH="+filepath.Dir(c.Program(tools.Kubectl))+":/usr/bin:/bin")
+	cmd, err := c.Shell(ctx, line)
+	if err != nil {
+		return "", err
+	}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -198,11 +197,9 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 
 	// The remedy for the right works as it is printed.
 	i := slices.IndexFunc(d.Findings, func(f finding) bool { return f.Code == "use-forbidden" })
-	programs := t.TempDir()
-	must(t, os.Symlink(c.Program(tools.Kubectl), filepath.Join(programs, "kubectl")))
 	for _, line := range d.Findings[i].Commands {
-		cmd := exec.CommandContext(t.Context(), "bash", "-c", line)
-		cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin")
+		cmd, err := c.Shell(t.Context(), line)
+		must(t, err)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
 		}

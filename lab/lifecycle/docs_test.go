@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -10,10 +9,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/lab/ad"
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
-	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
-	"github.com/ccgrkc/ccgrkc/lab/stage"
-	"github.com/ccgrkc/ccgrkc/lab/tools"
 )
 
 // Every command of docs/getting-started.md, as it stands there and in its order, in one shell on a directory that has only the
@@ -30,12 +26,6 @@ func TestGettingStartedWordForWord(t *testing.T) {
 		t.Fatalf("only %d helm commands were found in the page", n)
 	}
 
-	home := t.TempDir()
-	must(t, os.Symlink(cluster.Chart(""), filepath.Join(home, "charts")))
-	programs := t.TempDir()
-	must(t, os.Symlink(c.Program(tools.Helm4), filepath.Join(programs, "helm")))
-	must(t, os.Symlink(c.Program(tools.Kubectl), filepath.Join(programs, "kubectl")))
-	must(t, os.Symlink(filepath.Join(stage.Dist(), "gmsactl"), filepath.Join(programs, "gmsactl")))
 	must(t, c.StartAD(t.Context()))
 	corp := c.AD[0]
 
@@ -46,11 +36,9 @@ func TestGettingStartedWordForWord(t *testing.T) {
 		keyboard, terminal := labtest.Terminal(t)
 		_, err := keyboard.WriteString(strings.Repeat(string(password.Reveal())+"\n", 2))
 		must(t, err)
-		cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", script)
+		cmd, err := c.Shell(t.Context(), "set -x\n"+script)
+		must(t, err)
 		cmd.Stdin = terminal
-		cmd.Dir = home
-		cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin", "HOME="+home)
-		mountns.Private(cmd, mountns.Mount{Source: c.ResolvConf(), Target: "/etc/resolv.conf"})
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
