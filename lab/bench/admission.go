@@ -138,7 +138,7 @@ func replicaOf(ctx context.Context, c *cluster.Cluster, namespace string) (*repl
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
 	return &replica{net.JoinHostPort(pods.Items[0].Status.PodIP, "9443"), &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, ForceAttemptHTTP2: true,
+		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, MaxIdleConnsPerHost: 16,
 	}}}, nil
 }
 
