@@ -101,7 +101,7 @@ test: deps faultpoints images lint ## everything, the lab included; fails where 
 	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 4 -timeout 40m ./...
 
 .PHONY: demo
-demo: images prepare ## both charts installed, used, upgraded and uninstalled on a cluster on this machine
+demo: images prepare ## the three charts installed, used, upgraded and uninstalled on a cluster on this machine
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./demo
 
 .PHONY: install
