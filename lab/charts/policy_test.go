@@ -130,12 +130,24 @@ func both(name, text string) windowsOptions {
 func TestPoliciesHoldWithoutTheWebhook(t *testing.T) {
 	c := newCluster(t, "gmsa-system", "shop", "disabled")
 	objects := rendering{chart: webhook}.mustRender(t)
-	c.applyOnly(t, objects, "CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 	ctx := t.Context()
 	if _, err := c.run(ctx, "", c.kubectl, "label", "namespace", "disabled", "windows.k8s.io/disabled=true"); err != nil {
 		t.Fatal(err)
 	}
 	pods := c.Client().CoreV1().Pods("shop")
+	// Pods that nobody looked at when they were made.
+	old := []*corev1.Pod{
+		gmsaPod("plain", nil),
+		gmsaPod("with-gmsa", func(pod, _, _ *windowsOptions) { *pod = named("web01") }),
+		gmsaPod("without-name", func(pod, _, web *windowsOptions) { *pod, *web = contents("[]"), named("web01") }),
+	}
+	for i, pod := range old {
+		var err error
+		if old[i], err = pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.applyOnly(t, objects, "CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 	smuggled := gmsaPod("smuggled", func(pod, _, _ *windowsOptions) { *pod = contents("{}") })
 	eventually(t, "the policy for pods", func() bool {
@@ -143,21 +155,25 @@ func TestPoliciesHoldWithoutTheWebhook(t *testing.T) {
 		return err != nil
 	})
 
-	t.Run("contents without a name are refused", func(t *testing.T) {
-		const says = ": gmsaCredentialSpec is set without gmsaCredentialSpecName"
+	t.Run("contents without a name are refused, and names without contents", func(t *testing.T) {
+		const (
+			says  = ": gmsaCredentialSpec is set without gmsaCredentialSpecName"
+			empty = ": the contents of GMSACredentialSpec web01 were not filled in"
+		)
 		for _, tt := range []struct {
 			name string
 			f    func(pod, init, web *windowsOptions)
 			want string
 		}{
 			{"no gMSA", nil, ""},
-			{"a name", func(pod, _, _ *windowsOptions) { *pod = named("web01") }, ""},
+			{"a name", func(pod, _, _ *windowsOptions) { *pod = named("web01") }, "the pod's securityContext" + empty},
+			{"a name in a container", func(pod, _, web *windowsOptions) { *pod, *web = both("web01", "{}"), named("web01") }, "container web" + empty},
 			{"a name with contents, which the webhook judges", func(_, _, web *windowsOptions) { *web = both("web01", "{}") }, ""},
 			{"other Windows options", func(pod, _, _ *windowsOptions) { user := "ContainerUser"; pod.RunAsUserName = &user }, ""},
 			{"in the pod", func(pod, _, _ *windowsOptions) { *pod = contents("{}") }, "the pod's securityContext" + says},
-			{"in a container, under a name of the pod", func(pod, _, web *windowsOptions) { *pod, *web = named("web01"), contents("{}") }, "container web" + says},
+			{"in a container, under a name of the pod", func(pod, _, web *windowsOptions) { *pod, *web = both("web01", "{}"), contents("{}") }, "container web" + says},
 			{"in an init container", func(_, init, _ *windowsOptions) { *init = contents("{}") }, "init container prepare" + says},
-			{"in a container, beside a good one", func(_, init, web *windowsOptions) { *init, *web = named("web01"), contents("{}") }, "container web" + says},
+			{"in a container, beside a good one", func(_, init, web *windowsOptions) { *init, *web = both("web01", "{}"), contents("{}") }, "container web" + says},
 		} {
 			_, err := pods.Create(ctx, gmsaPod("a", tt.f), dryRun)
 			if tt.want == "" && err != nil || tt.want != "" && (!apierrors.IsForbidden(err) || !strings.Contains(err.Error(), tt.want)) {
@@ -172,20 +188,20 @@ func TestPoliciesHoldWithoutTheWebhook(t *testing.T) {
 		}
 	})
 
-	t.Run("contents without a name are refused in kubectl debug", func(t *testing.T) {
-		for _, pod := range []*corev1.Pod{gmsaPod("plain", nil), gmsaPod("with-gmsa", func(pod, _, _ *windowsOptions) { *pod = named("web01") })} {
-			made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+	t.Run("contents without a name are refused in kubectl debug, in new containers", func(t *testing.T) {
+		for _, made := range old {
 			made.ResourceVersion = "" // the scheduler writes into it too
 			bad := made.DeepCopy()
 			bad.Spec.EphemeralContainers = append(bad.Spec.EphemeralContainers, ephemeral("look", contents("{}")))
 			if _, err := pods.UpdateEphemeralContainers(ctx, made.Name, bad, metav1.UpdateOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "ephemeral container look: gmsaCredentialSpec is set without") {
 				t.Errorf("%s: %v", made.Name, err)
 			}
+			bad.Spec.EphemeralContainers[0] = ephemeral("look", named("web01"))
+			if _, err := pods.UpdateEphemeralContainers(ctx, made.Name, bad, metav1.UpdateOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "ephemeral container look: the contents of GMSACredentialSpec web01 were not") {
+				t.Errorf("%s: %v", made.Name, err)
+			}
 			good := made.DeepCopy()
-			good.Spec.EphemeralContainers = append(good.Spec.EphemeralContainers, ephemeral("look", named("web01")))
+			good.Spec.EphemeralContainers = append(good.Spec.EphemeralContainers, ephemeral("look", both("web01", "{}")))
 			if _, err := pods.UpdateEphemeralContainers(ctx, made.Name, good, metav1.UpdateOptions{}); err != nil {
 				t.Errorf("%s: %v", made.Name, err)
 			}
@@ -275,8 +291,11 @@ spec:
 		{"an image", func(s *corev1.PodSpec) { s.Containers[0].Image = "other" }, ""},
 		{"the order of containers", func(s *corev1.PodSpec) { slices.Reverse(s.Containers) }, ""},
 		{"a new ephemeral container with a name", func(s *corev1.PodSpec) {
-			s.EphemeralContainers = append(s.EphemeralContainers, ephemeral("more", named("other")))
+			s.EphemeralContainers = append(s.EphemeralContainers, ephemeral("more", both("other", "{}")))
 		}, ""},
+		{"a new ephemeral container with a name alone", func(s *corev1.PodSpec) {
+			s.EphemeralContainers = append(s.EphemeralContainers, ephemeral("more", named("other")))
+		}, "ephemeral container more: the contents of GMSACredentialSpec other were not filled in"},
 		{"a new ephemeral container with contents", func(s *corev1.PodSpec) {
 			s.EphemeralContainers = append(s.EphemeralContainers, ephemeral("more", contents("{}")))
 		}, "ephemeral container more: gmsaCredentialSpec is set without"},

@@ -110,11 +110,11 @@ func TestNamesFollowTheRelease(t *testing.T) {
 			"ServiceAccount/gmsa-secret-R-creds"}},
 		{rendering{chart: webhook, certManager: true, values: `certificates: {mode: certManager}`}, []string{"Certificate/R", "Certificate/R-ca", "ClusterRole/R", "ClusterRoleBinding/R",
 			"CustomResourceDefinition/gmsacredentialspecs.windows.k8s.io", "Deployment/R", "Issuer/R-ca", "Issuer/R-selfsigned", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
-			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces", "ValidatingAdmissionPolicyBinding/R",
-			"ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
+			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-configurations", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces", "ValidatingAdmissionPolicyBinding/R",
+			"ValidatingAdmissionPolicyBinding/R-configurations", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
 		{rendering{chart: webhook, values: `crd: {install: false}`}, []string{"ClusterRole/R", "ClusterRoleBinding/R", "Deployment/R", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
-			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces",
-			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
+			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-configurations", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces",
+			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-configurations", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
 	} {
 		want := slices.Clone(c.want)
 		if slices.Contains(onWindows, c.r.chart) {
@@ -291,14 +291,20 @@ func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
 			}
 			configurations := rule([]string{"get", "patch"}, "admissionregistration.k8s.io", "mutatingwebhookconfigurations", own.Name)
 			configurations.Resources = append(configurations.Resources, "validatingwebhookconfigurations")
-			if r.name == "certificate-provided-with-ca" {
-				configurations.Verbs = []string{"get"}
-			}
-			want["ClusterRole "+own.Name] = granted{[]rbacv1.PolicyRule{
+			rules := []rbacv1.PolicyRule{
 				rule([]string{"get"}, "windows.k8s.io", "gmsacredentialspecs"),
 				rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
-				configurations,
-			}, own}
+			}
+			// Who may patch them is held to the CA by a policy.
+			if r.name != "certificate-provided-with-ca" {
+				rules = append(rules, configurations)
+				if !slices.ContainsFunc(r.mustRender(t), func(o *unstructured.Unstructured) bool {
+					return o.GetKind() == "ValidatingAdmissionPolicy" && strings.Contains(o.GetName(), "-configurations")
+				}) {
+					t.Error("no policy for the configurations")
+				}
+			}
+			want["ClusterRole "+own.Name] = granted{rules, own}
 			if !strings.HasPrefix(r.name, "certificate-") && !r.certManager {
 				want["Role "+own.Name] = granted{[]rbacv1.PolicyRule{rule([]string{"get", "update"}, "", "secrets", own.Name+"-tls")}, own}
 			}
