@@ -130,7 +130,7 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	first := l.renewed(nil, 20*time.Second)
 	end := l.load(10, l.pod(ns, "p", "elsewhere"))
 	// Both the CA and what it signed are issued anew.
-	for _, secret := range []string{cluster.Webhook + "-ca", cluster.Webhook + "-tls"} {
+	for _, secret := range []string{cluster.Webhook + "-ca", cluster.Webhook + "-cert"} {
 		l.mustKubectl("delete", "secret", secret, "--namespace", system)
 		l.eventually(time.Minute, func() error {
 			s, err := l.client.CoreV1().Secrets(system).Get(ctx, secret, metav1.GetOptions{})
@@ -165,8 +165,72 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	// wrote it last, which is the webhook.
 	l.install("--set", "certificates.mode=provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca), "--force-conflicts")
 	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "r", "elsewhere")) })
-	if out, err := l.kubectl("auth", "can-i", "patch", "validatingwebhookconfiguration/"+cluster.Webhook, "--as", "system:serviceaccount:"+system+":"+cluster.Webhook); err == nil {
-		t.Errorf("the webhook may patch its configuration: %s", out)
+	for _, verb := range []string{"get", "patch"} {
+		if out, err := l.kubectl("auth", "can-i", verb, "validatingwebhookconfiguration/"+cluster.Webhook, "--as", "system:serviceaccount:"+system+":"+cluster.Webhook); err == nil {
+			t.Errorf("the webhook may %s its configuration: %s", verb, out)
+		}
+	}
+}
+
+// The mode changes and changes back, by upgrade and by rollback, with each helm. Replicas of two modes do not know each other's CA, so
+// a pod may be refused while the last of one mode goes: it is tried again, and none is lost.
+func TestTheModeChanges(t *testing.T) {
+	t.Parallel()
+	l := own(t)
+	ctx := t.Context()
+	must(t, l.StartCertManager(ctx))
+	ns := l.namespace("modes")
+	ca, key := authority(t)
+	mode := func(name string, more ...string) []string {
+		return append([]string{"--set", "certificates.settle=5s", "--set", "certificates.mode=" + name}, more...)
+	}
+	for _, helm := range []tools.Tool{tools.Helm4, tools.Helm3} {
+		webhook := l.webhook()
+		webhook.Helm = helm
+		_, err := webhook.Install(ctx, mode("self")...)
+		must(t, err)
+		l.provide(ca, key)
+		l.spec("modes", input, ns, "default")
+		last := l.renewed(nil, 30*time.Second)
+		install := func(args []string) func() (string, error) {
+			return func() (string, error) { return webhook.Install(ctx, args...) }
+		}
+		rollback := func(revision string) func() (string, error) {
+			return func() (string, error) { return webhook.Rollback(ctx, revision) }
+		}
+		provided := mode("provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca))
+		if helm == tools.Helm4 {
+			provided = append(provided, "--force-conflicts")
+		}
+		for _, change := range []struct {
+			to string
+			do func() (string, error)
+		}{
+			{"certManager", install(mode("certManager"))},
+			{"self, by a rollback", rollback("1")},
+			{"certManager, by a rollback", rollback("2")},
+			{"self", install(mode("self"))},
+			{"provided with a caBundle", install(provided)},
+			{"self, from a caBundle", install(mode("self"))},
+		} {
+			end := l.load(10, l.pod(ns, "p", "modes"))
+			if out, err := change.do(); err != nil {
+				t.Fatalf("%s, to %s: %v\n%s", helm, change.to, err, out)
+			}
+			next := l.renewed(last, time.Minute)
+			if string(next.AuthorityKeyId) == string(last.AuthorityKeyId) {
+				t.Errorf("%s, to %s: the same CA as before", helm, change.to)
+			}
+			last = next
+			r := end()
+			t.Logf("%s, to %s: %s", helm, change.to, r)
+			if r.all < 20 || len(r.lost) > 0 {
+				t.Errorf("%s, to %s: want 20 at least and none lost", helm, change.to)
+			}
+		}
+		l.noRestarts()
+		_, err = webhook.Uninstall(ctx)
+		must(t, err)
 	}
 }
 

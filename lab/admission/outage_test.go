@@ -120,9 +120,18 @@ func TestOutages(t *testing.T) {
 		t.Errorf("contents without a name by way of kubectl debug, without webhook configurations: %v", err)
 	}
 
+	// A name alone is no gMSA, and that is what helm test looks for.
+	refused(t, l.dryRun(l.pod(ns, "p", "outages")), 403, "were not filled in", "MutatingWebhookConfiguration "+cluster.Webhook+" exists")
+	if out, err := l.webhook().Test(ctx); err == nil || !strings.Contains(out, "were not filled in") {
+		t.Errorf("helm test, without webhook configurations: %v\n%s", err, out)
+	}
+
 	// An upgrade puts all of it back.
 	l.install()
 	l.eventually(time.Minute, func() error { return l.dryRun(l.pod(ns, "back", "outages")) })
+	if out, err := l.webhook().Test(ctx); err != nil {
+		t.Errorf("helm test: %v\n%s", err, out)
+	}
 }
 
 // Large pods at once, over the connections that all pods' reviews share, keep the small ones from nothing.

@@ -301,8 +301,12 @@ func TestTwoReleasesForOneSecret(t *testing.T) {
 	for i, h := range helms(t) {
 		r := rendering{chart: provider, release: fmt.Sprint("r", i), values: `credentials: {secretName: shared}`}.withDefaults()
 		for _, command := range []string{"install", "upgrade"} {
-			if _, err := c.helm(t, h, r, command); err != nil {
+			notes, err := c.helm(t, h, r, command)
+			if err != nil {
 				t.Fatal(err)
+			}
+			if told := strings.Contains(notes, "Release r0 serves Secret shared too."); told != (i > 0) {
+				t.Errorf("%s of release %d: the notes say that another serves the Secret: %v\n%s", command, i, told, notes)
 			}
 		}
 		mark, err := accounts.Get(t.Context(), "gmsa-secret-shared", metav1.GetOptions{})

@@ -26,6 +26,14 @@ room for a Secret's name of 241 characters, and there is none in the place of on
 {{- end -}}
 {{- end -}}
 
+{{/* The other release of this chart for the same Secret, by whose ServiceAccount the webhook knows of the Secret; empty if it is this one's. */}}
+{{- define "rancher-gmsa-account-provider.secretMarkerOwner" -}}
+{{- with include "rancher-gmsa-account-provider.secretMarker" . -}}
+{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" $.Release.Name (lookup "v1" "ServiceAccount" $.Release.Namespace . | default dict) -}}
+{{- if ne $owner $.Release.Name }}{{ $owner }}{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "rancher-gmsa-account-provider.account" -}}
 - --namespace={{ .Release.Namespace }}
 - --secret={{ include "rancher-gmsa-account-provider.secret" . }}

@@ -7,12 +7,13 @@
 {{- include "ccgrkc.labels" (dict "root" . "component" "webhook") -}}
 {{- end -}}
 
-{{/* Name of the Secret with the certificate. */}}
+{{/* Name of the Secret with the certificate. Each mode has its own: the webhook's goes with its release, and cert-manager's does not,
+so that neither is in the other's way when the mode changes or is rolled back. */}}
 {{- define "rancher-gmsa-webhook.secret" -}}
 {{- if eq .Values.certificates.mode "provided" -}}
 {{- .Values.certificates.provided.secretName -}}
 {{- else -}}
-{{- include "ccgrkc.name" (dict "root" . "hostname" true "suffix" "-tls") -}}
+{{- include "ccgrkc.name" (dict "root" . "hostname" true "suffix" (ternary "-tls" "-cert" (eq .Values.certificates.mode "self"))) -}}
 {{- end -}}
 {{- end -}}
 

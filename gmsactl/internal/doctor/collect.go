@@ -328,6 +328,11 @@ func (c *collector) served(ctx context.Context, w *Webhook, namespace, secret st
 		return
 	}
 	w.Secret = namespace + "/" + secret
+	w.serves(chain, bundle, host, c.o.Now)
+}
+
+// serves reads the certificate that a webhook has in its Secret.
+func (w *Webhook) serves(chain, bundle []byte, host string, now time.Time) {
 	block, rest := pem.Decode(bytes.TrimSpace(chain))
 	if block == nil {
 		w.Problem = "the Secret " + w.Secret + " holds no certificate in tls.crt"
@@ -338,10 +343,11 @@ func (c *collector) served(ctx context.Context, w *Webhook, namespace, secret st
 		w.Problem = "the certificate in the Secret " + w.Secret + " cannot be read: " + err.Error()
 		return
 	}
+	w.Begins, w.Expires = leaf.NotBefore, leaf.NotAfter
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
 	between.AppendCertsFromPEM(rest)
-	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between, CurrentTime: c.o.Now}); err != nil {
+	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between, CurrentTime: now}); err != nil {
 		w.Problem = "the certificate in the Secret " + w.Secret + " does not pass with its caBundle: " + err.Error()
 	}
 }

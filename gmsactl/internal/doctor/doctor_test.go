@@ -228,6 +228,14 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 		"webhook missing":      {func(o *Objects) { o.Webhooks = nil }, "webhook-missing", Error, "cluster", nil},
 		"webhook's CA expired": {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(-time.Hour) }, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"pods that it is asked about are refused"}},
 		"webhook's CA ends":    {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(time.Hour) }, "webhook-certificate-expires", Warning, "mutatingwebhookconfigurations gmsa-webhook", nil},
+		"webhook's certificate ends": {func(o *Objects) {
+			w := &o.Webhooks[0]
+			w.Secret, w.CAExpires, w.Begins, w.Expires = "gmsa/tls", now.AddDate(3, 0, 0), now.AddDate(0, 0, -80), now.AddDate(0, 0, 10)
+		}, "webhook-certificate-expires", Warning, "mutatingwebhookconfigurations gmsa-webhook", []string{"the certificate in its Secret gmsa/tls expires at"}},
+		"webhook's certificate expired": {func(o *Objects) {
+			w := &o.Webhooks[0]
+			w.Secret, w.CAExpires, w.Begins, w.Expires, w.Problem = "gmsa/tls", now.AddDate(3, 0, 0), now.AddDate(0, 0, -90), now.Add(-time.Hour), "has expired"
+		}, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"the certificate in its Secret gmsa/tls expired at"}},
 		"webhook's CA damaged": {func(o *Objects) { o.Webhooks[0].CAProblem = "its caBundle holds no certificate" }, "webhook-ca-invalid", Error, "mutatingwebhookconfigurations gmsa-webhook", nil},
 		"webhook's own":        {func(o *Objects) { o.Webhooks[0].Problem = "the certificate does not pass" }, "webhook-ca-mismatch", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"does not pass", "kubectl logs --namespace gmsa"}},
 		"one webhook of two":   {func(o *Objects) { o.Webhooks[0].Replicas = &two }, "webhook-degraded", Warning, "mutatingwebhookconfigurations gmsa-webhook", []string{"1 ready pods of 2"}},
@@ -426,6 +434,25 @@ func TestCertificatesAreReadAsProviderAndPluginDo(t *testing.T) {
 		}
 		if c.says == "" && !got.NotAfter.Equal(now.AddDate(0, 0, 1)) {
 			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	served := certificate(t, "a.b.svc", server)
+	for name, c := range map[string]struct {
+		chain, bundle []byte
+		host, says    string
+	}{
+		"the webhook's":         {served, served, "a.b.svc", ""},
+		"of another Service":    {served, served, "c.b.svc", "a.b.svc"},
+		"of another CA":         {served, certificate(t, "a.b.svc", server), "a.b.svc", "unknown authority"},
+		"no certificate at all": {nil, served, "a.b.svc", "holds no certificate"},
+	} {
+		var w Webhook
+		w.serves(c.chain, c.bundle, c.host, now)
+		if (c.says == "") != (w.Problem == "") || !strings.Contains(w.Problem, c.says) {
+			t.Errorf("%s: %+v", name, w)
+		}
+		if c.chain != nil && (!w.Begins.Equal(now) || !w.Expires.Equal(now.AddDate(0, 0, 1))) {
+			t.Errorf("%s: from %s to %s", name, w.Begins, w.Expires)
 		}
 	}
 	if _, at, problem := validity(certificate(t, "ca")); !at.Equal(now.AddDate(0, 0, 1)) || problem != "" {

@@ -86,8 +86,10 @@ type Webhook struct {
 	CABegins      time.Time `json:"caBegins,omitzero"` // of the one that ends last
 	CAExpires     time.Time `json:"caExpires,omitzero"`
 	// Secret is the one with the certificate that it serves, namespace/name; empty: not known or not looked at.
-	Secret  string `json:"secret,omitempty"`
-	Problem string `json:"problem,omitempty"` // why the API server will refuse that certificate
+	Secret  string    `json:"secret,omitempty"`
+	Begins  time.Time `json:"begins,omitzero"` // that certificate
+	Expires time.Time `json:"expires,omitzero"`
+	Problem string    `json:"problem,omitempty"` // why the API server will refuse that certificate
 	// Endpoints is how many ready ones the Service has; nil: not looked at.
 	Endpoints *int `json:"endpoints,omitempty"`
 	// Replicas is how many pods the Deployment behind the Service is to have; nil: not looked at.

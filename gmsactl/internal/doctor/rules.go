@@ -348,12 +348,17 @@ func webhooks(o *Objects) []Finding {
 		if w.Fails {
 			harm = "; pods that it is asked about are refused"
 		}
-		left := w.CAExpires.Sub(o.Now)
+		// With one of the two at its end nobody is believed. A new certificate may lack where the CA lasts for years.
+		which, begins, expires := "its CA", w.CABegins, w.CAExpires
+		if !w.Expires.IsZero() && (expires.IsZero() || w.Expires.Before(expires)) {
+			which, begins, expires = "the certificate in its Secret "+w.Secret, w.Begins, w.Expires
+		}
+		left := expires.Sub(o.Now)
 		switch {
 		case w.CAProblem != "":
 			f.Code, f.Text, f.Remedy = "webhook-ca-invalid", fmt.Sprintf("webhook %s: %s%s", w.Name, w.CAProblem, harm), "Install the webhook's chart anew."
-		case !w.CAExpires.IsZero() && left <= 0:
-			f.Code, f.Text = "webhook-certificate-expired", fmt.Sprintf("webhook %s: its CA expired at %s%s", w.Name, w.CAExpires.UTC().Format(time.RFC3339), harm)
+		case !expires.IsZero() && left <= 0:
+			f.Code, f.Text = "webhook-certificate-expired", fmt.Sprintf("webhook %s: %s expired at %s%s", w.Name, which, expires.UTC().Format(time.RFC3339), harm)
 			f.Remedy = "Renew the webhook's certificate: with cert-manager see its Certificate, else install the webhook's chart anew."
 		case w.Endpoints != nil && *w.Endpoints == 0:
 			f.Code, f.Text, f.Remedy = "webhook-down", fmt.Sprintf("webhook %s: its Service %s has no ready pod%s", w.Name, w.Service, harm), "Bring the webhook's Deployment back."
@@ -365,9 +370,9 @@ func webhooks(o *Objects) []Finding {
 			namespace, _, _ := strings.Cut(w.Service, "/")
 			f.Commands = append(f.Commands, command("kubectl", "logs", "--namespace", namespace, "--selector", "app.kubernetes.io/name="+inventory.WebhookChart, "--tail=50"))
 		// Ours is renewed when a third of its time is left.
-		case !w.CAExpires.IsZero() && left < min(14*24*time.Hour, w.CAExpires.Sub(w.CABegins)/4):
+		case !expires.IsZero() && left < min(14*24*time.Hour, expires.Sub(begins)/4):
 			f.Severity, f.Code = Warning, "webhook-certificate-expires"
-			f.Text, f.Remedy = fmt.Sprintf("webhook %s: its CA expires at %s", w.Name, w.CAExpires.UTC().Format(time.RFC3339)), "Renew the webhook's certificate, or see in its log why it has not done so."
+			f.Text, f.Remedy = fmt.Sprintf("webhook %s: %s expires at %s", w.Name, which, expires.UTC().Format(time.RFC3339)), "Renew the webhook's certificate, or see in its log why it has not done so."
 		case w.Endpoints != nil && w.Replicas != nil && *w.Endpoints < *w.Replicas:
 			f.Severity, f.Code = Warning, "webhook-degraded"
 			f.Text, f.Remedy = fmt.Sprintf("webhook %s: its Service %s has %d ready pods of %d", w.Name, w.Service, *w.Endpoints, *w.Replicas), "See why the others are not ready."
