@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -110,38 +111,10 @@ func TestAttackCredentialSpecChangedBetweenMutateAndValidate(t *testing.T) {
 	old, err := json.Marshal(map[string]any{"CmsPlugins": []string{"changed"}})
 	must(t, err)
 	var called sync.Map
-	between := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var review admissionv1.AdmissionReview
-		err := json.NewDecoder(r.Body).Decode(&review)
-		if err == nil {
-			err = l.PutCredentialSpec(context.WithoutCancel(r.Context()), "race", old)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		called.Store("yes", strings.Contains(string(review.Request.Object.Raw), "ActiveDirectoryConfig"))
-		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true}
-		review.Request = nil
-		_ = json.NewEncoder(w).Encode(review)
-	}))
-	t.Cleanup(between.Close)
-	none, fail, url := admissionregistrationv1.SideEffectClassNone, admissionregistrationv1.Fail, between.URL
-	configurations := l.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
-	// After ours: configurations are called in the order of their names.
-	_, err = configurations.Create(t.Context(), &admissionregistrationv1.MutatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: "zz-race"},
-		Webhooks: []admissionregistrationv1.MutatingWebhook{{
-			Name: "race.example.com", AdmissionReviewVersions: []string{"v1"}, SideEffects: &none, FailurePolicy: &fail,
-			ClientConfig:      admissionregistrationv1.WebhookClientConfig{URL: &url, CABundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: between.Certificate().Raw})},
-			NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"race": "yes"}},
-			Rules: []admissionregistrationv1.RuleWithOperations{{Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
-				Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}}}},
-		}},
-	}, metav1.CreateOptions{})
-	must(t, err)
-	t.Cleanup(func() {
-		_ = configurations.Delete(context.Background(), "zz-race", metav1.DeleteOptions{}) // the cluster goes anyway
+	l.another("race", func(pod *corev1.Pod) (patch string, err error) {
+		w := pod.Spec.SecurityContext.WindowsOptions
+		called.Store("yes", w != nil && w.GMSACredentialSpec != nil && strings.Contains(*w.GMSACredentialSpec, "ActiveDirectoryConfig"))
+		return "", l.PutCredentialSpec(context.Background(), "race", old)
 	})
 	contents, err := json.Marshal(json.RawMessage(l.mustSpec("race")))
 	must(t, err)
@@ -158,6 +131,80 @@ func TestAttackCredentialSpecChangedBetweenMutateAndValidate(t *testing.T) {
 			t.Errorf("the pod with contents that no longer are the object's: %v", err)
 		}
 		return nil
+	})
+}
+
+// Another webhook gives a gMSA to a container after ours. Where ours was called, it is called again; a pod that had no gMSA passed it
+// by, and is refused.
+func TestAGMSAThatAnotherWebhookGives(t *testing.T) {
+	t.Parallel()
+	l := shared(t)
+	ns := l.namespace("given", "given=yes")
+	contents := l.spec("given", input, ns, "default")
+	l.another("given", func(*corev1.Pod) (string, error) {
+		return `[{"op":"add","path":"/spec/containers/-","value":{"name":"added","image":"none.example.com/none","securityContext":{"windowsOptions":{"gmsaCredentialSpecName":"given"}}}}]`, nil
+	})
+	l.eventually(20*time.Second, func() error {
+		pod, err := l.admitted(l.pod(ns, "p", "given"))
+		if err != nil {
+			return err
+		}
+		if len(pod.Spec.Containers) != 2 {
+			return errors.New("the other webhook is not called yet")
+		}
+		same(t, "the container that was added", pod.Spec.Containers[1].SecurityContext.WindowsOptions.GMSACredentialSpec, contents)
+		return nil
+	})
+	plain := l.pod(ns, "plain", "")
+	plain.Spec.SecurityContext = nil
+	refused(t, l.dryRun(plain), 403, "container added", "were not filled in")
+}
+
+// another is a mutating webhook of somebody else's, called after ours for pods of the namespaces with this label. f gets the pod and
+// returns a JSON patch, or none.
+func (l *lab) another(label string, f func(*corev1.Pod) (patch string, err error)) {
+	l.t.Helper()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var review admissionv1.AdmissionReview
+		var pod corev1.Pod
+		var patch string
+		err := json.NewDecoder(r.Body).Decode(&review)
+		if err == nil {
+			err = json.Unmarshal(review.Request.Object.Raw, &pod)
+		}
+		if err == nil {
+			patch, err = f(&pod)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true}
+		if patch != "" {
+			kind := admissionv1.PatchTypeJSONPatch
+			review.Response.Patch, review.Response.PatchType = []byte(patch), &kind
+		}
+		review.Request = nil
+		_ = json.NewEncoder(w).Encode(review)
+	}))
+	l.t.Cleanup(server.Close)
+	none, fail, url := admissionregistrationv1.SideEffectClassNone, admissionregistrationv1.Fail, server.URL
+	configurations := l.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	// After ours: configurations are called in the order of their names.
+	name := "zz-" + label
+	_, err := configurations.Create(l.t.Context(), &admissionregistrationv1.MutatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Webhooks: []admissionregistrationv1.MutatingWebhook{{
+			Name: label + ".example.com", AdmissionReviewVersions: []string{"v1"}, SideEffects: &none, FailurePolicy: &fail,
+			ClientConfig:      admissionregistrationv1.WebhookClientConfig{URL: &url, CABundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})},
+			NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{label: "yes"}},
+			Rules: []admissionregistrationv1.RuleWithOperations{{Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+				Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}}}},
+		}},
+	}, metav1.CreateOptions{})
+	must(l.t, err)
+	l.t.Cleanup(func() {
+		_ = configurations.Delete(context.Background(), name, metav1.DeleteOptions{}) // the cluster goes anyway
 	})
 }
 
