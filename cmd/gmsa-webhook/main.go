@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -101,6 +102,9 @@ replica, and then those under way are finished. A second signal ends it on the s
   gmsa-webhook run ... --client-ca-file /clients/ca.crt --client-name kube-apiserver --plugin-input deny`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Getenv("GOMEMLIMIT") == "" {
+				debug.SetMemoryLimit(memoryLimit)
+			}
 			log, err := o.logs.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
@@ -156,6 +160,10 @@ replica, and then those under way are finished. A second signal ends it on the s
 	}
 	return c
 }
+
+// memoryLimit is from where on garbage is not left lying, in bytes. The most that strangers can have reviews come to needs about as
+// much; without a limit it came to 168 MiB resident, with it to 93.
+const memoryLimit = 64 << 20
 
 // idleConnections to the API server stay open between reviews, each of some 30 KiB.
 const idleConnections = 16

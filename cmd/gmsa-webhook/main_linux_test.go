@@ -7,8 +7,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -18,6 +20,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,23 +68,18 @@ const review = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","re
 "object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[{"name":"c"}],
 "securityContext":{"windowsOptions":{"gmsaCredentialSpecName":"web"}}}}}}`
 
-// SIGTERM in the middle of a review: not ready at once, still serving for a while, and the review is answered.
-func TestTheEndIsGraceful(t *testing.T) {
-	t.Parallel()
-	asked, answer := make(chan struct{}, 1), make(chan struct{})
-	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/apis/windows.k8s.io/v1/gmsacredentialspecs/web" {
-			asked <- struct{}{}
-			<-answer
-			_, _ = io.WriteString(w, `{"credspec":{"Sid":"S-1"}}`)
-			return
-		}
-		w.WriteHeader(http.StatusForbidden)
-	}))
-	defer api.Close()
-	release := sync.OnceFunc(func() { close(answer) })
-	defer release() // before Close, which waits
+// process is the program with certificates from a directory, which needs an API server for reviews only.
+type process struct {
+	*exec.Cmd
+	reviews, health string // addresses
+	roots           *x509.CertPool
+	expiry          time.Time
+	log             chan string // all of it, at the end
+}
 
+// start waits until it is ready. It dies with the test.
+func start(t *testing.T, api *httptest.Server, flags ...string) *process {
+	t.Helper()
 	dir := t.TempDir()
 	put := func(name string, data []byte) {
 		t.Helper()
@@ -104,19 +102,21 @@ func TestTheEndIsGraceful(t *testing.T) {
 	put("tls.key", m.ServerKey)
 
 	host, port, _ := net.SplitHostPort(api.Listener.Addr().String())
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "run", "--namespace=gmsa", "--service=web", "--mutating-configuration=web", "--validating-configuration=web",
-		"--certificates=dir", "--certificate-dir="+dir, "--listen=127.0.0.1:0", "--health-listen=127.0.0.1:0", "--shutdown-delay=1s", "--log-format=json")
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	p := &process{roots: x509.NewCertPool(), expiry: m.NotAfter, log: make(chan string, 1)}
+	p.roots.AppendCertsFromPEM(m.CA)
+	p.Cmd = exec.CommandContext(ctx, os.Args[0], append([]string{"run", "--namespace=gmsa", "--service=web", "--mutating-configuration=web", "--validating-configuration=web",
+		"--certificates=dir", "--certificate-dir=" + dir, "--listen=127.0.0.1:0", "--health-listen=127.0.0.1:0", "--log-format=json"}, flags...)...)
 	// The way in which containerd 1.6 tells where mounts are leads to the files of this test.
-	cmd.Env = append(os.Environ(), "BE_GMSA_WEBHOOK=1", "KUBERNETES_SERVICE_HOST="+host, "KUBERNETES_SERVICE_PORT="+port, "CONTAINER_SANDBOX_MOUNT_POINT="+dir)
+	p.Env = append(os.Environ(), "BE_GMSA_WEBHOOK=1", "KUBERNETES_SERVICE_HOST="+host, "KUBERNETES_SERVICE_PORT="+port, "CONTAINER_SANDBOX_MOUNT_POINT="+dir)
 	runtime.LockOSThread() // Pdeathsig is about the thread
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := cmd.StderrPipe()
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stderr, err := p.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
 	var at struct{ Reviews, Health string }
@@ -126,109 +126,263 @@ func TestTheEndIsGraceful(t *testing.T) {
 			t.Fatalf("log: %s", lines.Text())
 		}
 	}
-	rest := make(chan string)
+	p.reviews, p.health = at.Reviews, at.Health
 	go func() {
 		b, _ := io.ReadAll(stderr)
-		rest <- string(b)
+		p.log <- string(b)
 	}()
+	p.eventually(t, "it is ready", func() bool {
+		code, _ := p.ask("/readyz")
+		return code == 200
+	})
+	return p
+}
 
-	health := func(path string) (int, string) {
-		resp, err := http.Get("http://" + at.Health + path)
-		if err != nil {
-			return 0, err.Error()
-		}
-		defer resp.Body.Close()
-		b, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode, string(b)
-	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		code, text := health("/readyz")
-		if code == 200 {
-			break
-		}
+func (p *process) eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not ready: %d %s", code, text)
+			t.Fatalf("it did not happen: %s", what)
 		}
 	}
-	if code, text := health("/metrics"); code != 200 || !strings.Contains(text, fmt.Sprintf("gmsa_webhook_certificate_expiry_timestamp_seconds %d\n", m.NotAfter.Unix())) {
-		t.Errorf("metrics: %d %s", code, text)
+}
+
+// ask asks the health port.
+func (p *process) ask(path string) (int, string) {
+	resp, err := http.Get("http://" + p.health + path)
+	if err != nil {
+		return 0, err.Error()
 	}
-	if code, _ := health("/mutate"); code != 404 {
-		t.Errorf("/mutate on the health port: %d", code)
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b)
+}
+
+// client speaks as an API server does: HTTP/1.1, connections kept, as many as it has reviews at once. It would also speak HTTP/2.
+func (p *process) client() *http.Transport {
+	return &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: p.roots, ServerName: "web.gmsa.svc"}, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 100,
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+}
+
+func (p *process) review(client *http.Transport, body string) (*http.Response, string, error) {
+	resp, err := (&http.Client{Transport: client}).Post("https://"+p.reviews+"/mutate?timeout=10s", "application/json", strings.NewReader(body))
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp, string(b), err
+}
+
+// memory returns a line of /proc/<pid>/status in KiB.
+func (p *process) memory(t *testing.T, name string) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(status)) {
 		var kib int
-		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kib); err == nil {
-			t.Logf("%d KiB resident at rest", kib)
-			if kib > 30<<10 {
-				t.Errorf("%d KiB resident at rest, want 30 MiB at most", kib)
-			}
+		if _, err := fmt.Sscanf(line, name+": %d kB", &kib); err == nil {
+			return kib
 		}
 	}
+	t.Fatalf("no %s in %s", name, status)
+	return 0
+}
 
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(m.CA)
-	ask := func(body string) (*http.Response, string, error) {
-		client := &http.Client{Transport: &http.Transport{
-			TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "web.gmsa.svc"}, ForceAttemptHTTP2: true,
-		}}
-		defer client.CloseIdleConnections()
-		resp, err := client.Post("https://"+at.Reviews+"/mutate?timeout=10s", "application/json", strings.NewReader(body))
-		if err != nil {
-			return nil, "", err
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		return resp, string(b), err
-	}
-	answered := make(chan error, 1)
-	go func() {
-		resp, text, err := ask(review)
-		if err == nil && (resp.ProtoMajor != 2 || !strings.Contains(text, `"allowed":true`)) {
-			err = fmt.Errorf("%s: %s", resp.Proto, text)
-		}
-		answered <- err
-	}()
-	<-asked
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+func (p *process) signal(t *testing.T) {
+	t.Helper()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		code, text := health("/readyz")
-		if code == 503 && strings.Contains(text, "ending") {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("ready after SIGTERM: %d %s", code, text)
-		}
-	}
-	if resp, text, err := ask("nonsense"); err != nil || resp.StatusCode != 400 {
-		t.Errorf("after SIGTERM reviews are not taken: %v %s", err, text)
-	}
-	// The delay is over, nobody new is let in, and the one review still goes on.
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		c, err := net.Dial("tcp", at.Reviews)
-		if err != nil {
-			break
-		}
-		c.Close()
-		if time.Now().After(end) {
-			t.Fatal("it still listens")
-		}
-	}
-	release()
-	if err := <-answered; err != nil {
-		t.Errorf("the review under way: %v", err)
-	}
-	log := <-rest
-	if err := cmd.Wait(); err != nil {
+}
+
+// ended waits for the end.
+func (p *process) ended(t *testing.T) {
+	t.Helper()
+	log := <-p.log
+	if err := p.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, log)
 	}
 	if !strings.Contains(log, `"msg":"ended"`) || strings.Contains(log, "PRIVATE KEY") {
 		t.Errorf("log:\n%s", log)
 	}
+}
+
+// SIGTERM in the middle of a review: not ready at once, still serving for a while, and the review is answered.
+func TestTheEndIsGraceful(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}, 1), make(chan struct{})
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/apis/windows.k8s.io/v1/gmsacredentialspecs/web" {
+			asked <- struct{}{}
+			<-answer
+			_, _ = io.WriteString(w, `{"credspec":{"Sid":"S-1"}}`)
+			return
+		}
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	defer api.Close()
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release() // before Close, which waits
+
+	p := start(t, api, "--shutdown-delay=1s")
+	if code, text := p.ask("/metrics"); code != 200 || !strings.Contains(text, fmt.Sprintf("gmsa_webhook_certificate_expiry_timestamp_seconds %d\n", p.expiry.Unix())) {
+		t.Errorf("metrics: %d %s", code, text)
+	}
+	if code, _ := p.ask("/mutate"); code != 404 {
+		t.Errorf("/mutate on the health port: %d", code)
+	}
+	kib := p.memory(t, "VmRSS")
+	t.Logf("%d KiB resident at rest", kib)
+	if kib > 30<<10 {
+		t.Errorf("%d KiB resident at rest, want 30 MiB at most", kib)
+	}
+
+	client := p.client()
+	defer client.CloseIdleConnections()
+	answered := make(chan error, 1)
+	go func() {
+		resp, text, err := p.review(client, review)
+		if err == nil && (resp.ProtoMajor != 1 || !strings.Contains(text, `"allowed":true`)) {
+			err = fmt.Errorf("%s: %s", resp.Proto, text)
+		}
+		answered <- err
+	}()
+	<-asked
+	p.signal(t)
+	p.eventually(t, "it is not ready", func() bool {
+		code, text := p.ask("/readyz")
+		return code == 503 && strings.Contains(text, "ending")
+	})
+	if resp, text, err := p.review(client, "nonsense"); err != nil || resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("after SIGTERM reviews are not taken, or connections kept: %v %s", err, text)
+	}
+	// The delay is over, nobody new is let in, and the one review still goes on.
+	p.eventually(t, "it listens no more", func() bool {
+		c, err := net.Dial("tcp", p.reviews)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	release()
+	if err := <-answered; err != nil {
+		t.Errorf("the review under way: %v", err)
+	}
+	p.ended(t)
+}
+
+// An API server under load keeps its connections, and finds a replica for new ones elsewhere once Services have forgotten this one.
+// No review fails, at any of many ends.
+func TestTheEndBreaksNoReview(t *testing.T) {
+	t.Parallel()
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"credspec":{"Sid":"S-1"}}`) }))
+	defer api.Close()
+	elsewhere := errors.New("another replica")
+	for range 10 {
+		p := start(t, api, "--shutdown-delay=1s") // long enough for each connection to be used, also on a busy machine
+		var forgotten atomic.Bool
+		client := p.client()
+		client.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if forgotten.Load() {
+				return nil, elsewhere
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+		var done sync.WaitGroup
+		var n atomic.Int64
+		signalled := time.Now().Add(100 * time.Millisecond) // about
+		for range 16 {
+			done.Go(func() {
+				for {
+					_, _, err := p.review(client, review)
+					switch {
+					case errors.Is(err, elsewhere):
+						return
+					case err != nil:
+						t.Errorf("%s after the beginning of the end: %v", time.Since(signalled), err)
+						return
+					}
+					n.Add(1)
+					time.Sleep(time.Duration(rand.N(5 * time.Millisecond)))
+				}
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		p.signal(t)
+		time.Sleep(200 * time.Millisecond)
+		forgotten.Store(true)
+		done.Wait()
+		client.CloseIdleConnections()
+		p.ended(t)
+		if n.Load() == 0 {
+			t.Error("nothing was asked")
+		}
+	}
+}
+
+// What reviews can come to: as many at once as there are connections, small ones with as much to read, to ask for and to add as may
+// be, large ones among them, from several addresses. The chart gives 128 MiB.
+func TestReviewsAtOnceStayWithinTheMemoryThatThereIs(t *testing.T) {
+	// Not beside the other tests: they would wait for it.
+	// JSON has a backslash before each quotation mark; this is what swells most.
+	spec := `{"credspec":{"x":[` + strings.Repeat(`"","",`, 60) + `""]}}`
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(20 * time.Millisecond)
+		_, _ = io.WriteString(w, spec)
+	}))
+	defer api.Close()
+	p := start(t, api, "--shutdown-delay=0s")
+	body := func(containers, pad int) string {
+		var list []string
+		for i := range containers {
+			list = append(list, fmt.Sprintf(`{"name":"c%d","securityContext":{"windowsOptions":{"gmsaCredentialSpecName":"web"}}}`, i))
+		}
+		return strings.Replace(review, `"containers":[{"name":"c"}]`, `"x":"`+strings.Repeat("x", pad)+`","containers":[`+strings.Join(list, ",")+`]`, 1)
+	}
+	small, many, large := body(250, 40<<10), body(700, 0), body(250, 3<<20)
+	if len(small) > 64<<10 || len(many) > 64<<10 {
+		t.Fatalf("%d, %d bytes are no small body", len(small), len(many))
+	}
+	var done sync.WaitGroup
+	var got sync.Map
+	for i := range 6 {
+		client := p.client()
+		client.DialContext = from(fmt.Sprintf("127.0.0.%d", 2+i)).DialContext
+		defer client.CloseIdleConnections()
+		ask := func(body string, n int) {
+			for range n {
+				resp, answer, err := p.review(client, body)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got.Store(fmt.Sprint(len(body)>>10, " KiB: ", resp.StatusCode, ", ", len(answer)>>10, " KiB"), true)
+			}
+		}
+		for range 60 {
+			done.Go(func() { ask(small, 2) })
+		}
+		for range 15 {
+			done.Go(func() { ask(many, 2) })
+		}
+		for range 5 {
+			done.Go(func() { ask(large, 1) })
+		}
+	}
+	done.Wait()
+	got.Range(func(what, _ any) bool {
+		t.Log(what)
+		return true
+	})
+	kib := p.memory(t, "VmHWM")
+	t.Logf("%d KiB resident at most", kib)
+	if kib > 100<<10 {
+		t.Errorf("%d KiB resident at most, want 100 MiB", kib)
+	}
+	p.signal(t)
+	p.ended(t)
 }

@@ -37,7 +37,9 @@ func (w *webhook) run(ctx context.Context) error {
 	config := &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: w.keeper.GetCertificate,
-		NextProtos:     []string{"h2", "http/1.1"},
+		// API servers speak nothing else to webhooks (k8s.io/apiserver/pkg/util/webhook), and one request a connection at a time
+		// makes maxConnections a bound of requests too.
+		NextProtos: []string{"http/1.1"},
 	}
 	if w.clients.CAFile != "" {
 		var err error
@@ -61,13 +63,15 @@ func (w *webhook) run(ctx context.Context) error {
 	defer stopKeeping()
 	go w.keeper.Run(keeping)
 
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
 	// What strangers send is told at debug level: anybody in the cluster's network may send it.
 	errorLog := slog.NewLogLogger(w.log.Handler(), slog.LevelDebug)
 	server := &http.Server{
-		Handler: w.reviews, TLSConfig: config, ErrorLog: errorLog, MaxHeaderBytes: 16 << 10,
+		Handler: w.tellsTheEnd(w.reviews), Protocols: protocols, TLSConfig: config, ErrorLog: errorLog, MaxHeaderBytes: 16 << 10,
 		// An API server waits 30 s at most, and keeps connections between reviews for 90 s.
 		ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 35 * time.Second, IdleTimeout: 2 * time.Minute,
-		ConnState: (&crowd{all: map[net.Conn]bool{}}).connState,
+		ConnState: newCrowd().connState,
 	}
 	healthServer := &http.Server{
 		Handler: w.health(), ErrorLog: errorLog, MaxHeaderBytes: 4 << 10,
@@ -95,6 +99,17 @@ func (w *webhook) run(ctx context.Context) error {
 	}
 	w.log.Info("ended")
 	return nil
+}
+
+// tellsTheEnd has clients close their connections once this process is ending. An idle connection that the server closes may be
+// taken for a review at that very moment, which then fails: so each goes with an answer, and the next review to another replica.
+func (w *webhook) tellsTheEnd(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if w.ending.Load() {
+			rw.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(rw, r)
+	})
 }
 
 // health answers GET /livez, /readyz and /metrics.

@@ -41,7 +41,7 @@ func (h *handler) pluginProblem(ctx context.Context, name string, contents []byt
 	}
 	switch account {
 	case AccountUnserved:
-		return fmt.Sprintf("no release of rancher-gmsa-account-provider serves %s, the account of GMSACredentialSpec %s: install one there for that Secret, or set its value webhook.serviceAccount",
+		return fmt.Sprintf("no release of rancher-gmsa-account-provider serves %s (GMSACredentialSpec %s): install it, upgrade one older than the webhook, or set webhook.serviceAccount, webhook.namespace",
 			ref, name), "release"
 	case SecretMissing:
 		return fmt.Sprintf("Secret %s is missing in namespace %s, so that pods of GMSACredentialSpec %s get no gMSA: gmsactl account create %s/<release> makes it",

@@ -7,6 +7,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
 func withPlugin(guid, input string) string {
@@ -21,7 +23,7 @@ func TestAGMSAThatCannotWorkIsToldOrRefused(t *testing.T) {
 		says string // "": nothing
 	}{
 		"works":                    {withPlugin(ours, `"gmsa-system:web-creds"`), ""},
-		"no such release":          {withPlugin(ours, `"gmsa-system:other"`), "container web: no release of rancher-gmsa-account-provider serves gmsa-system:other, the account of GMSACredentialSpec s"},
+		"no such release":          {withPlugin(ours, `"gmsa-system:other"`), "container web: no release of rancher-gmsa-account-provider serves gmsa-system:other (GMSACredentialSpec s): install it, upgrade one older than the webhook, or set webhook.serviceAccount, webhook.namespace"},
 		"no such Secret":           {withPlugin(ours, `"gmsa-system:served"`), "container web: Secret served is missing in namespace gmsa-system"},
 		"no colon":                 {withPlugin(ours, `"web-creds"`), `container web: GMSACredentialSpec s has a wrong PluginInput, so that its pods get no gMSA: plugin input "web-creds" has no colon; the form is <namespace>:<secret>`},
 		"control characters":       {withPlugin(ours, `"a\n\u0007:b"`), `plugin input "a\n\a:b": namespace:`},
@@ -104,6 +106,49 @@ func TestAQuestionWithoutAnAnswerRefusesNobody(t *testing.T) {
 	if !strings.Contains(b.String(), "gmsa_webhook_unanswered_account_questions_total 1\n") {
 		t.Error(b.String())
 	}
+}
+
+// Only that all is there is remembered, and only for a while.
+func TestAnAccountThatIsThereIsNotAskedForEachTime(t *testing.T) {
+	a := newAPIServer(t)
+	c := NewCluster(a.client(t)).(*cluster)
+	now := time.Now()
+	c.now = func() time.Time { return now }
+	asked := 0
+	want := func(secret string, account Account, asks int) {
+		t.Helper()
+		is, err := c.Account(t.Context(), credential.Reference{Namespace: "gmsa-system", Secret: secret})
+		if err != nil || is != account {
+			t.Errorf("%s: %v, %v; want %v", secret, is, err, account)
+		}
+		if asked += asks; a.requests("POST /api/v1/") != asked {
+			t.Errorf("%s: %d questions, want %d", secret, a.requests("POST /api/v1/"), asked)
+		}
+	}
+	want("web-creds", AccountThere, 1)
+	want("web-creds", AccountThere, 0)
+	now = now.Add(thereFor - time.Second)
+	a.secrets = nil
+	want("web-creds", AccountThere, 0)
+	now = now.Add(time.Second)
+	want("web-creds", SecretMissing, 1)
+	a.secrets = map[string]bool{"gmsa-system:web-creds": true}
+	want("web-creds", AccountThere, 1) // at once
+	want("late", AccountUnserved, 1)
+	a.releases["gmsa-system:late"], a.secrets["gmsa-system:late"] = true, true
+	want("late", AccountThere, 1)
+
+	for i := range 2 * maxThere {
+		secret := fmt.Sprint("s", i)
+		a.releases["gmsa-system:"+secret], a.secrets["gmsa-system:"+secret] = true, true
+		want(secret, AccountThere, 1)
+	}
+	if n := len(c.there); n != maxThere {
+		t.Errorf("%d are remembered, %d at most", n, maxThere)
+	}
+	now = now.Add(thereFor)
+	want("web-creds", AccountThere, 1)
+	want("web-creds", AccountThere, 0) // there is room again
 }
 
 func TestAPodThatExistsIsNotWarnedAboutAgain(t *testing.T) {

@@ -34,6 +34,7 @@ type apiServer struct {
 	only     string            // ... to requests that begin so
 	hang     time.Duration     // before answering for an account
 	slow     time.Duration     // before answering for a GMSACredentialSpec
+	unseen   map[string]bool   // names of GMSACredentialSpecs that are not in memory yet
 	asked    []string          // requests, in their order
 	rights   map[string]bool   // namespace/serviceAccount/spec that a SubjectAccessReview asked for
 }
@@ -70,7 +71,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {
 	case strings.HasPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/") && r.Method == http.MethodGet:
 		time.Sleep(slow)
-		a.credentialSpec(w, strings.TrimPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/"))
+		a.credentialSpec(w, strings.TrimPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/"), r.URL.Query().Get("resourceVersion") == "0")
 	case path == "/apis/authorization.k8s.io/v1/subjectaccessreviews" && r.Method == http.MethodPost:
 		a.accessReview(w, r)
 	case strings.HasSuffix(path, "/token") && r.Method == http.MethodPost:
@@ -80,9 +81,10 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *apiServer) credentialSpec(w http.ResponseWriter, name string) {
+func (a *apiServer) credentialSpec(w http.ResponseWriter, name string, fromMemory bool) {
 	a.mu.Lock()
 	spec, ok := a.specs[name]
+	ok = ok && !(fromMemory && a.unseen[name])
 	installed := a.specs != nil
 	a.mu.Unlock()
 	switch {

@@ -5,8 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
+	"sync"
+	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
@@ -27,9 +30,25 @@ type Cluster interface {
 
 // NewCluster returns the Cluster behind an API server. A review asks up to eight things at once: the client should keep at
 // least that many connections.
-func NewCluster(client *kube.Client) Cluster { return &cluster{client} }
+func NewCluster(client *kube.Client) Cluster {
+	return &cluster{client: client, now: time.Now, there: map[credential.Reference]time.Time{}}
+}
 
-type cluster struct{ client *kube.Client }
+type cluster struct {
+	client *kube.Client
+	now    func() time.Time
+
+	mu    sync.Mutex
+	there map[credential.Reference]time.Time // until when AccountThere counts
+}
+
+const (
+	// thereFor is how long an account that is served, and has its Secret, is not asked for again. Nothing else is remembered, so that
+	// a release or a Secret that is made now is seen by the next pod.
+	thereFor = 10 * time.Second
+	// maxThere bounds what is remembered: some 100 KiB.
+	maxThere = 512
+)
 
 const group = "windows.k8s.io"
 
@@ -39,7 +58,16 @@ var errNoContents = errors.New("it has no credspec")
 func (c *cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
 	// A map, because the names of struct fields match in any case.
 	var object map[string]json.RawMessage
-	if err := c.client.Call(ctx, http.MethodGet, c.client.URL(nil, "apis", group, "v1", "gmsacredentialspecs", name), nil, &object); err != nil {
+	read := func(query url.Values) error {
+		return c.client.Call(ctx, http.MethodGet, c.client.URL(query, "apis", group, "v1", "gmsacredentialspecs", name), nil, &object)
+	}
+	// Version 0 is what the API server has in its own memory, which saves it a question to etcd: milliseconds old, as are the roles by
+	// which it decides itself. What was made a moment ago may not be there yet, and is no reason to refuse a pod.
+	err := read(url.Values{"resourceVersion": {"0"}})
+	if kube.IsNotFound(err) {
+		err = read(nil)
+	}
+	if err != nil {
 		return nil, err
 	}
 	contents := object["credspec"]
@@ -100,9 +128,38 @@ const secretMarker = "gmsa-secret-"
 // maxName is the longest name of an object (RFC 1123 subdomain), in bytes.
 const maxName = 253
 
-// Account asks for a token that is bound to the Secret by a UID that no object has. The API server looks for the ServiceAccount
-// first, then for the Secret, then compares the UID: so it tells what is missing, and never makes a token.
 func (c *cluster) Account(ctx context.Context, ref credential.Reference) (Account, error) {
+	if c.remembered(ref) {
+		return AccountThere, nil
+	}
+	account, err := c.askForAccount(ctx, ref)
+	if account == AccountThere {
+		c.remember(ref)
+	}
+	return account, err
+}
+
+func (c *cluster) remembered(ref credential.Reference) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now().Before(c.there[ref])
+}
+
+func (c *cluster) remember(ref credential.Reference) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	if len(c.there) >= maxThere {
+		maps.DeleteFunc(c.there, func(_ credential.Reference, until time.Time) bool { return !now.Before(until) })
+	}
+	if len(c.there) < maxThere {
+		c.there[ref] = now.Add(thereFor)
+	}
+}
+
+// askForAccount asks for a token that is bound to the Secret by a UID that no object has. The API server looks for the ServiceAccount
+// first, then for the Secret, then compares the UID: so it tells what is missing, and never makes a token.
+func (c *cluster) askForAccount(ctx context.Context, ref credential.Reference) (Account, error) {
 	marker := secretMarker + ref.Secret
 	if len(marker) > maxName {
 		return AccountUnknown, nil // the chart makes none

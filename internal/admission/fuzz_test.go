@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -78,6 +79,7 @@ func FuzzReview(f *testing.F) {
 		for path, decide := range map[string]func(context.Context, *request) *response{"mutate": h.mutate, "validate": h.validate} {
 			m.rights = map[string]bool{}
 			answer := decide(t.Context(), r)
+			answer.encode()
 			if answer.Allowed == (answer.Status != nil) || (answer.Patch != nil) != (answer.PatchType != "") || path == "validate" && answer.Patch != nil {
 				t.Errorf("%s: %+v", path, answer)
 			}
@@ -90,7 +92,7 @@ func FuzzReview(f *testing.F) {
 
 // checked walks the pod by another way than the package does.
 func checked(t *testing.T, m *memory, body []byte) {
-	v, err := exactJSON(body)
+	v, _, err := exactJSON(body, math.MaxInt)
 	if err != nil {
 		return // a key stands twice
 	}

@@ -2,12 +2,12 @@ package admission
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"mime"
+	"net"
 	"net/http"
 	"time"
 )
@@ -33,23 +33,25 @@ type Config struct {
 const (
 	// A body is a pod twice at most, and the API server stores none above 1.5 MiB.
 	maxBody = 4 << 20
-	// Small reviews do not wait for large ones, which are rare and cost memory: bodies of 16 MiB at once in each of the two.
-	maxSmallBody = 256 << 10
-	smallAtOnce  = 64
-	largeAtOnce  = 4
+	// Small reviews do not wait for large ones, which are rare and cost memory. With what is made of them both stay within the
+	// 128 MiB that the chart gives.
+	maxSmallBody  = 64 << 10
+	maxSmallPatch = 16 << 10
+	smallAtOnce   = 64
+	largeAtOnce   = 4
 
 	bodyTimeout = 2 * time.Second // for the whole body to arrive
 )
 
 type handler struct {
 	Config
-	small, large chan struct{}
+	small, large *slots
 }
 
 // NewHandler serves POST /mutate and POST /validate: AdmissionReviews of admission.k8s.io/v1, of pods. What is none is
 // answered with an HTTP error.
 func NewHandler(c Config) http.Handler {
-	h := &handler{Config: c, small: make(chan struct{}, smallAtOnce), large: make(chan struct{}, largeAtOnce)}
+	h := &handler{Config: c, small: newSlots(smallAtOnce), large: newSlots(largeAtOnce)}
 	mux := http.NewServeMux()
 	mux.Handle("POST /mutate", h.reviews("mutate", h.mutate))
 	mux.Handle("POST /validate", h.reviews("validate", h.validate))
@@ -63,6 +65,8 @@ type refusal struct {
 	text   string
 }
 
+var busy = &refusal{http.StatusServiceUnavailable, resultBusy, "too many other reviews are under way; try again"}
+
 func (r *refusal) Error() string { return r.text }
 
 func (h *handler) reviews(path string, decide func(context.Context, *request) *response) http.Handler {
@@ -74,7 +78,8 @@ func (h *handler) reviews(path string, decide func(context.Context, *request) *r
 		var no *refusal
 		if errors.As(err, &no) {
 			result = no.result
-			h.Log.Warn("a request was refused", "path", path, "from", hr.RemoteAddr, "code", no.code, "error", no.text)
+			// At debug level: anybody in the cluster's network may send it. Metrics count it.
+			h.Log.Debug("a request was refused", "path", path, "from", hr.RemoteAddr, "code", no.code, "error", no.text)
 			http.Error(w, no.text, no.code)
 		}
 		h.Metrics.reviewed(path, result, time.Since(start))
@@ -91,19 +96,28 @@ func budget(hr *http.Request) time.Duration {
 }
 
 func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter, hr *http.Request, decide func(context.Context, *request) *response) (result string, err error) {
-	slots := h.small
-	if hr.ContentLength < 0 || hr.ContentLength > maxSmallBody {
-		slots = h.large
+	if kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return "", &refusal{http.StatusUnsupportedMediaType, resultInvalid, fmt.Sprintf("Content-Type is %q; want application/json", hr.Header.Get("Content-Type"))}
 	}
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
-		return "", &refusal{http.StatusServiceUnavailable, resultBusy, fmt.Sprintf("%d other reviews are under way; try again", cap(slots))}
+	var body []byte
+	slots := h.large
+	if hr.ContentLength >= 0 && hr.ContentLength <= maxSmallBody {
+		// It is read before it has a place, which a body that never comes would hold; connections are bounded.
+		slots = h.small
+		if body, err = readBody(w, hr); err != nil {
+			return "", err
+		}
 	}
-	body, err := readBody(w, hr)
-	if err != nil {
-		return "", err
+	address, _, _ := net.SplitHostPort(hr.RemoteAddr)
+	leave, ok := slots.take(ctx, address)
+	if !ok {
+		return "", busy
+	}
+	defer leave()
+	if slots == h.large {
+		if body, err = readBody(w, hr); err != nil {
+			return "", err
+		}
 	}
 	r, err := readReview(body)
 	if err != nil {
@@ -112,12 +126,16 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	answer := decide(ctx, r)
 	answer.UID = r.UID
 	h.log(path, r, answer)
-	data, err := json.Marshal(review{APIVersion: reviewVersion, Kind: reviewKind, Response: answer})
-	if err != nil {
-		panic(err) // texts always encode
+	if answer.Added > maxSmallPatch && slots == h.small {
+		// Patch, answer and the room to write them are as much as a large body, until the client has read it.
+		leave, ok := h.large.take(ctx, address)
+		if !ok {
+			return "", busy
+		}
+		defer leave()
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(data) // a client that went away gets nothing
+	_, _ = w.Write(answer.encode()) // a client that went away gets nothing
 	switch {
 	case answer.Allowed:
 		return resultAllowed, nil
@@ -128,11 +146,8 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 }
 
 func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
-	if kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return nil, &refusal{http.StatusUnsupportedMediaType, resultInvalid, fmt.Sprintf("Content-Type is %q; want application/json", hr.Header.Get("Content-Type"))}
-	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // a test's recorder has none
-	body, err := io.ReadAll(http.MaxBytesReader(w, hr.Body, maxBody))
+	body, err := readAll(http.MaxBytesReader(w, hr.Body, maxBody), hr.ContentLength)
 	var most *http.MaxBytesError
 	switch {
 	case errors.As(err, &most):
@@ -143,11 +158,25 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	return body, nil
 }
 
+// readAll takes no more memory than the body has bytes, if that is known and true.
+func readAll(body io.Reader, length int64) ([]byte, error) {
+	if length < 0 || length > maxBody {
+		return io.ReadAll(body)
+	}
+	all := make([]byte, length)
+	_, err := io.ReadFull(body, all)
+	return all, err
+}
+
 func (h *handler) log(path string, r *request, answer *response) {
-	attrs := []any{"path", path, "operation", r.Operation, "namespace", r.Namespace, "pod", r.pod.name(), "dryRun", r.DryRun}
+	attrs := []any{"path", path, "operation", r.Operation, "namespace", r.Namespace, "pod", r.Object.name(), "dryRun", r.DryRun}
 	switch {
 	case !answer.Allowed:
-		h.Log.Info("denied", append(attrs, "code", answer.Status.Code, "reason", answer.Status.Message)...)
+		attrs = append(attrs, "code", answer.Status.Code, "reason", answer.Status.Message)
+		if answer.Cause != nil {
+			attrs = append(attrs, "error", answer.Cause)
+		}
+		h.Log.Info("denied", attrs...)
 	case len(answer.Warnings) > 0:
 		h.Log.Info("allowed with warnings", append(attrs, "warnings", answer.Warnings)...)
 	default:

@@ -27,6 +27,7 @@ func NewMetrics(expiry func() time.Time) *Metrics {
 	for _, kind := range []string{"input", "release", "secret"} {
 		m.set.NewCounter(warnings(kind))
 	}
+	m.set.NewCounter(unansweredQuestions)
 	m.set.NewGauge(fmt.Sprintf(`gmsa_webhook_build_info{version=%q,goversion=%q}`, version.String(), runtime.Version()), func() float64 { return 1 })
 	m.set.NewGauge(`gmsa_webhook_certificate_expiry_timestamp_seconds`, func() float64 {
 		t := expiry()
@@ -51,6 +52,8 @@ func reviews(path, result string) string {
 	return fmt.Sprintf(`gmsa_webhook_reviews_total{path=%q,result=%q}`, path, result)
 }
 
+const unansweredQuestions = `gmsa_webhook_unanswered_account_questions_total`
+
 func warnings(kind string) string { return fmt.Sprintf(`gmsa_webhook_warnings_total{kind=%q}`, kind) }
 
 func (m *Metrics) reviewed(path, result string, took time.Duration) {
@@ -60,9 +63,7 @@ func (m *Metrics) reviewed(path, result string, took time.Duration) {
 
 func (m *Metrics) warned(kind string) { m.set.GetOrCreateCounter(warnings(kind)).Inc() }
 
-func (m *Metrics) unanswered() {
-	m.set.GetOrCreateCounter(`gmsa_webhook_unanswered_account_questions_total`).Inc()
-}
+func (m *Metrics) unanswered() { m.set.GetOrCreateCounter(unansweredQuestions).Inc() }
 
 // Write writes them in the text format of Prometheus.
 func (m *Metrics) Write(w io.Writer) { m.set.WritePrometheus(w) }

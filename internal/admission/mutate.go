@@ -9,9 +9,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// maxAdded bounds what is added to one pod, in bytes: a body to the API server has at most 3 MiB, and thousands of containers
-// with one large credential spec would be a thousand times of it.
-const maxAdded = 3 << 20
+// maxAdded bounds what is added to one pod, in bytes of JSON: as many reviews as there may be at once hold it several times over. A
+// credential spec has about 1 KiB.
+const maxAdded = 256 << 10
 
 // mutate copies the contents of GMSACredentialSpecs to where they are named. It checks no right: a patch goes nowhere if
 // validate refuses the pod.
@@ -21,6 +21,9 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 		if p.name != "" && p.contents == "" {
 			wanted = append(wanted, p)
 		}
+	}
+	if d := cannotBe(wanted); d != nil {
+		return d.response()
 	}
 	specs, refusal := h.read(ctx, wanted)
 	if refusal != nil {
@@ -33,37 +36,36 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 		if s.err != nil {
 			return cannotRead(p, s.err).response()
 		}
-		if added += len(s.contents); added > maxAdded {
-			return forbidden("%s: with the contents of GMSACredentialSpec %s the pod would be larger than the API server takes; name it once in the pod's securityContext instead of in each container", p.where, p.name).response()
+		if s.text == nil {
+			var err error
+			if s.text, err = json.Marshal(string(s.contents)); err != nil {
+				panic(err) // texts always encode
+			}
+		}
+		if added += len(s.text); added > maxAdded {
+			return forbidden("%s: with the contents of GMSACredentialSpec %s more than %d KiB would be added to the pod; name it once in the pod's securityContext instead of in each container", p.where, p.name, maxAdded>>10).response()
 		}
 		// windowsOptions exists: the name is in it.
-		patch = append(patch, kube.JSONPatchOperation{Op: "add", Path: p.pointer + "/gmsaCredentialSpec", Value: string(s.contents)})
+		patch = append(patch, kube.JSONPatchOperation{Op: "add", Path: p.pointer + "/gmsaCredentialSpec", Value: s.text})
 	}
-	if h.RandomHostname && r.Operation == create && needsHostname(r.pod) {
+	if h.RandomHostname && r.Operation == create && needsHostname(r.Object) {
 		patch = append(patch, kube.JSONPatchOperation{Op: "add", Path: "/spec/hostname", Value: randomHostname()})
 	}
-	if len(patch) == 0 {
-		return &response{Allowed: true}
-	}
-	data, err := json.Marshal(patch)
-	if err != nil {
-		panic(err) // texts always encode
-	}
-	return &response{Allowed: true, Patch: data, PatchType: "JSONPatch"}
+	return &response{Allowed: true, Operations: patch, Added: added}
 }
 
 // added are the places that the request brings into the cluster: all of a new pod; of a pod that exists, those of containers
 // that it had not, which only ephemeral ones can be.
 func (r *request) added() []place {
 	if r.Operation == create {
-		return r.pod.used()
+		return r.Object.used()
 	}
 	had := map[string]bool{}
-	for _, p := range r.old.places() {
+	for _, p := range r.OldObject.places() {
 		had[p.where] = true
 	}
 	var added []place
-	for _, p := range r.pod.used() {
+	for _, p := range r.Object.used() {
 		if !had[p.where] {
 			added = append(added, p)
 		}

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestContentsAreCopiedToEveryPlaceThatNamesThem(t *testing.T) {
@@ -108,7 +110,25 @@ func TestWhatCannotBeReadIsToldByName(t *testing.T) {
 	}
 }
 
-func TestOnePatchDoesNotGrowBeyondWhatTheAPIServerTakes(t *testing.T) {
+// The API server's memory answers, and what it does not know yet is asked of etcd.
+func TestAGMSACredentialSpecIsReadFromTheAPIServersMemoryFirst(t *testing.T) {
+	a := newAPIServer(t)
+	a.unseen = map[string]bool{"web02": true}
+	h := NewHandler(config(t, a))
+	const path = "GET /apis/windows.k8s.io/v1/gmsacredentialspecs/"
+	for name, asks := range map[string][]string{
+		"web01": {path + "web01?resourceVersion=0"},
+		"web02": {path + "web02?resourceVersion=0", path + "web02"},
+	} {
+		a.asked = nil
+		wantAllowed(t, ask(t, h, "/mutate", create, "", newPod(object{"securityContext": windows(name, "")}), nil))
+		if diff := cmp.Diff(asks, a.asked); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestOnePatchDoesNotGrowBeyondWhatManyAtOnceMayTake(t *testing.T) {
 	a := newAPIServer(t)
 	a.specs["large"] = `{"x":"` + strings.Repeat("x", 60<<10) + `"}`
 	h := NewHandler(config(t, a))
@@ -116,9 +136,51 @@ func TestOnePatchDoesNotGrowBeyondWhatTheAPIServerTakes(t *testing.T) {
 	for i := range 100 {
 		containers = append(containers, ctr(fmt.Sprint("c", i), windows("large", "")))
 	}
-	wantDenied(t, ask(t, h, "/mutate", create, "", newPod(object{"containers": containers}), nil), 403, "container c51: ", "name it once in the pod's securityContext")
-	answer := ask(t, h, "/mutate", create, "", newPod(object{"containers": containers[:51]}), nil)
+	wantDenied(t, ask(t, h, "/mutate", create, "", newPod(object{"containers": containers}), nil), 403, "container c4: ", "more than 256 KiB", "name it once in the pod's securityContext")
+	answer := ask(t, h, "/mutate", create, "", newPod(object{"containers": containers[:4]}), nil)
 	wantAllowed(t, answer)
+}
+
+func TestOnePodHasNotThousandsOfPlaces(t *testing.T) {
+	a := newAPIServer(t)
+	a.specs["s"] = "{}"
+	a.may = nil
+	h := NewHandler(config(t, a))
+	for _, contents := range []string{"", "{}"} {
+		var containers []any
+		for i := range 257 {
+			containers = append(containers, ctr(fmt.Sprint("c", i), windows("s", contents)))
+		}
+		path := map[string]string{"": "/mutate", "{}": "/validate"}[contents]
+		wantDenied(t, ask(t, h, path, create, "", newPod(object{"containers": containers}), nil), 403, "in 257 places, and may in 256", "once in the pod's securityContext")
+		_, answer := admit(t, h, create, "", newPod(object{"containers": containers[:256]}), nil)
+		wantAllowed(t, answer)
+	}
+	// A container without a word of it is none.
+	var plain []any
+	for i := range 400 {
+		plain = append(plain, ctr(fmt.Sprint("c", i), nil))
+	}
+	_, answer := admit(t, h, create, "", newPod(object{"securityContext": windows("s", ""), "containers": plain}), nil)
+	wantAllowed(t, answer)
+}
+
+// The API server asks to mutate before it looks at the names itself.
+func TestANameThatNoObjectCanHaveIsNotAskedFor(t *testing.T) {
+	a := newAPIServer(t)
+	h := NewHandler(config(t, a))
+	for _, name := range []string{"Web01", "a/b", "..", "../../secrets", "a b", "-a", "a.-b", "ä", "a\nb", "a?b=c", strings.Repeat("a", 254), strings.Repeat("a", 1<<20)} {
+		for path, contents := range map[string]string{"/mutate": "", "/validate": spec1} {
+			answer := ask(t, h, path, create, "", newPod(object{"containers": []any{ctr("web", windows(name, contents))}}), nil)
+			wantDenied(t, answer, 422, "container web: gmsaCredentialSpecName ", "is no name that a GMSACredentialSpec can have")
+			if !answer.Allowed && len(answer.Status.Message) > 1000 {
+				t.Errorf("%d bytes say so", len(answer.Status.Message))
+			}
+		}
+	}
+	if len(a.asked) > 0 {
+		t.Errorf("asked %q", a.asked)
+	}
 }
 
 func TestOnePodDoesNotMakeThousandsOfQuestions(t *testing.T) {

@@ -2,7 +2,6 @@ package admission
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 )
 
@@ -38,25 +37,28 @@ type securityContext struct {
 	} `json:"windowsOptions"`
 }
 
-func readPod(object json.RawMessage) (*pod, error) {
-	if len(object) == 0 || string(object) == "null" {
-		return nil, errors.New("it is missing")
+// UnmarshalJSON holds nothing of what is not read here, and tells what is no pod.
+func (p *pod) UnmarshalJSON(object []byte) error {
+	type plain pod
+	var read plain
+	if err := json.Unmarshal(object, &read); err != nil {
+		return notPodError{err}
 	}
-	p := &pod{}
-	if err := json.Unmarshal(object, p); err != nil {
-		return nil, fmt.Errorf("it is no pod: %w", err)
-	}
-	return p, nil
+	*p = pod(read)
+	return nil
 }
+
+type notPodError struct{ err error }
+
+func (e notPodError) Error() string { return "it is no pod: " + e.err.Error() }
 
 // place is where a pod can say which gMSA it is: in its own securityContext and in that of each container. A container that
 // says something there takes nothing of what the pod says.
 type place struct {
-	where     string // for people, and what tells the places of a pod apart: "container web"
-	pointer   string // JSON pointer of its windowsOptions
-	ephemeral bool
-	name      string // of a GMSACredentialSpec
-	contents  string // of it, as JSON: the only thing that the kubelet reads
+	where    string // for people, and what tells the places of a pod apart: "container web"
+	pointer  string // JSON pointer of its windowsOptions
+	name     string // of a GMSACredentialSpec
+	contents string // of it, as JSON: the only thing that the kubelet reads
 }
 
 func (p place) isEmpty() bool { return p.name == "" && p.contents == "" }
@@ -65,17 +67,14 @@ func (p *pod) places() []place {
 	all := []place{newPlace("the pod's securityContext", "/spec", p.Spec.SecurityContext)}
 	for _, list := range []struct {
 		kind, pointer string
-		ephemeral     bool
 		containers    []container
 	}{
-		{"init container", "/spec/initContainers", false, p.Spec.InitContainers},
-		{"container", "/spec/containers", false, p.Spec.Containers},
-		{"ephemeral container", "/spec/ephemeralContainers", true, p.Spec.EphemeralContainers},
+		{"init container", "/spec/initContainers", p.Spec.InitContainers},
+		{"container", "/spec/containers", p.Spec.Containers},
+		{"ephemeral container", "/spec/ephemeralContainers", p.Spec.EphemeralContainers},
 	} {
 		for i, c := range list.containers {
-			at := newPlace(list.kind+" "+c.Name, fmt.Sprintf("%s/%d", list.pointer, i), c.SecurityContext)
-			at.ephemeral = list.ephemeral
-			all = append(all, at)
+			all = append(all, newPlace(list.kind+" "+c.Name, fmt.Sprintf("%s/%d", list.pointer, i), c.SecurityContext))
 		}
 	}
 	return all

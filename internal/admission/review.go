@@ -5,8 +5,11 @@ package admission
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+
+	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
 // The parts of AdmissionReview (admission.k8s.io/v1) that are read and written here, named as in the Kubernetes API reference.
@@ -30,14 +33,12 @@ type request struct {
 		Version  string `json:"version"`
 		Resource string `json:"resource"`
 	} `json:"resource"`
-	SubResource string          `json:"subResource"`
-	Namespace   string          `json:"namespace"`
-	Operation   string          `json:"operation"`
-	Object      json.RawMessage `json:"object"`
-	OldObject   json.RawMessage `json:"oldObject"`
-	DryRun      bool            `json:"dryRun"`
-
-	pod, old *pod // Object and OldObject; old only of an UPDATE
+	SubResource string `json:"subResource"`
+	Namespace   string `json:"namespace"`
+	Operation   string `json:"operation"`
+	Object      *pod   `json:"object"`
+	OldObject   *pod   `json:"oldObject"` // of an UPDATE
+	DryRun      bool   `json:"dryRun"`
 }
 
 type response struct {
@@ -47,6 +48,27 @@ type response struct {
 	Patch     []byte   `json:"patch,omitempty"`
 	PatchType string   `json:"patchType,omitempty"`
 	Warnings  []string `json:"warnings,omitempty"`
+
+	Cause error `json:"-"` // of a denial; for the log alone
+
+	Operations kube.JSONPatch `json:"-"` // what encode makes Patch of
+	Added      int            `json:"-"` // their size as JSON, in bytes, about
+}
+
+// encode returns the AdmissionReview.
+func (r *response) encode() []byte {
+	var err error
+	if len(r.Operations) > 0 {
+		r.PatchType = "JSONPatch"
+		if r.Patch, err = json.Marshal(r.Operations); err != nil {
+			panic(err) // texts always encode
+		}
+	}
+	data, err := json.Marshal(review{APIVersion: reviewVersion, Kind: reviewKind, Response: r})
+	if err != nil {
+		panic(err)
+	}
+	return data
 }
 
 // status is a metav1.Status.
@@ -75,7 +97,10 @@ const (
 // configuration of the chart never sends.
 func readReview(body []byte) (*request, error) {
 	var v review
-	if err := json.Unmarshal(body, &v); err != nil {
+	var no notPodError
+	if err := json.Unmarshal(body, &v); errors.As(err, &no) {
+		return nil, fmt.Errorf("oldObject or object: %w", no)
+	} else if err != nil {
 		return nil, fmt.Errorf("the body is no AdmissionReview: %w", err)
 	}
 	if v.APIVersion != reviewVersion || v.Kind != reviewKind {
@@ -97,14 +122,11 @@ func readReview(body []byte) (*request, error) {
 	case r.Namespace == "":
 		return nil, fmt.Errorf("the request has no namespace")
 	}
-	var err error
-	if r.pod, err = readPod(r.Object); err != nil {
-		return nil, fmt.Errorf("object: %w", err)
+	if r.Object == nil {
+		return nil, errors.New("object: it is missing")
 	}
-	if r.Operation == update {
-		if r.old, err = readPod(r.OldObject); err != nil {
-			return nil, fmt.Errorf("oldObject: %w", err)
-		}
+	if r.Operation == update && r.OldObject == nil {
+		return nil, errors.New("oldObject: it is missing")
 	}
 	return r, nil
 }
@@ -114,14 +136,15 @@ type denial struct {
 	code    int
 	reason  string
 	message string
+	cause   error // for the log: it may name addresses that are no business of users
 }
 
 func notFound(format string, args ...any) *denial {
-	return &denial{http.StatusNotFound, "NotFound", fmt.Sprintf(format, args...)}
+	return &denial{code: http.StatusNotFound, reason: "NotFound", message: fmt.Sprintf(format, args...)}
 }
 
 func forbidden(format string, args ...any) *denial {
-	return &denial{http.StatusForbidden, "Forbidden", fmt.Sprintf(format, args...)}
+	return &denial{code: http.StatusForbidden, reason: "Forbidden", message: fmt.Sprintf(format, args...)}
 }
 
 func (d *denial) response() *response {
@@ -130,5 +153,5 @@ func (d *denial) response() *response {
 		// The API server makes a Retry-After of it, upon which client-go, and so kubectl, tries again by itself.
 		s.Details = &details{RetryAfterSeconds: 1}
 	}
-	return &response{Status: s}
+	return &response{Status: s, Cause: d.cause}
 }

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"reflect"
 	"strings"
 	"sync"
 	"unicode/utf8"
 
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
@@ -19,10 +21,32 @@ import (
 // maxSpecs bounds the different GMSACredentialSpecs of one pod: each is three questions to the API server.
 const maxSpecs = 64
 
+// maxPlaces bounds the places of one pod that say something.
+const maxPlaces = 256
+
+// cannotBe refuses what is not worth a question to the API server. It has not checked a pod's names itself when it asks to mutate.
+func cannotBe(places []place) *denial {
+	for _, p := range places {
+		if p.name == "" {
+			continue
+		}
+		if _, err := credential.NewReference("x", p.name); err != nil {
+			return &denial{code: http.StatusUnprocessableEntity, reason: "Invalid", message: fmt.Sprintf(
+				"%s: gmsaCredentialSpecName %.80q is no name that a GMSACredentialSpec can have: want parts of lower-case letters, digits and hyphens, with dots between, 253 characters at most", p.where, p.name)}
+		}
+	}
+	if len(places) <= maxPlaces {
+		return nil
+	}
+	return forbidden("the pod says which gMSA it is in %d places, and may in %d; name the GMSACredentialSpec once in the pod's securityContext, which counts for all containers that name none", len(places), maxPlaces)
+}
+
 // spec is a GMSACredentialSpec as it is now, or why it cannot be told.
 type spec struct {
 	contents []byte
 	err      error
+
+	text json.RawMessage // only to mutate: contents as a text in JSON, made once
 
 	// Only asked to validate:
 	allowed       bool
@@ -80,20 +104,23 @@ func (h *handler) ask(places []place, questions func(string, *spec) []func()) (m
 // validate refuses a pod that uses a gMSA otherwise than a GMSACredentialSpec and its ServiceAccount's rights have it.
 func (h *handler) validate(ctx context.Context, r *request) *response {
 	if r.Operation == update {
-		if d := changed(r.old, r.pod); d != nil {
+		if d := changed(r.OldObject, r.Object); d != nil {
 			return d.response()
 		}
 	}
 	places := r.added()
+	if d := cannotBe(places); d != nil {
+		return d.response()
+	}
 	for _, p := range places {
 		switch {
 		case p.name == "":
 			return forbidden("%s: gmsaCredentialSpec is set without gmsaCredentialSpecName; set gmsaCredentialSpecName to a GMSACredentialSpec that the pod's ServiceAccount may use, and leave gmsaCredentialSpec out: it is filled in", p.where).response()
 		case p.contents == "":
-			return forbidden("%s: the contents of GMSACredentialSpec %s were not filled in, without which the container would have no gMSA; see whether the MutatingWebhookConfiguration of rancher-gmsa-webhook exists, then create the pod again", p.where, p.name).response()
+			return forbidden("%s: the contents of GMSACredentialSpec %s were not filled in, without which the container would have no gMSA; see whether the MutatingWebhookConfiguration of rancher-gmsa-webhook exists, and whether another webhook added the name after that was asked: webhooks are asked in the order of their configurations' names; then create the pod again", p.where, p.name).response()
 		}
 	}
-	account := r.pod.serviceAccount()
+	account := r.Object.serviceAccount()
 	specs, refusal := h.check(ctx, r.Namespace, account, places)
 	if refusal != nil {
 		return refusal.response()
@@ -175,12 +202,18 @@ func cannotRead(p place, err error) *denial {
 // unavailable is no verdict on the pod: the API server did not answer, which passes, or refused the webhook itself, which an
 // administrator must mend.
 func unavailable(err error, format string, args ...any) *denial {
-	what := fmt.Sprintf(format, args...)
-	switch kube.Code(err) {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return &denial{http.StatusInternalServerError, "InternalError", fmt.Sprintf("%s: the webhook's own rights are missing, helm upgrade of rancher-gmsa-webhook restores them: %v", what, err)}
+	d := &denial{code: http.StatusServiceUnavailable, reason: "ServiceUnavailable", message: fmt.Sprintf(format, args...) + ", try again: ", cause: err}
+	var said *kube.StatusError
+	switch {
+	case !errors.As(err, &said):
+		d.message += "the API server did not answer the webhook, whose log says more"
+	case said.Code == http.StatusUnauthorized || said.Code == http.StatusForbidden:
+		d.code, d.reason = http.StatusInternalServerError, "InternalError"
+		d.message = fmt.Sprintf(format, args...) + ": the webhook's own rights are missing, helm upgrade of rancher-gmsa-webhook restores them: " + said.Error()
+	default:
+		d.message += said.Error()
 	}
-	return &denial{http.StatusServiceUnavailable, "ServiceUnavailable", fmt.Sprintf("%s, try again: %v", what, err)}
+	return d
 }
 
 // sameContents compares as values, so that the order of keys and white space do not matter. contents is the user's, want the
@@ -189,34 +222,51 @@ func sameContents(contents string, want []byte) error {
 	if contents == string(want) {
 		return nil // what mutate has written
 	}
-	is, err := exactJSON([]byte(contents))
+	should, tokens, err := exactJSON(want, math.MaxInt)
 	if err != nil {
 		return err
 	}
-	should, err := exactJSON(want)
+	// What has many more is something else, and need not be held in memory to say so: a text of 3 MiB can become 60.
+	is, _, err := exactJSON([]byte(contents), 2*tokens+100)
 	if err != nil {
 		return err
 	}
 	if !reflect.DeepEqual(is, should) {
-		return errors.New("is not what the GMSACredentialSpec says")
+		return errDiffers
 	}
 	return nil
 }
 
-// exactJSON reads what has one meaning only. Of a key that stands twice one reader takes the first value and another the last:
-// what is compared here would not be what Windows reads.
-func exactJSON(text []byte) (any, error) {
+var errDiffers = errors.New("is not what the GMSACredentialSpec says")
+
+// exactJSON reads what has one meaning only, and tells of how many tokens it is. Of a key that stands twice one reader takes the
+// first value and another the last: what is compared here would not be what Windows reads. With more tokens than most it is
+// errDiffers.
+func exactJSON(text []byte, most int) (v any, tokens int, err error) {
 	// It also bounds the depth, as the decoder's tokens do not, and sees what follows the value.
 	if !json.Valid(text) {
-		return nil, errors.New("is not JSON")
+		return nil, 0, errors.New("is not JSON")
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
+	d := &exact{json.NewDecoder(bytes.NewReader(text)), most}
 	d.UseNumber()
-	return exactValue(d)
+	v, err = d.value()
+	return v, most - d.left, err
 }
 
-func exactValue(d *json.Decoder) (any, error) {
-	t, err := d.Token()
+type exact struct {
+	*json.Decoder
+	left int // tokens that may come
+}
+
+func (d *exact) token() (json.Token, error) {
+	if d.left--; d.left < 0 {
+		return nil, errDiffers
+	}
+	return d.Token()
+}
+
+func (d *exact) value() (any, error) {
+	t, err := d.token()
 	if err != nil {
 		return nil, err
 	}
@@ -227,30 +277,30 @@ func exactValue(d *json.Decoder) (any, error) {
 		}
 	case json.Delim:
 		if t == '[' {
-			return exactList(d)
+			return d.list()
 		}
-		return exactMap(d)
+		return d.object()
 	}
 	return t, nil
 }
 
-func exactList(d *json.Decoder) (any, error) {
+func (d *exact) list() (any, error) {
 	list := []any{}
 	for d.More() {
-		v, err := exactValue(d)
+		v, err := d.value()
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, v)
 	}
-	_, err := d.Token() // the bracket
+	_, err := d.token() // the bracket
 	return list, err
 }
 
-func exactMap(d *json.Decoder) (any, error) {
+func (d *exact) object() (any, error) {
 	m := map[string]any{}
 	for d.More() {
-		key, err := exactValue(d)
+		key, err := d.value()
 		if err != nil {
 			return nil, err
 		}
@@ -261,10 +311,10 @@ func exactMap(d *json.Decoder) (any, error) {
 		if _, twice := m[k]; twice {
 			return nil, fmt.Errorf("has the key %q twice in one place", k)
 		}
-		if m[k], err = exactValue(d); err != nil {
+		if m[k], err = d.value(); err != nil {
 			return nil, err
 		}
 	}
-	_, err := d.Token() // the brace
+	_, err := d.token() // the brace
 	return m, err
 }

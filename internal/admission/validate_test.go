@@ -87,6 +87,22 @@ func TestContentsAreEqualOrRefused(t *testing.T) {
 	}
 }
 
+// Attack: a text of some MiB that becomes many times of that in memory.
+func TestAttackContentsOfManyTokensAreNotHeld(t *testing.T) {
+	many := []byte("[" + strings.Repeat("0,", 1<<20) + "0]")
+	if _, tokens, err := exactJSON([]byte(`{"a":[1,{"b":null}]}`), 100); err != nil || tokens != 10 {
+		t.Errorf("%d tokens, %v", tokens, err)
+	}
+	held := testing.AllocsPerRun(1, func() {
+		if err := sameContents(string(many), []byte(spec1)); err != errDiffers {
+			t.Error(err)
+		}
+	})
+	if held > 2000 {
+		t.Errorf("%.0f allocations for what is not the same", held)
+	}
+}
+
 // Attack: of two keys of the same name the webhook might compare the one and Windows read the other.
 func TestAttackDuplicateKeys(t *testing.T) {
 	a := newAPIServer(t)
