@@ -166,15 +166,18 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		SecurityContext: &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}},
 		Containers:      []corev1.Container{{Name: "app", Image: c.AppImage()}},
 	}}
-	_, err := client.CoreV1().Pods(shop).Create(t.Context(), pod, metav1.CreateOptions{})
-	must(t, err)
+	// The policies of a webhook that was uninstalled just now hold for a moment.
+	must(t, cluster.Eventually(t.Context(), 20*time.Second, func() error {
+		_, err := client.CoreV1().Pods(shop).Create(t.Context(), pod, metav1.CreateOptions{})
+		return err
+	}))
 	must(t, c.CreateAppPod(t.Context(), shop, "refused", "win-2", nodesInput))
 	defer func() {
 		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "pods", "--all", "--namespace", shop, "--grace-period=1")
 		must(t, err)
 	}()
 	// The plugin waits 10 s for a provider before it says that there is none.
-	_, err = c.WaitForRefusal(t.Context(), shop, "refused", "endpoint-absent", time.Minute)
+	_, err := c.WaitForRefusal(t.Context(), shop, "refused", "endpoint-absent", time.Minute)
 	must(t, err)
 
 	d := decode[diagnosis](t, p.want(wrong, nil, "doctor", "-o", "json"))
