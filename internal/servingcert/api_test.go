@@ -45,6 +45,8 @@ type apiServer struct {
 	writes  []string // that took place
 	fault   func(agent, write string) fault
 	down    bool
+	clock   *clock
+	behind  map[string]time.Duration // by agent: one of several API servers, whose clock is wrong
 }
 
 type config struct {
@@ -133,6 +135,7 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	if a.down {
 		panic(http.ErrAbortHandler)
 	}
+	w.Header().Set("Date", a.clock.now().Add(-a.behind[r.UserAgent()]).UTC().Format(http.TimeFormat))
 	resource := strings.Split(strings.TrimPrefix(r.URL.Path, "/apis/admissionregistration.k8s.io/v1/"), "/")[0]
 	c := a.configs[resource]
 	object := a.secret
@@ -341,6 +344,9 @@ func (a *apiServer) start(t *testing.T, name string, source Source, c *clock, sk
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.mu.Lock()
+	a.clock = c
+	a.mu.Unlock()
 	r := &replica{name: name, log: &lockedBuffer{}}
 	r.Keeper, err = New(Config{
 		API: client, DNSName: dnsName, Mutating: "web", Validating: "web", Source: source, Settle: settle,
@@ -350,7 +356,7 @@ func (a *apiServer) start(t *testing.T, name string, source Source, c *clock, sk
 		t.Fatal(err)
 	}
 	r.poll = 30 * time.Millisecond
-	r.now = func() time.Time { return c.now().Add(skew) }
+	r.local = func() time.Time { return c.now().Add(skew) }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

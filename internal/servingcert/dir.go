@@ -52,6 +52,9 @@ func (d *Dir) look(_ context.Context, k *Keeper, seen []*configuration, now time
 		served := k.current()
 		if !served.inDate(now) || !served.same(p) && k.settled(p, seen, now) {
 			o.pair = p
+			// A replica that comes while API servers go by another CA, with which older replicas serve, is not needed before its own
+			// is known. If they go by none, none serves.
+			o.early = served == nil && k.trusts(seen, p, now) != nil && anyCA(seen)
 		} else {
 			p.key.Wipe()
 		}
@@ -80,6 +83,17 @@ func (d *Dir) wanted(k *Keeper, seen []*configuration, now time.Time) []*x509.Ce
 		}
 	}
 	return all
+}
+
+func anyCA(seen []*configuration) bool {
+	for _, c := range seen {
+		for _, w := range c.Webhooks {
+			if len(certificates(w.ClientConfig.CABundle)) > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (d *Dir) read(dnsName string, now time.Time) (*pair, []*x509.Certificate, error) {

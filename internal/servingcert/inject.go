@@ -44,7 +44,7 @@ func (k *Keeper) readConfigurations(ctx context.Context) ([]*configuration, erro
 	var both []*configuration
 	for _, of := range [][2]string{{"mutatingwebhookconfigurations", k.config.Mutating}, {"validatingwebhookconfigurations", k.config.Validating}} {
 		c := &configuration{resource: of[0]}
-		if err := k.call(ctx, http.MethodGet, k.configurationURL(of[0], of[1]), nil, c); err != nil {
+		if err := k.get(ctx, k.configurationURL(of[0], of[1]), c); err != nil {
 			return nil, fmt.Errorf("%s/%s: %w%s", of[0], of[1], err, remedy(err, "get"))
 		}
 		if len(c.Webhooks) == 0 {

@@ -15,11 +15,15 @@ package servingcert
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube"
@@ -61,17 +65,21 @@ type Source interface {
 type offer struct {
 	pair   *pair  // to be served; nil: what is served goes on
 	bundle []byte // PEM, to be every caBundle; nil: they are left alone
+	early  bool   // pair is the first that is served, and API servers go by the CA of another one yet
 }
 
 // Keeper keeps one replica's certificate.
 type Keeper struct {
 	config Config
 	poll   time.Duration
-	now    func() time.Time
+	local  func() time.Time // this machine's clock
+	ahead  atomic.Int64     // how much the API server's is ahead of it, in nanoseconds
 
 	// Only Run's goroutine uses these.
 	versions  string    // of the configurations when last seen
 	since     time.Time // when this keeper first saw them; by its own monotonic clock, so that replicas' clocks may differ
+	early     bool      // as in offer, until API servers know the CA
+	wrong     bool      // the local clock was complained of
 	complaint string    // that was logged last
 
 	mu     sync.Mutex
@@ -90,7 +98,10 @@ func New(c Config) (*Keeper, error) {
 	if !strings.HasSuffix(c.DNSName, ".svc") || c.Mutating == "" || c.Validating == "" {
 		return nil, fmt.Errorf("certificate for %q in configurations %q and %q: want <service>.<namespace>.svc and two names", c.DNSName, c.Mutating, c.Validating)
 	}
-	k := &Keeper{config: c, poll: min(maxPoll, c.Settle/3), now: time.Now, doubt: errors.New("the API server has not answered yet")}
+	start := time.Now()
+	k := &Keeper{config: c, poll: min(maxPoll, c.Settle/3), doubt: errors.New("the API server has not answered yet")}
+	// It goes on evenly when somebody sets the machine's clock.
+	k.local = func() time.Time { return start.Add(time.Since(start)) }
 	if err := c.Source.check(k); err != nil {
 		return nil, err
 	}
@@ -126,7 +137,6 @@ func (k *Keeper) Run(ctx context.Context) {
 // pass looks once at all there is, and does what is to do. It may be cut short anywhere, also by the end of the process:
 // every step is one write of one object, and the next pass, of whichever replica, goes on from what it finds.
 func (k *Keeper) pass(ctx context.Context) error {
-	now := k.now()
 	var seen []*configuration
 	if k.config.Source.injects() {
 		// The configurations come before the source: inject relies on it.
@@ -136,11 +146,13 @@ func (k *Keeper) pass(ctx context.Context) error {
 		}
 		k.notice(seen)
 	}
+	now := k.now() // by the API server's last answer
 	offer, problem := k.config.Source.look(ctx, k, seen, now)
 	if problem != nil && offer.bundle == nil {
 		return k.unsure(problem)
 	}
-	if p, old := offer.pair, k.current(); p != nil && (!old.inDate(now) || k.trusts(seen, p, now) == nil || k.trusts(seen, old, now) != nil) {
+	if p, old := offer.pair, k.current(); p != nil && (!old.inDate(now) || k.settled(p, seen, now) || k.trusts(seen, old, now) != nil) {
+		k.early = offer.early
 		k.serve(p)
 	}
 	if offer.bundle != nil {
@@ -154,6 +166,10 @@ func (k *Keeper) pass(ctx context.Context) error {
 	doubt := problem
 	if p := k.current(); p != nil {
 		doubt = k.trusts(seen, p, now)
+		k.early = k.early && !k.settled(p, seen, now)
+		if doubt == nil && k.early {
+			doubt = fmt.Errorf("the configurations hold the CA of the certificate for less than %s, and not every API server may know it", k.config.Settle)
+		}
 	}
 	k.mu.Lock()
 	k.doubt = doubt
@@ -225,6 +241,49 @@ func (k *Keeper) report(err error) {
 	} else {
 		k.config.Log.Info("the serving certificate is looked after again")
 	}
+}
+
+// now is the time by the API server's clock, which all replicas share: they decide by it about one Secret, and it is the clock by
+// which their certificate is judged. A source that asks no API server goes by the local clock.
+func (k *Keeper) now() time.Time { return k.local().Add(time.Duration(k.ahead.Load())) }
+
+// setClock takes the time of an answer, in whole seconds.
+func (k *Keeper) setClock(date string) {
+	t, err := http.ParseTime(date)
+	if err != nil {
+		return // as good as the one before
+	}
+	ahead := t.Sub(k.local())
+	k.ahead.Store(int64(ahead))
+	if wrong := ahead.Abs() > 5*time.Minute; wrong != k.wrong {
+		k.wrong = wrong
+		if wrong {
+			k.config.Log.Warn("this node's clock is not the API server's; certificates go by the API server's", "apiServerAhead", ahead.Round(time.Second))
+		}
+	}
+}
+
+// get is call for reading, and sets the clock.
+func (k *Keeper) get(ctx context.Context, url string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := k.config.API.Do(ctx, http.MethodGet, url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	k.setClock(resp.Header.Get("Date"))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
+	if err != nil {
+		return fmt.Errorf("API server: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		refusal := &kube.StatusError{}
+		_ = json.Unmarshal(body, refusal) // what is no Status is told by the code
+		refusal.Code = resp.StatusCode
+		return refusal
+	}
+	return json.Unmarshal(body, into)
 }
 
 // call makes one request of bounded time.

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -41,11 +42,24 @@ func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now time.T
 	}
 	chains, err := p.verify(cas, dnsName, now)
 	if err != nil {
+		if from := p.leaf.NotBefore; now.Before(from) {
+			if _, later := p.verify(cas, dnsName, from); later == nil {
+				return nil, &notYetError{from, now}
+			}
+		}
 		return nil, err
 	}
 	p.issuer = chains[0][len(chains[0])-1]
 	p.key = credential.NewPassword(bytes.Clone(key))
 	return p, nil
+}
+
+// notYetError is of a pair that will be good.
+type notYetError struct{ from, now time.Time }
+
+func (e *notYetError) Error() string {
+	return fmt.Sprintf("the certificate counts from %s, and the clock says %s: it is behind the one that made the certificate",
+		e.from.UTC().Format(time.RFC3339), e.now.UTC().Format(time.RFC3339))
 }
 
 // verify is what the API server does with its caBundle.

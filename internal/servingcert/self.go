@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube"
@@ -28,10 +29,13 @@ const DefaultLifetime = 720 * time.Hour
 //  3. When the configurations have stood so for Settle, next.* becomes tls.*, and each replica serves it when it looks next.
 //
 // A CA stays in ca.crt until it expires. It vouches for one certificate only, which a replica that was cut off may still
-// serve.
+// serve. The CA of what a replica serves is in ca.crt whatever else somebody writes there, and a pair that somebody writes, which
+// cannot be told from another replica's, is served in the same order.
 type Self struct {
 	Namespace, Secret string
 	Lifetime          time.Duration // renewed when a third of it is left
+
+	overlap time.Duration // 0: overlap
 }
 
 const (
@@ -90,7 +94,7 @@ func (s Self) look(ctx context.Context, k *Keeper, seen []*configuration, now ti
 	if want.next != nil {
 		defer want.next.key.Wipe()
 	}
-	return offer{want.inForce, bundle(want.cas)}, nil
+	return offer{pair: want.inForce, bundle: bundle(want.cas)}, nil
 }
 
 // state is what the Secret is to hold.
@@ -120,12 +124,18 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 	}
 	var err error
 	replace := false
+	var early *notYetError
 	want.next, err = read(nextCertKey, nextKeyKey)
 	if err != nil {
 		want.next = nil
 	}
+	notYet := errors.As(err, &early)
 	want.inForce, err = read(certKey, keyKey)
-	want.cas = known
+	if notYet || errors.As(err, &early) {
+		// Another clock counts, perhaps that of another API server: this one replaces nothing.
+		return nil, fmt.Errorf("Secret %s/%s: %w; set the API server's clock right, or, if the other one was wrong, empty the Secret", s.Namespace, s.Secret, early)
+	}
+	want.cas = s.bounded(known, k, now)
 	if err != nil {
 		// Somebody else's CAs go with somebody else's certificate.
 		want.inForce, want.cas = nil, nil
@@ -156,10 +166,26 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 		say(log.Info, "next certificate made; it is served once every API server knows its CA", "certificate", want.next.fingerprint(), "settle", k.config.Settle)
 	}
 	want.cas = add(want.cas, want.inForce.issuer)
+	if served := k.current(); served.inDate(now) {
+		want.cas = add(want.cas, served.issuer)
+	}
 	if want.next != nil {
 		want.cas = add(want.cas, want.next.issuer)
 	}
 	return want, nil
+}
+
+// bounded leaves out the CAs that last longer than any of this webhook's would, which somebody has written, or which are of a longer
+// lifetime that was configured before: a replica that still serves by one has had the time to change.
+func (s Self) bounded(cas []*x509.Certificate, k *Keeper, now time.Time) []*x509.Certificate {
+	patience := s.overlap
+	if patience == 0 {
+		patience = overlap
+	}
+	if time.Since(k.since) < patience {
+		return cas
+	}
+	return slices.DeleteFunc(slices.Clone(cas), func(c *x509.Certificate) bool { return c.NotAfter.Sub(now) > s.Lifetime+mtls.Backdate })
 }
 
 // due is when a third of a certificate's own time is left, which replicas that were given different lifetimes agree on; or

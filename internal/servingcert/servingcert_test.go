@@ -149,6 +149,112 @@ func TestClocksMayDiffer(t *testing.T) {
 	}
 }
 
+// The clock of one replica's node is wrong by hours or weeks. It goes by the API server's, writes nothing and serves what the others do.
+func TestAWrongClockHarmsNobody(t *testing.T) {
+	for name, skew := range map[string]time.Duration{"3 hours behind": -3 * time.Hour, "31 days ahead": 31 * 24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, c := newAPI(t), &clock{}
+			good := a.start(t, "good", self(), c, 0)
+			a.ready(t, c, good)
+			time.Sleep(settle)
+			before := a.counted()
+			end := a.load(t, c, good)
+			bad := a.start(t, "bad", self(), c, skew)
+			a.ready(t, c, good, bad)
+			time.Sleep(3 * settle)
+			end()
+			if diff := cmp.Diff(before, a.counted()); diff != "" {
+				t.Errorf("writes: %s", diff)
+			}
+			if !good.current().same(bad.current()) || !strings.Contains(bad.log.String(), "this node's clock is not the API server's") {
+				t.Error("it serves something else, or does not tell")
+			}
+		})
+	}
+}
+
+// Of several API servers one has a clock that is hours behind. A replica that asks that one makes no certificates over it.
+func TestAnAPIServerWithAWrongClock(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	good := a.start(t, "good", self(), c, 0)
+	a.ready(t, c, good)
+	time.Sleep(settle)
+	a.mu.Lock()
+	a.behind = map[string]time.Duration{"bad": 3 * time.Hour}
+	a.mu.Unlock()
+	before := a.counted()
+	end := a.load(t, c, good)
+	bad := a.start(t, "bad", self(), c, 0)
+	time.Sleep(3 * settle)
+	end()
+	if diff := cmp.Diff(before, a.counted()); diff != "" {
+		t.Errorf("writes: %s", diff)
+	}
+	if err := bad.Ready(); err == nil || !strings.Contains(err.Error(), "Secret gmsa/web-tls: the certificate counts from ") || !strings.Contains(err.Error(), "behind the one that made the certificate") {
+		t.Errorf("ready: %v", err)
+	}
+	a.mu.Lock()
+	a.behind = nil
+	a.mu.Unlock()
+	a.ready(t, c, good, bad)
+}
+
+// Somebody puts whole other contents into the Secret: of another CA, or those of an old backup. They are served in due order.
+func TestAForeignSecretIsServedInDueOrder(t *testing.T) {
+	for _, what := range []string{"foreign", "backup"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			a, c := newAPI(t), &clock{}
+			all := a.some(t, 2, c)
+			a.ready(t, c, all...)
+			first := changed(t, nil, all...)
+			put := a.data()
+			if what == "foreign" {
+				key := newKey(t)
+				cert, pem, ca := signed(t, key, &key.PublicKey, dnsName, time.Now().Add(100*time.Hour))
+				put = map[string][]byte{"tls.crt": cert, "tls.key": pem, "ca.crt": ca}
+			} else {
+				c.advance(DefaultLifetime * 2 / 3)
+				first = changed(t, first, all...)
+				time.Sleep(2 * settle)
+			}
+			end := a.load(t, c, all...)
+			a.put(put)
+			second := changed(t, first, all...)
+			time.Sleep(2 * settle)
+			end()
+			if what == "foreign" && !bytes.Equal(second.cert, put["tls.crt"]) {
+				t.Error("it was not served at all")
+			}
+		})
+	}
+}
+
+// A CA of ten years that somebody wrote goes, and those that are needed stay.
+func TestACAThatLastsTooLongGoes(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	source := Self{Namespace: "gmsa", Secret: "web-tls", Lifetime: DefaultLifetime, overlap: 2 * settle}
+	all := []*replica{a.start(t, "one", source, c, 0), a.start(t, "two", source, c, 0)}
+	a.ready(t, c, all...)
+	first := changed(t, nil, all...)
+	data := a.data()
+	key := newKey(t)
+	_, _, ca := signed(t, key, &key.PublicKey, dnsName, time.Now().Add(10*365*24*time.Hour))
+	data["ca.crt"] = append(data["ca.crt"], ca...)
+	end := a.load(t, c, all...)
+	a.put(data)
+	want := bundle([]*x509.Certificate{first.issuer})
+	eventually(t, "it is known", func() bool { return !bytes.Equal(a.trusted()[0], want) })
+	eventually(t, "it is gone", func() bool { return bytes.Equal(a.data()["ca.crt"], want) && bytes.Equal(a.trusted()[0], want) })
+	end()
+	if !all[0].current().same(first) {
+		t.Error("the certificate changed")
+	}
+}
+
 func TestRenewalWaitsUntilEveryAPIServerKnowsTheCA(t *testing.T) {
 	t.Parallel()
 	a, c := newAPI(t), &clock{}
@@ -575,6 +681,39 @@ func TestADirectoryWithANewCA(t *testing.T) {
 	}
 }
 
+// A new replica comes with a certificate of a new CA, while API servers go by the old one. It is not ready before they know it; one
+// whose CA they know is at once, and so is the first of all.
+func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	files := issued(t)
+	atOnce := func(name string) *replica {
+		r := a.start(t, name, &Dir{Path: mount(t, files).dir}, c, 0)
+		eventually(t, name+" is ready", func() bool {
+			err := r.Ready()
+			if err != nil && strings.Contains(err.Error(), "may know it") {
+				t.Fatalf("%s waits", name)
+			}
+			return err == nil
+		})
+		return r
+	}
+	first := atOnce("first")
+	a.ready(t, c, first)
+	atOnce("same")
+	end := a.load(t, c, first)
+	other := a.start(t, "other", &Dir{Path: mount(t, issued(t)).dir}, c, 0)
+	eventually(t, "it says why it is not ready", func() bool {
+		err := other.Ready()
+		return err != nil && strings.Contains(err.Error(), "not every API server may know it")
+	})
+	eventually(t, "it is ready", func() bool { return other.Ready() == nil })
+	if err := a.dial(other.address, c); err != nil {
+		t.Errorf("ready, and not trusted: %v", err)
+	}
+	end()
+}
+
 func TestABrokenDirectoryKeepsTheOldCertificate(t *testing.T) {
 	t.Parallel()
 	a, c := newAPI(t), &clock{}
@@ -717,8 +856,8 @@ func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
 		"no Service":              func(c *Config) { c.DNSName = "web" },
 		"no configuration":        func(c *Config) { c.Mutating = "" },
 		"a negative settle":       func(c *Config) { c.Settle = -1 },
-		"no time for a renewal":   func(c *Config) { c.Source = Self{"gmsa", "web-tls", 2 * time.Minute} },
-		"no Secret":               func(c *Config) { c.Source = Self{"gmsa", "", time.Hour} },
+		"no time for a renewal":   func(c *Config) { c.Source = Self{Namespace: "gmsa", Secret: "web-tls", Lifetime: 2 * time.Minute} },
+		"no Secret":               func(c *Config) { c.Source = Self{Namespace: "gmsa", Lifetime: time.Hour} },
 		"a directory of no name":  func(c *Config) { c.Source = &Dir{} },
 		"settle over a long time": func(c *Config) { c.Settle = DefaultLifetime },
 	} {
