@@ -78,7 +78,7 @@ type Keeper struct {
 	// Only Run's goroutine uses these.
 	versions  string    // of the configurations when last seen
 	since     time.Time // when this keeper first saw them; by its own monotonic clock, so that replicas' clocks may differ
-	early     bool      // as in offer, until API servers know the CA
+	patience  time.Time // until when an early pair waits for every API server to know its CA
 	wrong     bool      // the local clock was complained of
 	complaint string    // that was logged last
 
@@ -152,7 +152,10 @@ func (k *Keeper) pass(ctx context.Context) error {
 		return k.unsure(problem)
 	}
 	if p, old := offer.pair, k.current(); p != nil && (!old.inDate(now) || k.settled(p, seen, now) || k.trusts(seen, old, now) != nil) {
-		k.early = offer.early
+		if offer.early {
+			// Not for ever: while a change from one source to the other is rolled out, each writes the configurations over and over.
+			k.patience = time.Now().Add(3 * k.config.Settle)
+		}
 		k.serve(p)
 	}
 	if offer.bundle != nil {
@@ -166,8 +169,7 @@ func (k *Keeper) pass(ctx context.Context) error {
 	doubt := problem
 	if p := k.current(); p != nil {
 		doubt = k.trusts(seen, p, now)
-		k.early = k.early && !k.settled(p, seen, now)
-		if doubt == nil && k.early {
+		if doubt == nil && time.Now().Before(k.patience) && !k.settled(p, seen, now) {
 			doubt = fmt.Errorf("the configurations hold the CA of the certificate for less than %s, and not every API server may know it", k.config.Settle)
 		}
 	}

@@ -77,7 +77,7 @@ func (s Self) look(ctx context.Context, k *Keeper, seen []*configuration, now ti
 	defer clear(object.Data[nextKeyKey])
 	want, err := s.order(object.Data, k, seen, now)
 	if err != nil {
-		return offer{}, err
+		return offer{}, fmt.Errorf("%s: %w", name, err)
 	}
 	if data := want.data(object.Data); !maps.EqualFunc(data, object.Data, bytes.Equal) {
 		object.Data = data
@@ -133,7 +133,7 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 	want.inForce, err = read(certKey, keyKey)
 	if notYet || errors.As(err, &early) {
 		// Another clock counts, perhaps that of another API server: this one replaces nothing.
-		return nil, fmt.Errorf("Secret %s/%s: %w; set the API server's clock right, or, if the other one was wrong, empty the Secret", s.Namespace, s.Secret, early)
+		return nil, fmt.Errorf("%w; set the API server's clock right, or, if the other one was wrong, empty the Secret", early)
 	}
 	want.cas = s.bounded(known, k, now)
 	if err != nil {

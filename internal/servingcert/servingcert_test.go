@@ -714,6 +714,21 @@ func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
 	end()
 }
 
+// While a change from one source to the other is rolled out, replicas of both write the configurations. The new ones become ready
+// all the same, else the old ones never went.
+func TestAChangeOfSourceComesToAnEnd(t *testing.T) {
+	t.Parallel()
+	a, c := newAPI(t), &clock{}
+	old := a.start(t, "old", self(), c, 0)
+	a.ready(t, c, old)
+	dir := a.start(t, "new", &Dir{Path: mount(t, issued(t)).dir}, c, 0)
+	eventually(t, "the new one is ready", func() bool { return dir.Ready() == nil })
+	old.stop()
+	a.ready(t, c, dir)
+	again := a.start(t, "again", self(), c, 0)
+	a.ready(t, c, again)
+}
+
 func TestABrokenDirectoryKeepsTheOldCertificate(t *testing.T) {
 	t.Parallel()
 	a, c := newAPI(t), &clock{}
