@@ -65,7 +65,10 @@ type refusal struct {
 	text   string
 }
 
-var busy = &refusal{http.StatusServiceUnavailable, resultBusy, "too many other reviews are under way; try again"}
+var (
+	busy    = &refusal{http.StatusServiceUnavailable, resultBusy, "too many other reviews are under way; try again"}
+	tooLong = &refusal{http.StatusRequestEntityTooLarge, resultInvalid, fmt.Sprintf("the body has more than %d bytes", maxBody)}
+)
 
 func (r *refusal) Error() string { return r.text }
 
@@ -98,6 +101,9 @@ func budget(hr *http.Request) time.Duration {
 func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter, hr *http.Request, decide func(context.Context, *request) *response) (result string, err error) {
 	if kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return "", &refusal{http.StatusUnsupportedMediaType, resultInvalid, fmt.Sprintf("Content-Type is %q; want application/json", hr.Header.Get("Content-Type"))}
+	}
+	if hr.ContentLength > maxBody {
+		return "", tooLong
 	}
 	var body []byte
 	slots := h.large
@@ -151,7 +157,7 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 	var most *http.MaxBytesError
 	switch {
 	case errors.As(err, &most):
-		return nil, &refusal{http.StatusRequestEntityTooLarge, resultInvalid, fmt.Sprintf("the body has more than %d bytes", maxBody)}
+		return nil, tooLong
 	case err != nil:
 		return nil, &refusal{http.StatusRequestTimeout, resultInvalid, fmt.Sprintf("the body did not arrive whole within %s: %v", bodyTimeout, err)}
 	}
@@ -160,7 +166,7 @@ func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
 
 // readAll takes no more memory than the body has bytes, if that is known and true.
 func readAll(body io.Reader, length int64) ([]byte, error) {
-	if length < 0 || length > maxBody {
+	if length < 0 {
 		return io.ReadAll(body)
 	}
 	all := make([]byte, length)
