@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -9,13 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -30,8 +30,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
-// admission prints what the webhook adds to the making of a pod: /mutate and then /validate, as the API server asks them, to
-// one replica of the installed chart. The floor is what no such webhook can do without: the questions that it asks the API server.
+// admission prints what the webhook adds to the making of a pod: /mutate and then /validate, as the API server asks them, of a
+// replica that runs beside the API server. (Those in the lab's pods reach it through a relay of the lab's kubelet.) The floor is the
+// questions that a webhook with nothing remembered asks of the API server.
 func admission(ctx context.Context, dir string) error {
 	dir = filepath.Join(dir, "admission")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -59,10 +60,11 @@ func admission(ctx context.Context, dir string) error {
 		c.GrantUse(ctx, "web01", "default", "default")); err != nil {
 		return err
 	}
-	replica, err := replicaOf(ctx, c, namespace)
+	replica, err := startReplica(ctx, c, namespace, dir)
 	if err != nil {
 		return err
 	}
+	defer stop(replica.process)
 	pod, err := typicalPod(ctx, c)
 	if err != nil {
 		return err
@@ -111,33 +113,72 @@ func admission(ctx context.Context, dir string) error {
 		beside(what+"p99", percentile(times["reviews"], 99), percentile(times["floor"], 99), p99)
 	}
 	time.Sleep(10 * time.Second)
-	pid, err := processOf("gmsa-webhook", dir)
-	if err != nil {
-		return err
-	}
-	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(pid)), "30 MiB")
+	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(replica.process.Process.Pid)), "30 MiB")
 	return nil
 }
 
-// replica is one pod of the webhook, as the API server reaches it.
+// replica is one process of the webhook, and how it is asked.
 type replica struct {
+	process *exec.Cmd
 	address string
 	client  *http.Client
 }
 
-func replicaOf(ctx context.Context, c *cluster.Cluster, namespace string) (*replica, error) {
+// startReplica starts a replica beside those of the installed chart, as their ServiceAccount and with their certificate.
+func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string) (*replica, error) {
 	core := c.ControlPlane.Client().CoreV1()
-	pods, err := core.Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + cluster.Webhook})
-	if err != nil || len(pods.Items) == 0 {
-		return nil, errors.Join(err, errors.New("the webhook has no pod"))
+	token, err := core.ServiceAccounts(namespace).CreateToken(ctx, cluster.Webhook, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, err
+	}
+	account := filepath.Join(dir, "replica/var/run/secrets/kubernetes.io/serviceaccount")
+	if err := errors.Join(os.MkdirAll(account, 0o700), os.WriteFile(filepath.Join(account, "token"), []byte(token.Status.Token), 0o600),
+		os.WriteFile(filepath.Join(account, "ca.crt"), c.ControlPlane.CA, 0o600)); err != nil {
+		return nil, err
+	}
+	server, err := url.Parse(c.ControlPlane.Server)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(filepath.Join(stage.Dist(), "gmsa-webhook"), "run", "--namespace", namespace, "--service", cluster.Webhook,
+		"--mutating-configuration", cluster.Webhook, "--validating-configuration", cluster.Webhook,
+		"--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--shutdown-delay", "0s", "--log-format", "json")
+	cmd.Env = []string{"KUBERNETES_SERVICE_HOST=" + server.Hostname(), "KUBERNETES_SERVICE_PORT=" + server.Port(), "CONTAINER_SANDBOX_MOUNT_POINT=" + filepath.Join(dir, "replica")}
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	var at struct{ Reviews, Health string }
+	lines := bufio.NewScanner(log)
+	for at.Health == "" && lines.Scan() {
+		_ = json.Unmarshal(lines.Bytes(), &at) // other lines have neither
+	}
+	go func() { _, _ = io.Copy(io.Discard, log) }()
+	if err := cluster.Eventually(ctx, time.Minute, func() error {
+		resp, err := http.Get("http://" + at.Health + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	}); err != nil {
+		stop(cmd)
+		return nil, err
 	}
 	secret, err := core.Secrets(namespace).Get(ctx, cluster.Webhook+"-tls", metav1.GetOptions{})
 	if err != nil {
+		stop(cmd)
 		return nil, err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
-	return &replica{net.JoinHostPort(pods.Items[0].Status.PodIP, "9443"), &http.Client{Transport: &http.Transport{
+	return &replica{cmd, at.Reviews, &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, MaxIdleConnsPerHost: 16,
 	}}}, nil
 }
@@ -211,27 +252,6 @@ func (r *replica) ask(ctx context.Context, path string, pod *corev1.Pod) (*admis
 		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, said)
 	}
 	return review.Response, nil
-}
-
-// processOf finds a process by its program's name among those whose root is below dir.
-func processOf(program, dir string) (int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, err
-	}
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		root, _ := os.Readlink(filepath.Join("/proc", entry.Name(), "root"))
-		command, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
-		first, _, _ := strings.Cut(string(command), "\x00")
-		if strings.HasPrefix(root, dir) && filepath.Base(first) == program {
-			return pid, nil
-		}
-	}
-	return 0, fmt.Errorf("no process of %s runs below %s", program, dir)
 }
 
 func percentile(d []time.Duration, p int) time.Duration {
