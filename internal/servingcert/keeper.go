@@ -169,7 +169,11 @@ func (k *Keeper) pass(ctx context.Context) error {
 	doubt := problem
 	if p := k.current(); p != nil {
 		doubt = k.trusts(seen, p, now)
-		if doubt == nil && time.Now().Before(k.patience) && !k.settled(p, seen, now) {
+		switch {
+		case doubt != nil || time.Now().After(k.patience):
+		case k.settled(p, seen, now):
+			k.patience = time.Time{} // from now on it is like any other replica
+		default:
 			doubt = fmt.Errorf("the configurations hold the CA of the certificate for less than %s, and not every API server may know it", k.config.Settle)
 		}
 	}

@@ -702,7 +702,8 @@ func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
 	a.ready(t, c, first)
 	atOnce("same")
 	end := a.load(t, c, first)
-	other := a.start(t, "other", &Dir{Path: mount(t, issued(t)).dir}, c, 0)
+	m := mount(t, issued(t))
+	other := a.start(t, "other", &Dir{Path: m.dir}, c, 0)
 	eventually(t, "it says why it is not ready", func() bool {
 		err := other.Ready()
 		return err != nil && strings.Contains(err.Error(), "not every API server may know it")
@@ -710,6 +711,13 @@ func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
 	eventually(t, "it is ready", func() bool { return other.Ready() == nil })
 	if err := a.dial(other.address, c); err != nil {
 		t.Errorf("ready, and not trusted: %v", err)
+	}
+	// From then on it waits no more: a new CA beside the one that it serves with takes nothing from it.
+	m.swap(issued(t))
+	for begun := time.Now(); time.Since(begun) < 2*settle; time.Sleep(settle / 30) {
+		if err := other.Ready(); err != nil {
+			t.Fatalf("not ready for a new CA beside its own: %v", err)
+		}
 	}
 	end()
 }
