@@ -84,8 +84,9 @@ written into every caBundle of the two configurations, and a new certificate is 
 for --certificate-settle, so that no API server meets a certificate that it does not know. A directory without ca.crt leaves
 the configurations alone.
 
-Ready, at /readyz on --health-listen, is a replica whose certificate is in date and trusted by both configurations. To
-replace the certificate now, empty the Secret: the one that is served goes on until the new one is known.
+Ready, at /readyz on --health-listen, is a replica whose certificate is in date and trusted by both configurations. A new
+replica with a directory whose CA they did not hold waits until every API server knows it. Time is told by the API server's
+clock. To replace the certificate now, empty the Secret: the one that is served goes on until the new one is known.
 
 At SIGTERM /readyz fails at once, reviews are answered for another --shutdown-delay, in which Services forget the
 replica, and then those under way are finished. A second signal ends it on the spot.`,

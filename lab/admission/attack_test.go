@@ -235,7 +235,7 @@ func (l *lab) stranger(certificates ...tls.Certificate) *stranger {
 	if !roots.AppendCertsFromPEM(configuration.Webhooks[0].ClientConfig.CABundle) {
 		l.t.Fatal("the configuration has no CA")
 	}
-	transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 200, TLSClientConfig: &tls.Config{
+	transport := &http.Transport{MaxConnsPerHost: 200, TLSClientConfig: &tls.Config{
 		RootCAs: roots, ServerName: cluster.Webhook + "." + system + ".svc", Certificates: certificates,
 	}}
 	l.t.Cleanup(transport.CloseIdleConnections)
@@ -350,8 +350,9 @@ func TestAttackAStrangerTalksToAReplica(t *testing.T) {
 	wg.Wait()
 	beside := end()
 	t.Logf("200 reviews of 1 MiB in %s: %v; beside them %s", time.Since(began).Round(time.Millisecond), codes, beside)
-	// 503 is for those that found no room, 408 for those whose body came too slowly, on the one connection of all.
-	if codes[200] == 0 || codes[200]+codes[503]+codes[408] != 200 {
+	// 503 is for those that found no room, and comes before the body was read: a client that still sends it may see a reset
+	// connection instead, -1. 408 is for those whose body came too slowly.
+	if codes[200] == 0 || codes[200]+codes[503]+codes[408]+codes[-1] != 200 {
 		t.Errorf("the reviews were answered %v", codes)
 	}
 	if len(beside.lost) > 0 {
