@@ -64,6 +64,9 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	@echo "lint   gofmt"
 	$(Q)unformatted=$$(git ls-files -z '*.go' | xargs -0 gofmt -l) && \
 		{ [ -z "$$unformatted" ] || { echo "run gofmt -w on: $$unformatted" >&2; exit 1; }; }
+	@echo "lint   tests that the documentation names"
+	$(Q)for t in $$(grep -rhoE '`(Test|Fuzz)[A-Za-z0-9]+`' README.md docs | tr -d '`' | sort -u); do \
+		git grep -qE "func $$t\(" -- '*_test.go' || { echo "docs name $$t, and there is no such test" >&2; exit 1; }; done
 	@echo "lint   go vet"
 	$(Q)go vet ./...
 	$(Q)go vet -tags faultpoints ./...
