@@ -282,12 +282,14 @@ func must(t *testing.T, err error) {
 }
 
 // load creates pods by name, so many a second, until the function that it returns is called: dry runs, which pass the whole of
-// admission. What is refused is tried again after a second; one that is refused for 20 s is lost.
+// admission. What is refused is tried again after a second; one that is refused for 20 s is lost. It waits while 100 are under
+// way: on a machine that is too busy, what comes faster than it goes would only pile up.
 func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 	ctx, cancel := context.WithCancel(l.t.Context())
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var r loaded
+	began, room := time.Now(), make(chan struct{}, 100)
 	one := func(i int) {
 		p := pod.DeepCopy()
 		p.Name = fmt.Sprintf("%s-%d", pod.Name, i)
@@ -318,11 +320,16 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				wg.Go(func() { one(i) })
+				room <- struct{}{}
+				wg.Go(func() {
+					defer func() { <-room }()
+					one(i)
+				})
 			}
 		}
 	})
 	return func() loaded {
+		r.took = time.Since(began)
 		cancel()
 		wg.Wait()
 		return r
@@ -332,11 +339,12 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 // loaded is what became of a load.
 type loaded struct {
 	all         int
+	took        time.Duration
 	again, lost []error // refused at first, and for good
 }
 
 func (r loaded) String() string {
-	s := fmt.Sprintf("%d admissions, %d refused at first, %d for good", r.all, len(r.again), len(r.lost))
+	s := fmt.Sprintf("%d admissions in %.1f s, %d refused at first, %d for good", r.all, r.took.Seconds(), len(r.again), len(r.lost))
 	if len(r.again) > 0 {
 		s += ", such as: " + r.again[0].Error()
 	}

@@ -16,7 +16,7 @@ import (
 
 // The loss of one replica, of all, of the API server and of the configurations, in this order.
 func TestOutages(t *testing.T) {
-	t.Parallel()
+	// Not beside the other tests, whose clusters would take from the machine what 50 creations a second need.
 	l := own(t)
 	ctx := t.Context()
 	l.install()
