@@ -74,8 +74,11 @@ func (c *Config) heal(ctx context.Context) {
 	c.Log.Info("healed", "dll", c.dllPath())
 }
 
-// watch sends to changed when one of the keys changes or goes away, until ctx ends. A key that stays absent is left to the
-// interval.
+// watch sends to changed when one of the keys changes or goes away, and once at the beginning, until ctx ends. A key that
+// stays absent is left to the interval.
+//
+// A notification tells of one change. The next is set up before a change is told, so that whoever then looks sees all that came
+// before it, and nothing that comes after it is missed.
 func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 	cancel, err := windows.CreateEvent(nil, 1, 0, nil)
 	if err != nil {
@@ -83,55 +86,90 @@ func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 	}
 	defer windows.CloseHandle(cancel)
 	defer context.AfterFunc(ctx, func() { windows.SetEvent(cancel) })()
+	last := &notification{absent: c.watched()} // before the first, none was watched
+	defer func() { last.close() }()
 	for ctx.Err() == nil {
-		seen, err := c.watchOnce(cancel)
+		next, err := c.notify()
 		if err != nil {
 			return err
 		}
-		if !seen {
-			continue
+		// Unseen until now could a key be changed that was not there.
+		madeAgain := slices.ContainsFunc(last.absent, func(path string) bool { return !slices.Contains(next.absent, path) })
+		if madeAgain || last.happened() {
+			select {
+			case changed <- struct{}{}:
+			default: // one is already waiting to be seen
+			}
 		}
-		select {
-		case changed <- struct{}{}:
-		default: // one is already waiting to be seen
+		last.close()
+		last = next
+		if _, err := windows.WaitForMultipleObjects([]windows.Handle{next.event, cancel}, false, uint32(rearm.Milliseconds())); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // rearm bounds the time for which a key that was deleted and made again is not watched.
-const rearm = 5 * time.Second
+const rearm = time.Second
 
-func (c *Config) watchOnce(cancel windows.Handle) (seen bool, err error) {
+// watched are the keys under HKLM that hold what this installer writes.
+func (c *Config) watched() []string {
+	return []string{c.clsidKey(), c.appIDKey(), c.comClassesKey(), c.EventSource}
+}
+
+// notification is of the first change of any key.
+type notification struct {
+	event  windows.Handle
+	keys   []registry.Key
+	absent []string // keys that were not there
+}
+
+func (c *Config) notify() (_ *notification, err error) {
 	// REG_NOTIFY_THREAD_AGNOSTIC: without it the notification ends with the thread that asked, which Go may end at any time.
 	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET | windows.REG_NOTIFY_THREAD_AGNOSTIC
-	event, err := windows.CreateEvent(nil, 1, 0, nil)
-	if err != nil {
-		return false, err
+	n := &notification{}
+	if n.event, err = windows.CreateEvent(nil, 1, 0, nil); err != nil {
+		return nil, err
 	}
-	defer windows.CloseHandle(event)
-	var absent []string
-	for _, path := range []string{c.clsidKey(), c.appIDKey(), c.comClassesKey(), c.EventSource} {
-		h, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.NOTIFY|registry.WOW64_64KEY)
+	for _, path := range c.watched() {
+		key, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.NOTIFY|registry.QUERY_VALUE|registry.WOW64_64KEY)
+		if err == nil {
+			n.keys = append(n.keys, key)
+			err = windows.RegNotifyChangeKeyValue(windows.Handle(key), true, filter, n.event, true)
+		}
+		// Deleted, perhaps since it was opened: whoever deletes a tree wakes the watch with the first subkey.
 		if errors.Is(err, registry.ErrNotExist) || errors.Is(err, windows.ERROR_KEY_DELETED) {
-			absent = append(absent, path)
+			n.absent = append(n.absent, path)
 			continue
 		}
 		if err != nil {
-			return false, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
-		}
-		defer h.Close()
-		err = windows.RegNotifyChangeKeyValue(windows.Handle(h), true, filter, event, true)
-		if errors.Is(err, windows.ERROR_KEY_DELETED) { // since it was opened: whoever deletes a tree wakes the watch with the first subkey
-			absent = append(absent, path)
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
+			n.close()
+			return nil, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
 		}
 	}
-	signalled, err := windows.WaitForMultipleObjects([]windows.Handle{event, cancel}, false, uint32(rearm.Milliseconds()))
-	// A key that was made again could be changed unseen until now.
-	madeAgain := slices.ContainsFunc(absent, func(path string) bool { present, _ := keyExists(path); return present })
-	return signalled == windows.WAIT_OBJECT_0 || madeAgain, err
+	return n, nil
+}
+
+// happened tells whether there was a change. Not every one is notified of: Wine says nothing of a key that goes away itself, and
+// one of the same name may stand there by now.
+func (n *notification) happened() bool {
+	if n.event == 0 {
+		return false // it was never set up
+	}
+	gone := slices.ContainsFunc(n.keys, func(key registry.Key) bool {
+		_, err := key.Stat()
+		return errors.Is(err, windows.ERROR_KEY_DELETED)
+	})
+	signalled, err := windows.WaitForSingleObject(n.event, 0)
+	return gone || err == nil && signalled == windows.WAIT_OBJECT_0
+}
+
+func (n *notification) close() {
+	for _, key := range n.keys {
+		key.Close()
+	}
+	if n.event != 0 {
+		windows.CloseHandle(n.event)
+	}
 }
