@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -27,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ccgrkc/ccgrkc/lab/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
@@ -105,7 +107,7 @@ func admission(ctx context.Context, dir string) error {
 		times := map[string][]time.Duration{}
 		for round := range rounds {
 			for name, call := range map[string]func() error{"floor": questions, "reviews": reviews} {
-				t, err := measure(clients, call)
+				t, err := measure(ctx, clients, call)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
@@ -123,13 +125,13 @@ func admission(ctx context.Context, dir string) error {
 		beside(what+"p99", percentile(times["reviews"], 99), percentile(times["floor"], 99), p99)
 	}
 	time.Sleep(10 * time.Second)
-	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(replica.process.Process.Pid)), "30 MiB")
+	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(replica.process.PID())), "30 MiB")
 	return nil
 }
 
 // replica is one process of the webhook, and how it is asked.
 type replica struct {
-	process *exec.Cmd
+	process *child.Process
 	address string
 	client  *http.Client
 }
@@ -158,7 +160,8 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	process, err := child.Start(cmd, syscall.SIGKILL)
+	if err != nil {
 		return nil, err
 	}
 	var at struct{ Reviews, Health string }
@@ -178,17 +181,17 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 		}
 		return nil
 	}); err != nil {
-		stop(cmd)
+		stop(process)
 		return nil, err
 	}
 	secret, err := core.Secrets(namespace).Get(ctx, cluster.Webhook+"-tls", metav1.GetOptions{})
 	if err != nil {
-		stop(cmd)
+		stop(process)
 		return nil, err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
-	return &replica{cmd, at.Reviews, &http.Client{Transport: &http.Transport{
+	return &replica{process, at.Reviews, &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, MaxIdleConnsPerHost: 16,
 	}}}, nil
 }

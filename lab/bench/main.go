@@ -14,11 +14,13 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
@@ -26,6 +28,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 	"github.com/ccgrkc/ccgrkc/internal/plugin"
 	"github.com/ccgrkc/ccgrkc/lab/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 	"github.com/ccgrkc/ccgrkc/lab/stage"
 )
 
@@ -42,7 +45,14 @@ func main() {
 		floor(os.Args[2])
 		return
 	}
-	if err := run(context.Background()); err != nil {
+	// What it started ends with it, in order if it is asked to and at once if it is killed.
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, cancel) // the second signal ends it at once
+	err := run(ctx)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -72,15 +82,15 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	startProvider := func() (*exec.Cmd, error) {
+	startProvider := func() (*child.Process, error) {
 		cmd := exec.Command(program, "run", "--namespace", account.Namespace, "--secret", account.Secret, "--host-path", root,
 			"--kube-api-server", cp.Server, "--kube-token-file", filepath.Join(token, "token"), "--kube-ca-file", filepath.Join(token, "ca.crt"), "--log-level", "error")
 		cmd.Stderr = os.Stderr
-		return cmd, cmd.Start()
+		return child.Start(cmd, syscall.SIGKILL)
 	}
 
 	var starts []time.Duration
-	var provider *exec.Cmd
+	var provider *child.Process
 	for range 11 {
 		if provider != nil {
 			stop(provider)
@@ -123,10 +133,11 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := floorCmd.Start(); err != nil {
+	floorServer, err := child.Start(floorCmd, syscall.SIGKILL)
+	if err != nil {
 		return err
 	}
-	defer stop(floorCmd)
+	defer stop(floorServer)
 	var floorAddress string
 	if _, err := fmt.Fscanln(out, &floorAddress); err != nil {
 		return err
@@ -164,7 +175,7 @@ func run(ctx context.Context) error {
 				name string
 				call func() error
 			}{{"floor", floorCall}, {"cold", providerCall}, {"warm", warmCall}} {
-				t, err := measure(clients, c.call)
+				t, err := measure(ctx, clients, c.call)
 				if err != nil {
 					return fmt.Errorf("%s: %w", c.name, err)
 				}
@@ -179,7 +190,7 @@ func run(ctx context.Context) error {
 	}
 	time.Sleep(5 * time.Second)
 	value("provider: process start to first good answer, p50", ms(median(starts)), "300 ms")
-	value("provider at rest after all these calls, resident memory", fmt.Sprintf("%.1f MiB", rss(provider.Process.Pid)), "24 MiB")
+	value("provider at rest after all these calls, resident memory", fmt.Sprintf("%.1f MiB", rss(provider.PID())), "24 MiB")
 	for _, b := range []struct{ name, path, bound string }{
 		{"provider, linux/amd64", stage.Dist() + "/gmsa-account-provider", "20 MB"},
 		{"provider, windows/amd64", stage.Dist() + "/gmsa-account-provider.exe", "20 MB"},
@@ -249,7 +260,7 @@ func coldCall(url string, config *tls.Config) func() error {
 	}
 }
 
-func measure(clients int, call func() error) ([]time.Duration, error) {
+func measure(ctx context.Context, clients int, call func() error) ([]time.Duration, error) {
 	times := make([][]time.Duration, clients)
 	errs := make([]error, clients)
 	var wg sync.WaitGroup
@@ -257,7 +268,7 @@ func measure(clients int, call func() error) ([]time.Duration, error) {
 		wg.Go(func() {
 			for range callsPerRound / clients {
 				began := time.Now()
-				if errs[i] = call(); errs[i] != nil {
+				if errs[i] = errors.Join(ctx.Err(), call()); errs[i] != nil {
 					return
 				}
 				times[i] = append(times[i], time.Since(began))
@@ -279,9 +290,9 @@ func firstAnswer(ctx context.Context, root string, deadline time.Time) error {
 	}
 }
 
-func stop(cmd *exec.Cmd) {
-	_ = cmd.Process.Signal(os.Interrupt)
-	_ = cmd.Wait()
+func stop(p *child.Process) {
+	_ = p.Signal(syscall.SIGINT) // it may have ended
+	<-p.Done
 }
 
 func rss(pid int) float64 {
