@@ -753,7 +753,7 @@ func TestRunHealsWhatChangesAndEndsWhenTold(t *testing.T) {
 	go func() { ended <- Run(ctx, &h.Config, time.Hour) }() // an hour: only the watch can wake it
 	waitFor(t, h, "installed, watching")
 	drifts := []func(){
-		func() { deleteTree(h.clsidKey()) }, // first: while a key is being deleted it can be opened and not watched
+		func() { deleteTree(h.clsidKey()) }, // while a key is being deleted it can be opened and not watched
 		func() { setValue(t, h.clsidKey()+`\InprocServer32`, text("", `C:\evil.dll`)) },
 		func() { setValue(t, h.appIDKey(), text("RunAs", "Interactive User")) },
 	}
@@ -778,6 +778,43 @@ func TestRunHealsWhatChangesAndEndsWhenTold(t *testing.T) {
 		t.Errorf("run ended with %v", err)
 	}
 	h.wantState(t, Installed)
+}
+
+// A change while the keys are being watched anew, one after the other, does not hide a later one.
+func TestNoChangeIsMissedWhileTheWatchIsSetUp(t *testing.T) {
+	h := newHost(t)
+	h.install(t)
+	n := 0
+	change := func() { // to another value: Wine takes no other for a change
+		n++
+		setValue(t, h.clsidKey()+`\InprocServer32`, text("", fmt.Sprintf(`C:\evil%d.dll`, n)))
+	}
+	for range 100 {
+		end, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case <-end:
+					return
+				default:
+					change()
+				}
+			}
+		}()
+		watch, err := h.notify()
+		close(end)
+		<-ended
+		if err != nil {
+			t.Fatal(err)
+		}
+		change()
+		happened := watch.happened()
+		watch.close()
+		if !happened {
+			t.Fatalf("change %d came after the watch was set up and is not seen", n)
+		}
+	}
 }
 
 func TestRunSaysAtOnceThatItCannotWatchAnyMore(t *testing.T) {

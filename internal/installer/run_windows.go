@@ -85,32 +85,49 @@ func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 		return err
 	}
 	defer windows.CloseHandle(cancel)
-	defer context.AfterFunc(ctx, func() { windows.SetEvent(cancel) })()
-	last := &notification{absent: c.watched()} // before the first, none was watched
+	stop := context.AfterFunc(ctx, func() { windows.SetEvent(cancel) })
+	defer func() {
+		if !stop() {
+			_, _ = windows.WaitForSingleObject(cancel, windows.INFINITE) // it is about to be set
+		}
+	}()
+	tell := func() {
+		select {
+		case changed <- struct{}{}:
+		default: // one is already waiting to be seen
+		}
+	}
+	last, err := c.notify()
+	if err != nil {
+		return err
+	}
 	defer func() { last.close() }()
-	for ctx.Err() == nil {
+	tell() // until now nothing was watched
+	for {
+		events := []windows.Handle{cancel}
+		for _, key := range last.keys {
+			events = append(events, key.event)
+		}
+		if _, err := windows.WaitForMultipleObjects(events, false, uint32(rearm.Milliseconds())); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
 		next, err := c.notify()
 		if err != nil {
 			return err
 		}
-		// Unseen until now could a key be changed that was not there.
-		madeAgain := slices.ContainsFunc(last.absent, func(path string) bool { return !slices.Contains(next.absent, path) })
-		if madeAgain || last.happened() {
-			select {
-			case changed <- struct{}{}:
-			default: // one is already waiting to be seen
-			}
+		// A key that was made again could be changed unseen until now.
+		if last.happened() || !slices.Equal(last.absent, next.absent) {
+			tell()
 		}
 		last.close()
 		last = next
-		if _, err := windows.WaitForMultipleObjects([]windows.Handle{next.event, cancel}, false, uint32(rearm.Milliseconds())); err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
-// rearm bounds the time for which a key that was deleted and made again is not watched.
+// rearm bounds how late it is seen that a key was made again or, where that is not notified, went away.
 const rearm = time.Second
 
 // watched are the keys under HKLM that hold what this installer writes.
@@ -118,58 +135,59 @@ func (c *Config) watched() []string {
 	return []string{c.clsidKey(), c.appIDKey(), c.comClassesKey(), c.EventSource}
 }
 
-// notification is of the first change of any key.
+// notification is of the first change of each key.
 type notification struct {
-	event  windows.Handle
-	keys   []registry.Key
+	keys   []watchedKey
 	absent []string // keys that were not there
 }
 
-func (c *Config) notify() (_ *notification, err error) {
+type watchedKey struct {
+	registry.Key
+	event windows.Handle // its own: to set up a notification resets the event that it is given
+}
+
+func (c *Config) notify() (*notification, error) {
 	// REG_NOTIFY_THREAD_AGNOSTIC: without it the notification ends with the thread that asked, which Go may end at any time.
 	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET | windows.REG_NOTIFY_THREAD_AGNOSTIC
 	n := &notification{}
-	if n.event, err = windows.CreateEvent(nil, 1, 0, nil); err != nil {
-		return nil, err
-	}
 	for _, path := range c.watched() {
+		event, err := windows.CreateEvent(nil, 1, 0, nil)
+		if err != nil {
+			n.close()
+			return nil, err
+		}
 		key, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.NOTIFY|registry.QUERY_VALUE|registry.WOW64_64KEY)
 		if err == nil {
-			n.keys = append(n.keys, key)
-			err = windows.RegNotifyChangeKeyValue(windows.Handle(key), true, filter, n.event, true)
+			if err = windows.RegNotifyChangeKeyValue(windows.Handle(key), true, filter, event, true); err == nil {
+				n.keys = append(n.keys, watchedKey{key, event})
+				continue
+			}
+			key.Close()
 		}
+		windows.CloseHandle(event)
 		// Deleted, perhaps since it was opened: whoever deletes a tree wakes the watch with the first subkey.
-		if errors.Is(err, registry.ErrNotExist) || errors.Is(err, windows.ERROR_KEY_DELETED) {
-			n.absent = append(n.absent, path)
-			continue
-		}
-		if err != nil {
+		if !errors.Is(err, registry.ErrNotExist) && !errors.Is(err, windows.ERROR_KEY_DELETED) {
 			n.close()
 			return nil, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
 		}
+		n.absent = append(n.absent, path)
 	}
 	return n, nil
 }
 
-// happened tells whether there was a change. Not every one is notified of: Wine says nothing of a key that goes away itself, and
-// one of the same name may stand there by now.
+// happened tells whether there was a change. Not every one is notified: under Wine the deletion of the watched key itself is
+// not, and another key of its name may be there by now.
 func (n *notification) happened() bool {
-	if n.event == 0 {
-		return false // it was never set up
-	}
-	gone := slices.ContainsFunc(n.keys, func(key registry.Key) bool {
-		_, err := key.Stat()
-		return errors.Is(err, windows.ERROR_KEY_DELETED)
+	return slices.ContainsFunc(n.keys, func(key watchedKey) bool {
+		signalled, err := windows.WaitForSingleObject(key.event, 0)
+		_, statErr := key.Stat()
+		return err == nil && signalled == windows.WAIT_OBJECT_0 || errors.Is(statErr, windows.ERROR_KEY_DELETED)
 	})
-	signalled, err := windows.WaitForSingleObject(n.event, 0)
-	return gone || err == nil && signalled == windows.WAIT_OBJECT_0
 }
 
 func (n *notification) close() {
 	for _, key := range n.keys {
 		key.Close()
-	}
-	if n.event != 0 {
-		windows.CloseHandle(n.event)
+		windows.CloseHandle(key.event)
 	}
 }

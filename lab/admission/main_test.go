@@ -320,7 +320,11 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				room <- struct{}{}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case room <- struct{}{}:
 				wg.Go(func() {
 					defer func() { <-room }()
 					one(i)
@@ -329,9 +333,9 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 		}
 	})
 	return func() loaded {
-		r.took = time.Since(began)
 		cancel()
 		wg.Wait()
+		r.took = time.Since(began)
 		return r
 	}
 }
@@ -339,8 +343,8 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 // loaded is what became of a load.
 type loaded struct {
 	all         int
-	took        time.Duration
-	again, lost []error // refused at first, and for good
+	took        time.Duration // to the end of the last
+	again, lost []error       // refused at first, and for good
 }
 
 func (r loaded) String() string {

@@ -284,7 +284,7 @@ func firstAnswer(ctx context.Context, root string, deadline time.Time) error {
 		p := plugin.New(plugin.Config{Root: root, Budget: time.Second})
 		c, err := p.Get(ctx, ref.String())
 		c.Password.Wipe()
-		if err == nil || time.Now().After(deadline) {
+		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
 			return err
 		}
 	}
