@@ -283,7 +283,7 @@ func TestTheEndBreaksNoReview(t *testing.T) {
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"credspec":{"Sid":"S-1"}}`) }))
 	defer api.Close()
 	elsewhere := errors.New("another replica")
-	for range 8 {
+	for range 10 {
 		p := start(t, api, "--shutdown-delay=1s") // long enough for each connection to be used, also on a busy machine
 		var forgotten atomic.Bool
 		client := p.client()

@@ -146,6 +146,7 @@ type watchedKey struct {
 	event windows.Handle // its own: to set up a notification resets the event that it is given
 }
 
+// notify has the changes of all keys notified, each key's first one from now on.
 func (c *Config) notify() (*notification, error) {
 	// REG_NOTIFY_THREAD_AGNOSTIC: without it the notification ends with the thread that asked, which Go may end at any time.
 	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET | windows.REG_NOTIFY_THREAD_AGNOSTIC

@@ -169,6 +169,10 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 	for at.Health == "" && lines.Scan() {
 		_ = json.Unmarshal(lines.Bytes(), &at) // other lines have neither
 	}
+	if at.Health == "" {
+		stop(process)
+		return nil, fmt.Errorf("gmsa-webhook ended before it served: %w", process.Err)
+	}
 	go func() { _, _ = io.Copy(io.Discard, log) }()
 	if err := cluster.Eventually(ctx, time.Minute, func() error {
 		resp, err := http.Get("http://" + at.Health + "/readyz")
