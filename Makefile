@@ -11,13 +11,13 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 LDFLAGS := -s -w -X github.com/ccgrkc/ccgrkc/internal/version.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 WINDOWS := GOOS=windows GOARCH=amd64
-# As the control plane is built, so that what it shares with the tests is compiled once. See lab/tools.
+# As the control plane is built, so that what it shares with the tests is compiled once. See lab/env/tools.
 LABGO   := -trimpath -gcflags=all=-dwarf=false
 DLL     := internal/installer/dll/ccg-plugin.dll
 
 # What make release runs on each Windows program; nothing otherwise.
 SIGN    := :
-IMAGES  := cd images && CGO_ENABLED=0 go run -trimpath .
+IMAGES  := cd release && CGO_ENABLED=0 go run -trimpath .
 TAG     := $(subst +,_,$(VERSION))
 # What the Windows image stands on: scratch needs no network and is the same everywhere; releases take Microsoft's.
 BASE    ?= scratch
@@ -47,9 +47,9 @@ build: deps ## build everything into dist/
 	@echo "build  dist/gmsa-webhook"
 	$(Q)$(BUILD) -o dist/gmsa-webhook ./cmd/gmsa-webhook
 	@echo "build  dist/gmsactl"
-	$(Q)cd gmsactl && $(BUILD) -o ../dist/gmsactl .
+	$(Q)$(BUILD) -o dist/gmsactl ./cmd/gmsactl
 	@echo "build  dist/lab/"
-	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ ./ccg ./app
+	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ ./cmd/ccg ./cmd/app
 
 # The same programs, which a test can stop at the moments that package faultpoint names. Never released.
 .PHONY: faultpoints
@@ -74,18 +74,17 @@ lint: build ## gofmt, vet and staticcheck, for Linux and for Windows
 	$(Q)$(WINDOWS) CGO_ENABLED=0 go vet -tags faultpoints $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
-	$(Q)cd images && CGO_ENABLED=0 go vet ./...
-	$(Q)cd gmsactl && for os in linux windows darwin; do CGO_ENABLED=0 GOOS=$$os go vet -trimpath ./... || exit; done
-	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./ccg ./app
+	$(Q)cd release && CGO_ENABLED=0 go vet ./...
+	$(Q)CGO_ENABLED=0 GOOS=darwin go vet ./...
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet ./cmd/ccg ./cmd/app
 	@echo "lint   staticcheck"
 	$(Q)GOBIN=$(CURDIR)/dist/tools go install $(STATICCHECK)
 	$(Q)dist/tools/staticcheck ./...
 	$(Q)dist/tools/staticcheck -tags faultpoints ./...
 	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...
-	$(Q)cd images && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
-	$(Q)cd gmsactl && CGO_ENABLED=0 GOFLAGS=-trimpath ../dist/tools/staticcheck ./...
-	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./ccg ./app
+	$(Q)cd release && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 ../dist/tools/staticcheck ./cmd/ccg ./cmd/app
 
 .PHONY: prepare
 prepare: deps
@@ -97,15 +96,14 @@ test: deps faultpoints images lint ## everything, the lab included; fails where 
 	@echo "test   packages"
 	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
-	$(Q)cd images && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./...
-	$(Q)cd gmsactl && CGO_ENABLED=0 go test -trimpath -count=1 -timeout 10m ./...
+	$(Q)cd release && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./...
 	$(Q)$(MAKE) --no-print-directory prepare
 	@echo "test   lab"
 	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 4 -timeout 40m ./...
 
 .PHONY: demo
 demo: images prepare ## the three charts installed, used, upgraded and uninstalled on a cluster on this machine
-	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./demo
+	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/demo
 
 .PHONY: install
 install: build ## install gmsactl, also as kubectl-gmsa, into PREFIX/bin (/usr/local)
@@ -125,17 +123,17 @@ lab-down: ## end that cluster
 
 .PHONY: bench
 bench: images prepare ## latency, memory and size, as ratios measured in one run
-	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./bench
+	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/bench
 
 .PHONY: images
 images: build ## container images for Windows and Linux, as an OCI layout in dist/image
 	@echo "build  dist/linux-amd64/, dist/linux-arm64/"
-	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/release-cleanup ./cmd/release-cleanup
-	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/release-cleanup ./cmd/release-cleanup
+	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/uninstall-hook ./cmd/uninstall-hook
+	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/uninstall-hook ./cmd/uninstall-hook
 	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/gmsa-webhook ./cmd/gmsa-webhook
 	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/gmsa-webhook ./cmd/gmsa-webhook
-	$(Q)cd gmsactl && GOOS=linux GOARCH=amd64 $(BUILD) -o ../dist/linux-amd64/gmsactl .
-	$(Q)cd gmsactl && GOOS=linux GOARCH=arm64 $(BUILD) -o ../dist/linux-arm64/gmsactl .
+	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/gmsactl ./cmd/gmsactl
+	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/gmsactl ./cmd/gmsactl
 	@echo "image  dist/image"
 	$(Q)$(IMAGES) build --version $(VERSION) --base $(BASE) --revision "$$(git rev-parse HEAD 2>/dev/null)"
 
@@ -152,11 +150,11 @@ release: ## make images with signed Windows programs, and checksums: SIGN_CERT=c
 		{ echo "$$chart wants another image than $(VERSION): set appVersion in its Chart.yaml, or VERSION=" >&2; exit 1; }; done
 	$(Q)$(MAKE) --no-print-directory images SIGN=hack/sign.sh BASE=$(if $(filter file,$(origin BASE)),mcr.microsoft.com/oss/kubernetes/windows-host-process-containers-base-image:v1.0.0,$(BASE))
 	@echo "build  dist/gmsactl-*"
-	$(Q)cd gmsactl && rm -f ../dist/gmsactl-* && for platform in linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64; do \
+	$(Q)rm -f dist/gmsactl-* && for platform in linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64; do \
 		os=$${platform%-*} arch=$${platform#*-}; exe=; [ $$os = windows ] && exe=.exe; \
-		GOOS=$$os GOARCH=$$arch $(BUILD) -o ../dist/gmsactl-$$platform$$exe . || exit 1; done
+		GOOS=$$os GOARCH=$$arch $(BUILD) -o dist/gmsactl-$$platform$$exe ./cmd/gmsactl || exit 1; done
 	$(Q)hack/sign.sh dist/gmsactl-windows-amd64.exe
-	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/release-cleanup linux-*/gmsa-webhook gmsactl-* sbom/*.json image/index.json >SHA256SUMS
+	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/uninstall-hook linux-*/gmsa-webhook gmsactl-* sbom/*.json image/index.json >SHA256SUMS
 	@echo "sums   dist/SHA256SUMS"
 
 .PHONY: fuzz

@@ -15,9 +15,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ccgrkc/ccgrkc/internal/dccheck"
 	"github.com/ccgrkc/ccgrkc/internal/installer"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
-	"github.com/ccgrkc/ccgrkc/internal/reach"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -156,7 +156,7 @@ With --stay it goes on until stopped and removes again what comes back, as an in
 	return cmd
 }
 
-// stayEvery is how often uninstall --stay looks again. release-cleanup waits for longer than that.
+// stayEvery is how often uninstall --stay looks again. uninstall-hook waits for longer than that.
 const stayEvery = 5 * time.Second
 
 // pause returns false when ctx ends.
@@ -246,7 +246,7 @@ interval. What was found and healed is logged. SIGTERM or Ctrl+C ends it and lea
 }
 
 func checkDomainCommand() *cobra.Command {
-	var o reach.Options
+	var o dccheck.Options
 	var output string
 	cmd := &cobra.Command{
 		Use:   "check-domain",
@@ -265,7 +265,7 @@ Exit codes:
 			if output != "text" && output != "json" {
 				return fmt.Errorf("output %q is not known: use text or json", output)
 			}
-			report := reach.Check(cmd.Context(), o)
+			report := dccheck.Check(cmd.Context(), o)
 			if err := writeReport(cmd.OutOrStdout(), report, output); err != nil {
 				return err
 			}
@@ -277,7 +277,7 @@ Exit codes:
 	}
 	cmd.Flags().StringVar(&o.Domain, "domain", "", "DNS name of the domain (required)")
 	cmd.Flags().StringVar(&o.DNSServer, "dns-server", "", "address[:port] of the DNS server to ask (default: the host's)")
-	cmd.Flags().DurationVar(&o.Timeout, "timeout", reach.DefaultTimeout, "of one DNS question, and of one connection")
+	cmd.Flags().DurationVar(&o.Timeout, "timeout", dccheck.DefaultTimeout, "of one DNS question, and of one connection")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	_ = cmd.MarkFlagRequired("domain")
 	return cmd

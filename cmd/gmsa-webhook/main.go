@@ -20,6 +20,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/servingcert"
 	"github.com/ccgrkc/ccgrkc/internal/version"
+	"github.com/ccgrkc/ccgrkc/internal/webhook"
 )
 
 func main() {
@@ -110,7 +111,7 @@ replica, and then those under way are finished. A second signal ends it on the s
 			if err != nil {
 				return err
 			}
-			w, err := o.webhook()
+			source, err := o.source()
 			if err != nil {
 				return err
 			}
@@ -123,19 +124,37 @@ replica, and then those under way are finished. A second signal ends it on the s
 				return err
 			}
 			client.KeepIdle(idleConnections)
-			if w.keeper, err = servingcert.New(servingcert.Config{
-				API: client, DNSName: o.service + "." + o.namespace + ".svc", Mutating: o.mutating, Validating: o.validating,
-				Source: w.source, Settle: o.settle, Log: log,
-			}); err != nil {
+			keeper, err := servingcert.New(servingcert.Config{
+				API:        client,
+				DNSName:    o.service + "." + o.namespace + ".svc",
+				Mutating:   o.mutating,
+				Validating: o.validating,
+				Source:     source,
+				Settle:     o.settle,
+				Log:        log,
+			})
+			if err != nil {
 				return fmt.Errorf("--certificate-lifetime, --certificate-settle: %w", err)
 			}
-			w.log, w.metrics = log, admission.NewMetrics(w.keeper.Expiry)
-			w.reviews = admission.NewHandler(admission.Config{
-				Cluster: admission.NewCluster(client), Metrics: w.metrics, Log: log,
-				RandomHostname: o.randomHostname, PluginInput: admission.OnProblem(o.pluginInput),
-			})
+			metrics := admission.NewMetrics(keeper.Expiry)
+			server := webhook.Server{
+				Listen:       o.listen,
+				HealthListen: o.healthListen,
+				Clients:      o.clients,
+				Keeper:       keeper,
+				Metrics:      metrics,
+				Admission: admission.NewHandler(admission.Config{
+					Cluster:        admission.NewCluster(client),
+					Metrics:        metrics,
+					Log:            log,
+					RandomHostname: o.randomHostname,
+					PluginInput:    admission.OnProblem(o.pluginInput),
+				}),
+				ShutdownDelay: o.shutdownDelay,
+				Log:           log,
+			}
 			log.Info("starting", "version", version.String(), "apiServer", api.URL)
-			return w.run(cmd.Context())
+			return server.Run(cmd.Context())
 		},
 	}
 	f := c.Flags()
@@ -169,9 +188,9 @@ const memoryLimit = 64 << 20
 // idleConnections to the API server stay open between reviews, each of some 30 KiB.
 const idleConnections = 16
 
-// webhook checks the flags, and makes of them what needs no API server.
-func (o *flags) webhook() (*webhook, error) {
-	w := &webhook{flags: o}
+// source validates the flags and returns the source of the serving certificate. It needs no API server.
+func (o *flags) source() (servingcert.Source, error) {
+	var source servingcert.Source
 	// Both names become part of a host name and of URLs; a reference is checked as Kubernetes checks names.
 	if _, err := credential.NewReference(o.namespace, o.service); err != nil {
 		return nil, fmt.Errorf("--namespace %q, --service %q: want the names of a namespace and of a Service in it", o.namespace, o.service)
@@ -187,7 +206,7 @@ func (o *flags) webhook() (*webhook, error) {
 		if _, err := credential.NewReference(o.namespace, o.secret); err != nil {
 			return nil, fmt.Errorf("--certificate-secret %q: want the name of a Secret", o.secret)
 		}
-		w.source = servingcert.Self{Namespace: o.namespace, Secret: o.secret, Lifetime: o.lifetime}
+		source = servingcert.Self{Namespace: o.namespace, Secret: o.secret, Lifetime: o.lifetime}
 	case "dir":
 		if o.dir == "" {
 			return nil, errors.New("--certificates dir needs --certificate-dir")
@@ -195,7 +214,7 @@ func (o *flags) webhook() (*webhook, error) {
 		if o.secret != "" {
 			return nil, fmt.Errorf("--certificate-secret %s goes with --certificates self; mount the Secret and name the directory with --certificate-dir", o.secret)
 		}
-		w.source = &servingcert.Dir{Path: o.dir}
+		source = &servingcert.Dir{Path: o.dir}
 	default:
 		return nil, fmt.Errorf("--certificates %q: want self or dir", o.certificates)
 	}
@@ -210,5 +229,5 @@ func (o *flags) webhook() (*webhook, error) {
 	if o.shutdownDelay < 0 {
 		return nil, fmt.Errorf("--shutdown-delay %s: want 0 or more", o.shutdownDelay)
 	}
-	return w, nil
+	return source, nil
 }

@@ -352,7 +352,10 @@ func TestReviewsAtOnceStayWithinTheMemoryThatThereIs(t *testing.T) {
 	var got sync.Map
 	for i := range 6 {
 		client := p.client()
-		client.DialContext = from(fmt.Sprintf("127.0.0.%d", 2+i)).DialContext
+		client.DialContext = (&net.Dialer{
+			LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i))},
+			Timeout:   10 * time.Second,
+		}).DialContext
 		defer client.CloseIdleConnections()
 		ask := func(body string, n int) {
 			for range n {

@@ -21,7 +21,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// apiServer stands in for the API server, so that a test can have it fail and count what it is asked. The real one is asked in lab/admission.
+// apiServer stands in for the API server, so that a test can have it fail and count what it is asked. The real one is asked in lab/suites/webhook.
 type apiServer struct {
 	*httptest.Server
 

@@ -47,7 +47,7 @@ var inMemory = map[string]string{
 }
 
 // Whatever comes, nothing panics, and a pod that is allowed has no gMSA whose right to be used was not asked for, nor contents
-// other than its GMSACredentialSpec's. The real API server is asked in lab/admission.
+// other than its GMSACredentialSpec's. The real API server is asked in lab/suites/webhook.
 func FuzzReview(f *testing.F) {
 	const frame = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","kind":{"version":"v1","kind":"Pod"},"resource":{"version":"v1","resource":"pods"},"namespace":"n",`
 	a := `{"securityContext":{"windowsOptions":{"gmsaCredentialSpecName":"a","gmsaCredentialSpec":"{\"b\":[1]}"}}}`

@@ -33,7 +33,7 @@ const (
 )
 
 // apiServer plays the API server for one Secret and two configurations, over TLS, with resource versions, conflicts and
-// generations. It can fail where a real one could not be made to at will; keepers run against a real one in lab/admission.
+// generations. It can fail where a real one could not be made to at will; keepers run against a real one in lab/suites/webhook.
 type apiServer struct {
 	http *httptest.Server
 	dir  string // of what clients need

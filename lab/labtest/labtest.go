@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ccgrkc/ccgrkc/lab/controlplane"
-	"github.com/ccgrkc/ccgrkc/lab/wine"
+	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/env/wine"
 )
 
 // Require skips the test where nobody asked for the lab. Where CCGRKC_LAB is set, the lab's tests run and a lab that

@@ -253,7 +253,7 @@ spec:
           image: {{ include "ccgrkc.image" .root | quote }}
           imagePullPolicy: {{ .root.Values.image.pullPolicy | quote }}
           command:
-            - /release-cleanup
+            - /uninstall-hook
             - {{ .step }}
             - --namespace={{ .root.Release.Namespace }}
             - --daemonset={{ .daemonset }}

@@ -9,9 +9,9 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/ccgrkc/ccgrkc/lab/ad"
-	"github.com/ccgrkc/ccgrkc/lab/tools"
-	"github.com/ccgrkc/ccgrkc/lab/wine"
+	"github.com/ccgrkc/ccgrkc/lab/env/ad"
+	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+	"github.com/ccgrkc/ccgrkc/lab/env/wine"
 )
 
 func main() {

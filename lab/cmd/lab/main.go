@@ -17,8 +17,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ccgrkc/ccgrkc/lab/cluster"
-	"github.com/ccgrkc/ccgrkc/lab/tools"
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
 const usage = `lab keeps a cluster for gMSAs running on this machine: a real control plane, three Windows nodes under Wine, one Linux node,

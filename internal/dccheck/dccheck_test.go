@@ -1,0 +1,257 @@
+package dccheck
+
+import (
+	"encoding/json"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// dnsServer answers on loopback with the SRV records of one domain. A real server of the domain is in the lab's Active
+// Directory; this one can name controllers that do not exist, hundreds of them, and none.
+func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	go func() {
+		packet := make([]byte, 1500)
+		for {
+			n, from, err := conn.ReadFrom(packet)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(packet[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			m.Response, m.Additionals = true, nil
+			header := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 60}
+			asked := strings.TrimSuffix(q.Name.String(), ".")
+			switch {
+			case q.Type == dnsmessage.TypeSRV && asked == "_ldap._tcp.dc._msdcs."+domain:
+				for host := range hosts {
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Port: 389, Target: dnsmessage.MustNewName(host + ".")}})
+				}
+			case hosts[asked] != nil && q.Type == dnsmessage.TypeA:
+				for _, ip := range hosts[asked] {
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: [4]byte(ip.To4())}})
+				}
+			case hosts[asked] != nil:
+			default:
+				m.RCode = dnsmessage.RCodeNameError
+			}
+			if reply, err := m.Pack(); err == nil {
+				_, _ = conn.WriteTo(reply, from)
+			}
+		}
+	}()
+	return conn.LocalAddr().String()
+}
+
+// ports returns one port of loopback that is open, and one that is closed.
+func ports(t *testing.T) (open, closed int) {
+	t.Helper()
+	var got []int
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got = append(got, l.Addr().(*net.TCPAddr).Port); len(got) == 1 {
+			t.Cleanup(func() { l.Close() })
+		} else {
+			l.Close()
+		}
+	}
+	return got[0], got[1]
+}
+
+func TestOpenAndClosedPortsOfADomainControllerAreToldApart(t *testing.T) {
+	t.Parallel()
+	open, closed := ports(t)
+	server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}})
+	begin := time.Now()
+	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, ports: []int{open, closed}})
+	if r.Error != "" || len(r.Servers) != 1 {
+		t.Fatalf("%+v", r)
+	}
+	s := r.Servers[0]
+	if s.Host != "dc1.corp.example.com" || s.Address != "127.0.0.1" {
+		t.Errorf("found %+v", s)
+	}
+	if got := s.Ports[strconv.Itoa(open)].State; got != Open {
+		t.Errorf("the open port is %s", got)
+	}
+	if got := s.Ports[strconv.Itoa(closed)].State; got != Closed {
+		t.Errorf("the closed port is %s", got)
+	}
+	if c := r.Clock(); c.Before(begin.Add(-time.Second)) || c.After(time.Now().Add(time.Second)) || c.Location() != time.UTC {
+		t.Errorf("the clock is %v, %q", c, r.Time)
+	}
+}
+
+func TestADomainThatDNSDoesNotKnowIsTold(t *testing.T) {
+	t.Parallel()
+	server := dnsServer(t, "corp.example.com", nil)
+	r := Check(t.Context(), Options{Domain: "other.example.net", DNSServer: server})
+	if !strings.Contains(r.Error, "_ldap._tcp.dc._msdcs.other.example.net") || len(r.Servers) != 0 {
+		t.Errorf("%+v", r)
+	}
+	if b, _ := json.Marshal(r); !strings.Contains(string(b), `"servers":[]`) {
+		t.Errorf("no list for those who read it: %s", b)
+	}
+}
+
+func TestADNSServerThatDoesNotAnswerIsTold(t *testing.T) {
+	t.Parallel()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0") // takes every question, answers none
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	begin := time.Now()
+	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: conn.LocalAddr().String(), Timeout: 300 * time.Millisecond})
+	if r.Error == "" || time.Since(begin) > 2*time.Second {
+		t.Errorf("after %v: %+v", time.Since(begin), r)
+	}
+}
+
+func TestAControllerWithoutAnAddressDoesNotHideTheOthers(t *testing.T) {
+	t.Parallel()
+	open, _ := ports(t)
+	hosts := map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}, "gone.corp.example.com": nil}
+	server := dnsServer(t, "corp.example.com", hosts)
+	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, ports: []int{open}})
+	if len(r.Servers) != 2 {
+		t.Fatalf("%+v", r)
+	}
+	for _, s := range r.Servers {
+		if s.Host == "gone.corp.example.com" && (s.Error == "" || s.Ports != nil) {
+			t.Errorf("%+v", s)
+		}
+		if s.Host == "dc1.corp.example.com" && s.Ports[strconv.Itoa(open)].State != Open {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
+// The first address that DNS names leads to another host, or nowhere.
+func TestADomainControllerIsLookedAtByTheAddressThatAnswers(t *testing.T) {
+	t.Parallel()
+	open, _ := ports(t)
+	for _, other := range []net.IP{net.IPv4(127, 77, 255, 1), net.IPv4(240, 0, 0, 1)} { // it refuses; no host may have it (RFC 1112 4)
+		server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {other, net.IPv4(127, 0, 0, 1)}})
+		r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, Timeout: 500 * time.Millisecond, ports: []int{open}})
+		if len(r.Servers) != 1 || r.Servers[0].Address != "127.0.0.1" || r.Servers[0].Ports[strconv.Itoa(open)].State != Open {
+			t.Errorf("with %s before it: %+v", other, r)
+		}
+	}
+}
+
+func TestIPv4AddressesComeFirst(t *testing.T) {
+	t.Parallel()
+	six, four := net.IPAddr{IP: net.ParseIP("fe80::1"), Zone: "eth0"}, net.IPAddr{IP: net.IPv4(10, 0, 0, 1)}
+	if got := inOrder([]net.IPAddr{six, four, {IP: net.ParseIP("2001:db8::1")}, {IP: net.IPv4(10, 0, 0, 2)}}); !slices.Equal(got, []string{"10.0.0.1", "10.0.0.2", "fe80::1%eth0", "2001:db8::1"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestAnOpenPortCountsMoreThanAllThatAreClosed(t *testing.T) {
+	t.Parallel()
+	of := func(states ...State) map[string]Port {
+		ports := map[string]Port{}
+		for i, state := range states {
+			ports[strconv.Itoa(i)] = Port{State: state}
+		}
+		return ports
+	}
+	better := []map[string]Port{of(Open, Open, Filtered), of(Open, Closed, Closed), of(Open, Filtered, Filtered), of(Closed, Closed, Closed), of(Closed, Filtered, Filtered), of(Filtered, Filtered, Filtered)}
+	for i := range better[1:] {
+		if rank(better[i]) <= rank(better[i+1]) {
+			t.Errorf("%v is not better than %v", better[i], better[i+1])
+		}
+	}
+}
+
+func TestOnlyTheFirstOfManyControllersAreTried(t *testing.T) {
+	t.Parallel()
+	open, _ := ports(t)
+	hosts := map[string][]net.IP{}
+	for i := range MaxServers + 1 {
+		hosts["d"+strconv.Itoa(i)+".x.example"] = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
+	r := Check(t.Context(), Options{Domain: "x.example", DNSServer: dnsServer(t, "x.example", hosts), ports: []int{open}})
+	if r.Found != MaxServers+1 || len(r.Servers) != MaxServers {
+		t.Errorf("found %d, tried %d: %s", r.Found, len(r.Servers), r.Error)
+	}
+}
+
+func TestADNSServerMustBeAnAddress(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"dc1", "dc1:53", "10.0.0.1:", ":53", "10.0.0.1:53:53"} {
+		if r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: bad}); !strings.Contains(r.Error, "10.0.0.10:53") {
+			t.Errorf("%q: %+v", bad, r)
+		}
+	}
+	for _, good := range []string{"10.0.0.1", "10.0.0.1:5353", "::1", "[::1]:53"} {
+		if _, err := newResolver(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+}
+
+func TestReachableNeedsKerberosAndLDAPOfOneController(t *testing.T) {
+	t.Parallel()
+	server := func(open ...string) Server {
+		s := Server{Ports: map[string]Port{}}
+		for _, p := range open {
+			s.Ports[p] = Port{State: Open}
+		}
+		return s
+	}
+	for name, c := range map[string]struct {
+		servers []Server
+		want    bool
+	}{
+		"none":                    {nil, false},
+		"Kerberos alone":          {[]Server{server("88")}, false},
+		"LDAP":                    {[]Server{server("88", "389")}, true},
+		"LDAPS":                   {[]Server{server("88", "636")}, true},
+		"half of each":            {[]Server{server("88"), server("389")}, false},
+		"the second":              {[]Server{server(), server("88", "389")}, true},
+		"only web services, DNS":  {[]Server{server("53", "9389")}, false},
+		"LDAP without a KDC":      {[]Server{server("389", "636")}, false},
+		"the first has no answer": {[]Server{{Error: "x"}, server("88", "636")}, true},
+	} {
+		if got := (Report{Servers: c.servers}).Reachable(); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func TestTheTextHasAColumnForEachPort(t *testing.T) {
+	t.Parallel()
+	s := Server{Host: "dc1.corp.example.com", Address: "10.0.0.1", Ports: map[string]Port{}}
+	for _, p := range Ports {
+		s.Ports[strconv.Itoa(p)] = Port{State: Open, Ms: 1}
+	}
+	s.Ports["9389"] = Port{State: Filtered, Ms: 3000}
+	var b strings.Builder
+	if err := (Report{Servers: []Server{s}, Found: 20, Time: "2026-01-02T03:04:05.678Z"}).WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"9389", "filtered 3000 ms", "dc1.corp.example.com", "20 domain controllers", "03:04:05.678Z"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}

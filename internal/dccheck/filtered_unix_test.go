@@ -1,0 +1,55 @@
+//go:build !windows
+
+package dccheck
+
+import (
+	"net"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// silentPort returns a port of loopback on which connections get no answer: a listener whose queue is full.
+func silentPort(t *testing.T) int {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := address.(*syscall.SockaddrInet4).Port
+	for range 8 { // the queue holds one or two
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), 200*time.Millisecond)
+		if err != nil {
+			return port
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	t.Fatal("the queue of the listener never fills")
+	return 0
+}
+
+func TestAPortThatDoesNotAnswerIsFiltered(t *testing.T) {
+	t.Parallel()
+	port := silentPort(t)
+	server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}})
+	begin := time.Now()
+	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, Timeout: 300 * time.Millisecond, ports: []int{port}})
+	if len(r.Servers) != 1 || r.Servers[0].Ports[strconv.Itoa(port)].State != Filtered {
+		t.Errorf("%+v", r)
+	}
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

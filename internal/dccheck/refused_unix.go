@@ -1,0 +1,7 @@
+//go:build !windows
+
+package dccheck
+
+import "syscall"
+
+const connectionRefused = syscall.ECONNREFUSED

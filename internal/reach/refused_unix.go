@@ -1,7 +1,0 @@
-//go:build !windows
-
-package reach
-
-import "syscall"
-
-const connectionRefused = syscall.ECONNREFUSED

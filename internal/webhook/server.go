@@ -1,0 +1,136 @@
+// Package webhook is the HTTP server of the admission webhook: admission requests over TLS, and probes and metrics over
+// plain HTTP. Package admission answers the requests.
+package webhook
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/admission"
+	"github.com/ccgrkc/ccgrkc/internal/servingcert"
+)
+
+// drainTimeout limits how long admission requests can take after the shutdown delay. Together they stay below the 30 s that
+// Kubernetes gives a pod to terminate.
+const drainTimeout = 20 * time.Second
+
+// Server serves admission requests, probes and metrics. All fields but Clients are required.
+type Server struct {
+	Listen        string // address for admission requests, over TLS
+	HealthListen  string // address for /livez, /readyz and /metrics, over plain HTTP
+	Clients       servingcert.Clients
+	Keeper        *servingcert.Keeper
+	Metrics       *admission.Metrics
+	Admission     http.Handler
+	ShutdownDelay time.Duration // how long admission requests are accepted after Run's context is done
+	Log           *slog.Logger
+
+	stopping atomic.Bool
+}
+
+// Run serves until ctx is done, and then shuts down gracefully. It returns nil after a complete shutdown.
+func (s *Server) Run(ctx context.Context) error {
+	config := &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: s.Keeper.GetCertificate,
+		// API servers use only HTTP/1.1 for webhooks (k8s.io/apiserver/pkg/util/webhook). With one request per connection at
+		// a time, maxConnections also limits concurrent requests.
+		NextProtos: []string{"http/1.1"},
+	}
+	if s.Clients.CAFile != "" {
+		var err error
+		if config, err = s.Clients.Demand(config); err != nil {
+			return fmt.Errorf("--client-ca-file: %w", err)
+		}
+	}
+	reviews, err := net.Listen("tcp", s.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen %q: %w", s.Listen, err)
+	}
+	defer reviews.Close()
+	health, err := net.Listen("tcp", s.HealthListen)
+	if err != nil {
+		return fmt.Errorf("--health-listen %q: %w", s.HealthListen, err)
+	}
+	defer health.Close()
+
+	// The certificate stays current until the last request is answered.
+	keeping, stopKeeping := context.WithCancel(context.Background())
+	defer stopKeeping()
+	go s.Keeper.Run(keeping)
+
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	// What strangers send is told at debug level: anybody in the cluster's network may send it.
+	errorLog := slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)
+	server := &http.Server{
+		Handler: s.closeWhenStopping(s.Admission), Protocols: protocols, TLSConfig: config, ErrorLog: errorLog, MaxHeaderBytes: 16 << 10,
+		// An API server waits 30 s at most, and keeps connections between reviews for 90 s.
+		ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 35 * time.Second, IdleTimeout: 2 * time.Minute,
+		ConnState: newCrowd().connState,
+	}
+	healthServer := &http.Server{
+		Handler: s.health(), ErrorLog: errorLog, MaxHeaderBytes: 4 << 10,
+		ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second,
+	}
+	failed := make(chan error, 2)
+	go func() { failed <- server.ServeTLS(reviews, "", "") }()
+	go func() { failed <- healthServer.Serve(health) }()
+	defer healthServer.Close()
+	defer server.Close()
+	s.Log.Info("serving", "reviews", reviews.Addr().String(), "health", health.Addr().String())
+
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	s.Log.Info("ending", "after", s.ShutdownDelay)
+	s.stopping.Store(true)
+	time.Sleep(s.ShutdownDelay)
+	draining, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(draining); err != nil {
+		return fmt.Errorf("reviews were still under way after %s: %w", drainTimeout, err)
+	}
+	s.Log.Info("ended")
+	return nil
+}
+
+// closeWhenStopping has clients close their connections once this process is ending. An idle connection that the server closes may be
+// taken for a review at that very moment, which then fails: so each goes with an answer, and the next review to another replica.
+func (s *Server) closeWhenStopping(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if s.stopping.Load() {
+			rw.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(rw, r)
+	})
+}
+
+// health answers GET /livez, /readyz and /metrics.
+func (s *Server) health() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
+		err := s.Keeper.Ready()
+		if s.stopping.Load() {
+			err = errors.New("it is ending")
+		}
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(rw, "ok\n")
+	})
+	mux.HandleFunc("GET /metrics", func(rw http.ResponseWriter, _ *http.Request) { s.Metrics.Write(rw) })
+	return mux
+}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
+	"github.com/ccgrkc/ccgrkc/lab/internal/child"
+)
+
+// admission prints what the webhook adds to the making of a pod: /mutate and then /validate, as the API server asks them, of a
+// replica that runs beside the API server. (Those in the lab's pods reach it through a relay of the lab's kubelet.) The floor is the
+// questions that a webhook with nothing remembered asks of the API server.
+func admission(ctx context.Context, dir string) error {
+	dir = filepath.Join(dir, "admission")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	c, err := cluster.Start(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer c.Stop()
+	if _, err := c.AddLinux(ctx, "linux-1"); err != nil {
+		return err
+	}
+	const namespace = "gmsa-system"
+	for chart, name := range map[string]string{cluster.Webhook: cluster.Webhook, cluster.Provider: "web"} {
+		if _, err := (cluster.Release{Cluster: c, Chart: chart, Namespace: namespace, Name: name}).Install(ctx); err != nil {
+			return err
+		}
+	}
+	contents, err := json.Marshal(winnode.CredentialSpec(namespace + ":web-creds"))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(c.PutSecret(ctx, namespace, "web-creds", "secret"), c.PutCredentialSpec(ctx, "web01", contents),
+		c.GrantUse(ctx, "web01", "default", "default")); err != nil {
+		return err
+	}
+	replica, err := startReplica(ctx, c, namespace, dir)
+	if err != nil {
+		return err
+	}
+	defer stop(replica.process)
+	pod, err := typicalPod(ctx, c)
+	if err != nil {
+		return err
+	}
+	mutate, validate, err := reviewsOf(ctx, replica, pod)
+	if err != nil {
+		return err
+	}
+	reviews := func() error {
+		_, err := replica.ask(ctx, "/mutate", mutate)
+		if err == nil {
+			_, err = replica.ask(ctx, "/validate", validate)
+		}
+		return err
+	}
+	client := c.ControlPlane.Client()
+	questions := func() error {
+		get := func() error {
+			return client.CoreV1().RESTClient().Get().AbsPath("/apis/windows.k8s.io/v1/gmsacredentialspecs/web01").Do(ctx).Error()
+		}
+		sar := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "system:serviceaccount:default:default", Groups: []string{"system:serviceaccounts"},
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "default", Verb: "use", Group: "windows.k8s.io", Resource: "gmsacredentialspecs", Name: "web01"},
+		}}
+		if err := errors.Join(get(), get()); err != nil {
+			return err
+		}
+		if _, err := client.AuthorizationV1().SubjectAccessReviews().Create(ctx, sar, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+		// This one is always refused: see docs/security.md.
+		_, _ = client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, "gmsa-secret-web-creds", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Secret", Name: "web-creds", UID: "none"},
+		}}, metav1.CreateOptions{})
+		return nil
+	}
+	for _, clients := range []int{1, 8} {
+		times := map[string][]time.Duration{}
+		for round := range rounds {
+			for name, call := range map[string]func() error{"floor": questions, "reviews": reviews} {
+				t, err := measure(ctx, clients, call)
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				if round > 0 {
+					times[name] = append(times[name], t...)
+				}
+			}
+		}
+		what := fmt.Sprintf("webhook: /mutate and /validate, %d client(s), ", clients)
+		p50, p99 := "", ""
+		if clients == 1 {
+			p50, p99 = "3 ms", "15 ms"
+		}
+		beside(what+"p50", median(times["reviews"]), median(times["floor"]), p50)
+		beside(what+"p99", percentile(times["reviews"], 99), percentile(times["floor"], 99), p99)
+	}
+	time.Sleep(10 * time.Second)
+	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(replica.process.PID())), "30 MiB")
+	return nil
+}
+
+// replica is one process of the webhook, and how it is asked.
+type replica struct {
+	process *child.Process
+	address string
+	client  *http.Client
+}
+
+// startReplica starts a replica beside those of the installed chart, as their ServiceAccount and with their certificate.
+func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string) (*replica, error) {
+	core := c.ControlPlane.Client().CoreV1()
+	token, err := core.ServiceAccounts(namespace).CreateToken(ctx, cluster.Webhook, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, err
+	}
+	account := filepath.Join(dir, "replica/var/run/secrets/kubernetes.io/serviceaccount")
+	if err := errors.Join(os.MkdirAll(account, 0o700), os.WriteFile(filepath.Join(account, "token"), []byte(token.Status.Token), 0o600),
+		os.WriteFile(filepath.Join(account, "ca.crt"), c.ControlPlane.CA, 0o600)); err != nil {
+		return nil, err
+	}
+	server, err := url.Parse(c.ControlPlane.Server)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(filepath.Join(winnode.Dist(), "gmsa-webhook"), "run", "--namespace", namespace, "--service", cluster.Webhook,
+		"--mutating-configuration", cluster.Webhook, "--validating-configuration", cluster.Webhook,
+		"--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--shutdown-delay", "0s", "--log-format", "json")
+	cmd.Env = []string{"KUBERNETES_SERVICE_HOST=" + server.Hostname(), "KUBERNETES_SERVICE_PORT=" + server.Port(), "CONTAINER_SANDBOX_MOUNT_POINT=" + filepath.Join(dir, "replica")}
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	process, err := child.Start(cmd, syscall.SIGKILL)
+	if err != nil {
+		return nil, err
+	}
+	var at struct{ Reviews, Health string }
+	lines := bufio.NewScanner(log)
+	for at.Health == "" && lines.Scan() {
+		_ = json.Unmarshal(lines.Bytes(), &at) // other lines have neither
+	}
+	if at.Health == "" {
+		stop(process)
+		return nil, fmt.Errorf("gmsa-webhook ended before it served: %w", process.Err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, log) }()
+	if err := cluster.Eventually(ctx, time.Minute, func() error {
+		resp, err := http.Get("http://" + at.Health + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	}); err != nil {
+		stop(process)
+		return nil, err
+	}
+	secret, err := core.Secrets(namespace).Get(ctx, cluster.Webhook+"-tls", metav1.GetOptions{})
+	if err != nil {
+		stop(process)
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
+	return &replica{process, at.Reviews, &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, MaxIdleConnsPerHost: 16,
+	}}}, nil
+}
+
+// typicalPod is a pod as the API server sends it, defaults and all, without contents.
+func typicalPod(ctx context.Context, c *cluster.Cluster) (*corev1.Pod, error) {
+	name := "web01"
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app"}, Spec: corev1.PodSpec{
+		NodeSelector:    map[string]string{"kubernetes.io/os": "windows"},
+		SecurityContext: &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}},
+		Containers:      []corev1.Container{{Name: "app", Image: c.AppImage()}},
+	}}
+	pod, err := c.ControlPlane.Client().CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		return nil, err
+	}
+	pod.Spec.SecurityContext.WindowsOptions.GMSACredentialSpec = nil
+	return pod, nil
+}
+
+// reviewsOf are the two reviews of a pod as the API server sends them: as its user wrote it, and with what the first changes.
+func reviewsOf(ctx context.Context, r *replica, pod *corev1.Pod) (mutate, validate []byte, _ error) {
+	mutate, err := review(pod)
+	if err != nil {
+		return nil, nil, err
+	}
+	answer, err := r.ask(ctx, "/mutate", mutate)
+	if err != nil {
+		return nil, nil, err
+	}
+	var said admissionv1.AdmissionReview
+	if err := json.Unmarshal(answer, &said); err != nil {
+		return nil, nil, err
+	}
+	var patch []struct{ Value string }
+	if err := json.Unmarshal(said.Response.Patch, &patch); err != nil || len(patch) != 1 {
+		return nil, nil, fmt.Errorf("the patch is %s", said.Response.Patch)
+	}
+	pod = pod.DeepCopy()
+	pod.Spec.SecurityContext.WindowsOptions.GMSACredentialSpec = &patch[0].Value
+	validate, err = review(pod)
+	return mutate, validate, err
+}
+
+func review(pod *corev1.Pod) ([]byte, error) {
+	object, err := json.Marshal(pod)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(admissionv1.AdmissionReview{
+		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
+		Request: &admissionv1.AdmissionRequest{
+			UID: types.UID("bench"), Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
+			Namespace: pod.Namespace, Name: pod.Name, Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: object},
+		},
+	})
+}
+
+// ask returns the answer to a review, which must be good and without warnings.
+func (r *replica) ask(ctx context.Context, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+r.address+path+"?timeout=5s", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	said, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Contains(said, []byte(`"allowed":true`)) || bytes.Contains(said, []byte(`"warnings"`)) {
+		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, said)
+	}
+	return said, nil
+}
+
+func percentile(d []time.Duration, p int) time.Duration {
+	slices.Sort(d)
+	return d[len(d)*p/100]
+}
+
+// beside prints a figure with a bound of its own beside a floor.
+func beside(name string, measured, floor time.Duration, bound string) {
+	fmt.Printf("%-58s %12s %12s %8.2f %8s\n", name, ms(measured), ms(floor), float64(measured)/float64(floor), bound)
+}

@@ -1,0 +1,327 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf16"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/credspec"
+	"github.com/ccgrkc/ccgrkc/internal/directory"
+	"github.com/ccgrkc/ccgrkc/lab/env/ad"
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+	"github.com/ccgrkc/ccgrkc/lab/env/wine"
+	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+// The second account, in a domain of its own.
+var app = controlplane.Account{Namespace: web.Namespace, Release: "app", Secret: "app-creds"}
+
+const appInput = "gmsa-system:app-creds"
+
+// startPair starts the two domains and returns the directory that they are in.
+func startPair(t *testing.T) (corp, other *ad.Domain, dir string) {
+	t.Helper()
+	labtest.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	dir = t.TempDir()
+	corp, other, err := ad.StartPair(ctx, dir)
+	must(t, err)
+	t.Cleanup(corp.Stop)
+	t.Cleanup(other.Stop)
+	return corp, other, dir
+}
+
+// newChain is a node on which the plugin is installed and the account web is provided, in a cluster whose DNS server knows
+// both domains.
+func newChain(t *testing.T, corp *ad.Domain, options ...wine.Option) (*winnode.Stage, *winnode.Program) {
+	t.Helper()
+	s := newStage(t, options...)
+	must(t, s.UseDNS(corp.Address))
+	install(t, s, "--log-level", "debug")
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, data(corp.Reader)))
+	return s, startProvider(t, s, web, "--log-level", "debug")
+}
+
+// data is a Secret that holds a credential.
+func data(c credential.Credential) map[string][]byte {
+	return map[string][]byte{"domainName": []byte(c.DomainName), "username": []byte(c.Username), "password": c.Password.Reveal()}
+}
+
+func bind(t *testing.T, d *ad.Domain) *directory.Session {
+	t.Helper()
+	config, err := d.Config(directory.Kerberos)
+	must(t, err)
+	s, err := directory.Bind(t.Context(), config, d.Reader)
+	must(t, err)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// spec is the credential spec of a domain's gMSA, made as gmsactl makes it.
+func spec(t *testing.T, d *ad.Domain, gmsa, input string) []byte {
+	t.Helper()
+	domain, err := bind(t, d).Domain(t.Context())
+	must(t, err)
+	return credspec.New(credspec.Domain(domain), gmsa, input).JSON()
+}
+
+func fetchSpec(t *testing.T, s *winnode.Stage, spec []byte, flags ...string) winnode.Answer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	a, err := s.FetchSpec(ctx, spec, flags...)
+	must(t, err)
+	return a
+}
+
+func TestEachReleaseLeadsToATicketInItsOwnDomainAndToNoneInTheOther(t *testing.T) {
+	t.Parallel()
+	corp, other, _ := startPair(t)
+	s, _ := newChain(t, corp)
+	ctx := t.Context()
+	must(t, errors.Join(s.ControlPlane.CreateAccount(ctx, app), s.ControlPlane.PutSecret(ctx, app, data(other.Reader))))
+	startProvider(t, s, app)
+
+	for _, test := range []struct {
+		domain      *ad.Domain
+		gmsa, input string
+		ticket      string // whose; "" if there is none, because of
+		cause       string
+	}{
+		{corp, "web01", webInput, "web01$@CORP.EXAMPLE.COM", ""},
+		{other, "app01", appInput, "app01$@OTHER.EXAMPLE.NET", ""},
+		{corp, "web01", appInput, "", "gmsa-not-found"},
+		{other, "app01", webInput, "", "gmsa-not-found"},
+	} {
+		a := fetchSpec(t, s, spec(t, test.domain, test.gmsa, test.input))
+		switch {
+		case test.ticket == "":
+			if a.Event != 8 || a.Cause != test.cause || a.Ticket != nil {
+				t.Errorf("%s with %s: %+v", test.gmsa, test.input, a)
+			}
+		case a.Ticket == nil || a.Ticket.Client != test.ticket || a.DomainController != test.domain.DC || a.Security != "kerberos" || a.Username != test.domain.Reader.Username:
+			t.Errorf("%s with %s: %+v", test.gmsa, test.input, a)
+		}
+	}
+
+	// A wrong password in the Secret is refused by Active Directory, in the words of ccg.exe's event 8.
+	wrong := corp.Reader
+	wrong.Password = ad.NewPassword()
+	must(t, s.ControlPlane.PutSecret(ctx, web, data(wrong)))
+	web01 := spec(t, corp, "web01", webInput)
+	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
+		a := fetchSpec(t, s, web01)
+		if a.Event != 8 || a.Cause != "wrong-password" || !strings.HasPrefix(a.Error, "Container Credential Guard failed to fetch gmsa credentials for web01 using plugin "+credspec.PluginGUID+". Error reason: account gmsa-reader@corp.example.com: ") {
+			return errors.New(a.Error)
+		}
+		return nil
+	}))
+	if err := s.StartContainer(ctx, web01); err == nil || !strings.Contains(err.Error(), "Container Credential Guard failed to fetch gmsa credentials") {
+		t.Errorf("a container starts with a wrong password: %v", err)
+	}
+	must(t, corp.RemoveMember(ctx, ad.Group, corp.Reader.Username))
+	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
+	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
+		if a := fetchSpec(t, s, web01); a.Event != 8 || a.Cause != "no-right-to-read" {
+			return errors.New(a.Error)
+		}
+		return nil
+	}))
+}
+
+func TestAGMSALivesOnWhenItsPasswordRollsAndWhenTheAccountsPasswordChanges(t *testing.T) {
+	t.Parallel()
+	corp, _, _ := startPair(t)
+	s, provider := newChain(t, corp)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	gmsa, err := s.Live(ctx, spec(t, corp, "web01", webInput), 200*time.Millisecond)
+	must(t, err)
+	t.Cleanup(gmsa.Kill)
+
+	rolled := func(times int) {
+		t.Helper()
+		must(t, corp.RollManagedPassword(ctx, "web01"))
+		a, err := gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == times && a.Error == "" })
+		must(t, err)
+		if a.Failures != 0 {
+			t.Errorf("after roll %d the gMSA was without a ticket: %+v", times, a)
+		}
+	}
+	rolled(1)
+
+	must(t, corp.SetPassword(ctx, corp.Reader.Username, ad.NewPassword()))
+	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
+	time.Sleep(6 * time.Second) // the old password serves for 5
+	rolled(2)
+
+	// Without a provider there is nobody to ask when the password rolls; when it is back, so is the gMSA.
+	must(t, provider.Stop())
+	must(t, corp.RollManagedPassword(ctx, "web01"))
+	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return strings.Contains(a.Error, "0xA004") })
+	must(t, err)
+	startProvider(t, s, web)
+	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == 3 && a.Error == "" })
+	must(t, err)
+	last, err := gmsa.Stop()
+	must(t, err)
+	if last.Tickets < 10 || last.Failures == 0 {
+		t.Errorf("the gMSA's last words: %+v", last)
+	}
+}
+
+// On a cluster, with the charts: a pod starts only if Active Directory takes the account, and a HostProcess container finds
+// the domain by DNS alone, whichever way containerd runs it.
+func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.T) {
+	t.Parallel()
+	labtest.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	c, err := cluster.Start(ctx, t.TempDir())
+	must(t, err)
+	t.Cleanup(c.Stop)
+	must(t, c.StartAD(ctx))
+	corp := c.AD[0]
+	for name, sandbox := range map[string]cluster.NodeOptions{"win-1": {}, "win-2": {Sandbox: "1.6"}} {
+		_, err := c.AddWindows(ctx, name, sandbox)
+		must(t, err)
+	}
+	for chart, name := range map[string]string{cluster.Installer: "plugin", cluster.Provider: "web"} {
+		_, err := cluster.Release{Cluster: c, Chart: chart, Namespace: web.Namespace, Name: name}.Install(ctx)
+		must(t, err)
+	}
+	must(t, c.PutSecret(ctx, web.Namespace, web.Secret, "not the password"))
+	web01 := spec(t, corp, "web01", webInput)
+	for _, node := range c.WindowsNodes() {
+		must(t, c.CreateGMSAPod(ctx, "default", "app-"+node.Name, node.Name, web01))
+	}
+	for _, node := range c.WindowsNodes() {
+		message, err := c.WaitForRefusal(ctx, "default", "app-"+node.Name, "Container Credential Guard failed to fetch gmsa credentials for web01", time.Minute)
+		must(t, err)
+		if !strings.Contains(message, "hcs::CreateComputeSystem") || !strings.Contains(message, "account gmsa-reader@corp.example.com: The password is wrong") {
+			t.Errorf("the pod on %s says %q", node.Name, message)
+		}
+	}
+	must(t, c.PutSecret(ctx, web.Namespace, web.Secret, string(corp.Reader.Password.Reveal())))
+	for _, node := range c.WindowsNodes() {
+		must(t, c.WaitForPod(ctx, "default", "app-"+node.Name, time.Minute))
+	}
+
+	for _, node := range c.WindowsNodes() {
+		for _, daemonSet := range []string{"plugin", "web"} {
+			pod, err := c.Pod(ctx, web.Namespace, daemonSet, node.Name)
+			must(t, err)
+			out, err := c.Run(ctx, tools.Kubectl, "exec", "--namespace", web.Namespace, pod, "--", "ccg-plugin-installer.exe", "check-domain", "--domain", corp.DNSName, "-o", "json")
+			if err != nil || !strings.Contains(out, corp.DC) || !strings.Contains(out, corp.Address) {
+				t.Errorf("check-domain in %s on %s: %v\n%s", daemonSet, node.Name, err, out)
+			}
+		}
+	}
+}
+
+// The account's and the gMSA's password are both searched for, while a gMSA lives and afterwards, in what everybody wrote.
+func TestNeitherTheAccountsNorTheGMSAsPasswordIsLeftAnywhere(t *testing.T) {
+	t.Parallel()
+	corp, _, dir := startPair(t)
+	s, provider := newChain(t, corp, wine.WithDebug("-all,err+eventlog,warn+eventlog,trace+eventlog"))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	const marker = "m4rk3r-Zx9-Pw"
+	must(t, corp.SetPassword(ctx, corp.Reader.Username, credential.NewPassword([]byte(marker))))
+	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
+	web01 := spec(t, corp, "web01", webInput)
+	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
+		if a := fetchSpec(t, s, web01); a.PasswordFingerprint != winnode.Fingerprint(marker) || a.Ticket == nil {
+			return errors.New(a.Error)
+		}
+		return nil
+	}))
+
+	needles := map[string][]byte{}
+	for form, needle := range forms(marker) {
+		needles["the account's password as "+form] = needle
+	}
+	note := func(when string) {
+		m, err := bind(t, corp).ManagedPassword(ctx, "web01")
+		must(t, err)
+		for form, needle := range rawForms(m.Current.Reveal()) {
+			needles["the gMSA's password "+when+" as "+form] = needle
+		}
+	}
+	note("at first")
+	gmsa, err := s.Live(ctx, web01, 100*time.Millisecond)
+	must(t, err)
+	t.Cleanup(gmsa.Kill)
+	must(t, corp.RollManagedPassword(ctx, "web01"))
+	note("after the roll")
+	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == 1 })
+	must(t, err)
+	written := processes(t)
+
+	// Everything that Active Directory can refuse, it refuses once, with the passwords at hand.
+	for _, refuse := range []func() error{
+		func() error { return corp.DisableGMSA(ctx, "web01") },
+		func() error { return corp.Disable(ctx, corp.Reader.Username) },
+		func() error { return corp.Remove(ctx, corp.Reader.Username) },
+		func() error { corp.Kill(); return nil },
+	} {
+		must(t, refuse())
+		if a := fetchSpec(t, s, web01); a.Event != 8 {
+			t.Errorf("not refused: %+v", a)
+		}
+	}
+	_, err = gmsa.Stop()
+	must(t, err)
+	must(t, provider.Stop())
+	s.Node.Stop() // writes the registry to files
+
+	for _, dir := range []string{s.Logs, s.Node.Path(`C:\..`), filepath.Join(dir, ad.Corp.DNSName, "log")} {
+		must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			written[path], err = os.ReadFile(path)
+			return err
+		}))
+	}
+	if !anyContains(written, "Container Credential Guard failed") && !anyContains(written, `"refetches":1`) {
+		t.Fatalf("what the emulator wrote is not among the %d files that were searched", len(written))
+	}
+	for path, b := range written {
+		for what, needle := range needles {
+			if bytes.Contains(b, needle) {
+				t.Errorf("%s holds %s", path, what)
+			}
+		}
+	}
+}
+
+// rawForms are the encodings in which random bytes, or the text that Kerberos makes of them, could have been written.
+func rawForms(password []byte) map[string][]byte {
+	part := password[:24] // at an offset of 0 base64 of a part is a part of base64 of all
+	var units []uint16
+	for i := 0; i+1 < len(part); i += 2 {
+		units = append(units, uint16(part[i])|uint16(part[i+1])<<8)
+	}
+	text := string(utf16.Decode(units))
+	quoted, _ := json.Marshal(text)
+	return map[string][]byte{
+		"it is": part, "hex": []byte(hex.EncodeToString(part)), "hex in capitals": []byte(strings.ToUpper(hex.EncodeToString(part))),
+		"base64": []byte(base64.StdEncoding.EncodeToString(part)), "UTF-8": []byte(text), "JSON": bytes.Trim(quoted, `"`),
+	}
+}

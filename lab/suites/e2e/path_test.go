@@ -1,0 +1,362 @@
+// Package e2e holds what must be true of all parts together: real API server, Windows binaries under Wine, the emulator in
+// place of ccg.exe. Each test has nodes and control planes of its own, so that all can run side by side.
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf16"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/env/wine"
+	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+var web = controlplane.Account{Namespace: "gmsa-system", Release: "web", Secret: "web-creds"}
+
+const webInput = "gmsa-system:web-creds"
+
+func secret(password string) map[string][]byte {
+	return map[string][]byte{"domainName": []byte("corp.example.com"), "username": []byte("gmsa-reader"), "password": []byte(password)}
+}
+
+// newStage is a node with the product's programs, and a control plane that knows the account web.
+func newStage(t *testing.T, options ...wine.Option) *winnode.Stage {
+	t.Helper()
+	s := &winnode.Stage{ControlPlane: labtest.ControlPlane(t), Node: labtest.Node(t, options...), Logs: t.TempDir()}
+	must(t, errors.Join(
+		s.Put("gmsa-account-provider.exe", "ccg-plugin-installer.exe", "lab/ccg.exe"),
+		s.ControlPlane.CreateNamespace(t.Context(), web.Namespace),
+		s.ControlPlane.CreateAccount(t.Context(), web)))
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func install(t *testing.T, s *winnode.Stage, args ...string) {
+	t.Helper()
+	if out, err := s.Installer(t.Context(), append([]string{"install"}, args...)...); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func startProvider(t *testing.T, s *winnode.Stage, account controlplane.Account, args ...string) *winnode.Program {
+	t.Helper()
+	p, err := s.StartProvider(t.Context(), account, args...)
+	must(t, err)
+	t.Cleanup(p.Kill)
+	return p
+}
+
+func fetch(t *testing.T, s *winnode.Stage, input string, flags ...string) winnode.Answer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	a, err := s.Fetch(ctx, input, flags...)
+	must(t, err)
+	return a
+}
+
+// within calls until the answer is as wanted. Kept copies serve for 5 seconds, so that is how long the old may come.
+func within(t *testing.T, limit time.Duration, s *winnode.Stage, input string, wanted func(winnode.Answer) bool) winnode.Answer {
+	t.Helper()
+	began := time.Now()
+	for {
+		a := fetch(t, s, input)
+		if wanted(a) {
+			return a
+		}
+		if time.Since(began) > limit {
+			t.Fatalf("after %v: %+v", time.Since(began).Round(time.Second), a)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// Each password reaches the emulator code unit by code unit, and a change of the Secret is the next call's answer.
+func TestPasswordsArriveUnchanged(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	install(t, s)
+	passwords := []string{
+		"plain", strings.Repeat("p", 1024), `"double" 'single'`, `back\slash\\`, "  spaces  ", "é", "密码", "𝄞", "%", "%1 %s %n %%",
+		`{"json":[1,2]}\u0000`, `<xml a="b">&amp;]]></xml>`, "\u2028\ufeff\u202e", "e\u0301 é",
+	}
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(passwords[0])))
+	startProvider(t, s, web)
+	for _, password := range passwords {
+		must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(password)))
+		want := utf16.Encode([]rune(password))
+		var a winnode.Answer
+		for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(100 * time.Millisecond) {
+			if a = fetch(t, s, webInput, "--show-password"); slices.Equal(a.PasswordUTF16, want) {
+				break
+			}
+		}
+		if !slices.Equal(a.PasswordUTF16, want) || a.Domain != "corp.example.com" || a.Username != "gmsa-reader" {
+			t.Errorf("%.20q: %+v", password, a)
+		}
+		if a.PasswordFingerprint != winnode.Fingerprint(password) || a.PasswordUnits != len(want) {
+			t.Errorf("%.20q: fingerprint %s, %d units", password, a.PasswordFingerprint, a.PasswordUnits)
+		}
+	}
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("")))
+	within(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
+}
+
+// What the cluster no longer allows is refused within 5 seconds, each with its own HRESULT, and comes back when it is mended.
+func TestRefusalsComeWithinFiveSecondsAndEachHasItsHResult(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	install(t, s)
+	cp, ctx := s.ControlPlane, t.Context()
+	startProvider(t, s, web) // before the Secret exists
+	if a := fetch(t, s, webInput); a.HResult != "0xA0040007" {
+		t.Errorf("before the Secret exists: %+v", a)
+	}
+	good := func(a winnode.Answer) bool { return a.PasswordFingerprint == winnode.Fingerprint("secret") }
+	mend := func() {
+		t.Helper()
+		must(t, cp.PutSecret(ctx, web, secret("secret")))
+		within(t, 3*time.Second, s, webInput, good)
+	}
+	mend()
+	for _, c := range []struct {
+		name, hresult string
+		harm, mend    func() error
+	}{
+		{"Secret deleted", "0xA0040007", func() error { return cp.DeleteSecret(ctx, web) }, nil},
+		{"RoleBinding deleted", "0xA0040009", func() error { return cp.DeleteRoleBinding(ctx, web) }, func() error { return cp.CreateRoleBinding(ctx, web) }},
+		{"key removed", "0xA0040008", func() error {
+			data := secret("secret")
+			delete(data, "username")
+			return cp.PutSecret(ctx, web, data)
+		}, nil},
+	} {
+		must(t, c.harm())
+		harmed := time.Now()
+		for time.Since(harmed) < 5*time.Second {
+			if a := fetch(t, s, webInput); a.HResult == c.hresult {
+				break
+			}
+		}
+		// The loop's last call may have begun before the limit and ended after it; from the limit on nothing may pass.
+		if a := fetch(t, s, webInput); a.HResult != c.hresult {
+			t.Errorf("%s: 5 seconds later: %+v", c.name, a)
+		}
+		if c.mend != nil {
+			must(t, c.mend())
+		}
+		mend()
+	}
+}
+
+// Inputs that name nothing are E_INVALIDARG out of process too, leave an event, and touch nothing on the disk. (A NUL
+// inside does not get there: COM's strings end at it, and the emulator refuses it as the class would.)
+func TestBadPluginInputsTouchNothing(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := &winnode.Stage{Node: labtest.Node(t, wine.WithDebug("-all,err+eventlog,warn+eventlog,trace+eventlog")), Logs: t.TempDir()}
+	must(t, s.Put("ccg-plugin-installer.exe", "lab/ccg.exe"))
+	// The surrogate keeps its starter's standard error, on which Wine shows the events.
+	log, err := os.Create(filepath.Join(s.Logs, "install.log"))
+	must(t, err)
+	defer log.Close()
+	cmd := s.Node.Command(t.Context(), `C:\lab\ccg-plugin-installer.exe`, "install")
+	cmd.Stdout, cmd.Stderr = log, log
+	must(t, cmd.Run())
+	before := tree(t, s.Node.Path(`C:\`))
+	for name, input := range map[string]string{
+		"empty": "", "no colon": "web-creds", "two colons": "a:b:c", "parent": "..:x", "slash": "a/b:c", "backslash": `a\b:c`, "upper case": "A:b",
+		"64 KiB": strings.Repeat("a", 64<<10), "non-BMP": "a:𝄞", "254 characters": "a:" + strings.Repeat("s", 254), "percent": "%1:%n", "device": `\\.\pipe\x:y`,
+	} {
+		if a := fetch(t, s, input); a.HResult != "0x80070057" {
+			t.Errorf("%s: %+v", name, a)
+		}
+	}
+	events, err := os.ReadFile(log.Name())
+	must(t, err)
+	if n := strings.Count(string(events), "is not of the form") + strings.Count(string(events), "the form is"); n < 5 {
+		t.Errorf("%d events of refused inputs in:\n%s", n, events)
+	}
+	if after := tree(t, s.Node.Path(`C:\`)); !slices.Equal(before, after) {
+		t.Errorf("the disk changed:\nbefore %q\nafter  %q", before, after)
+	}
+}
+
+// tree lists the files below dir, but for those that belong to the emulator's call itself.
+func tree(t *testing.T, dir string) (paths []string) {
+	t.Helper()
+	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(path, `/drive_c/lab/spec-`) {
+			paths = append(paths, strings.TrimPrefix(path, dir))
+		}
+		return nil
+	}))
+	return paths
+}
+
+// loadReport is what the emulator prints for many calls.
+type loadReport struct {
+	Calls, Succeeded int
+}
+
+func load(t *testing.T, s *winnode.Stage, args ...string) loadReport {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	out, err := s.CCG(ctx, args...)
+	var r loadReport
+	if jsonErr := json.Unmarshal(out, &r); jsonErr != nil {
+		t.Fatalf("the emulator printed %q: %v, %v", out, jsonErr, err)
+	}
+	if err != nil || r.Succeeded != r.Calls || r.Calls == 0 {
+		t.Errorf("%s, %v", out, err)
+	}
+	return r
+}
+
+// 32 activations and calls at once, then 10,000 calls, in one surrogate that does not grow.
+func TestManyCallsDoNotGrowTheSurrogate(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	install(t, s)
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	startProvider(t, s, web)
+	load(t, s, "--input", webInput, "--calls", "320", "--parallel", "32", "--activations")
+	load(t, s, "--input", webInput, "--calls", "1000", "--parallel", "8") // the heap finds its size
+
+	pids, err := s.Node.SurrogatePIDs()
+	must(t, err)
+	if len(pids) != 1 {
+		t.Fatalf("%d surrogates", len(pids))
+	}
+	// A leak grows with every call. What a busy machine adds once, threads above all, does not grow again: a second round tells.
+	for round := 1; ; round++ {
+		handles, memory := usage(t, pids[0])
+		load(t, s, "--input", webInput, "--calls", "10000", "--parallel", "8")
+		handlesAfter, memoryAfter := usage(t, pids[0])
+		t.Logf("10,000 calls: handles %d -> %d, resident memory %d -> %d KiB", handles, handlesAfter, memory>>10, memoryAfter>>10)
+		// A leak of 1 KiB a call would be 10 MiB.
+		if handlesAfter <= handles+16 && memoryAfter <= memory+8<<20 {
+			break
+		}
+		if round == 2 {
+			t.Errorf("handles %d -> %d, resident memory %d -> %d KiB, and it had grown before", handles, handlesAfter, memory>>10, memoryAfter>>10)
+			break
+		}
+	}
+	if after, err := s.Node.SurrogatePIDs(); err != nil || !slices.Equal(pids, after) {
+		t.Errorf("the surrogate changed: %v, %v, %v", pids, after, err)
+	}
+}
+
+func usage(t *testing.T, pid int) (handles int, memory int64) {
+	t.Helper()
+	handles, err := wine.Handles(pid)
+	must(t, err)
+	memory, err = wine.RSS(pid)
+	must(t, err)
+	return handles, memory
+}
+
+// Two providers for two Secrets on one host: each input has its own account's credentials.
+func TestTwoAccountsOnOneNode(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	install(t, s)
+	// Names of DOS devices are names like others.
+	other := controlplane.Account{Namespace: "con", Release: "nul", Secret: "nul"}
+	cp, ctx := s.ControlPlane, t.Context()
+	must(t, errors.Join(cp.CreateNamespace(ctx, other.Namespace), cp.CreateAccount(ctx, other),
+		cp.PutSecret(ctx, web, secret("of web")), cp.PutSecret(ctx, other, secret("of nul"))))
+	first := startProvider(t, s, web)
+	startProvider(t, s, other)
+	if a := fetch(t, s, webInput); a.PasswordFingerprint != winnode.Fingerprint("of web") {
+		t.Errorf("web: %+v", a)
+	}
+	if a := fetch(t, s, "con:nul"); a.PasswordFingerprint != winnode.Fingerprint("of nul") {
+		t.Errorf("con:nul: %+v", a)
+	}
+	must(t, first.Stop())
+	if a := fetch(t, s, webInput); a.HResult != "0xA0040001" {
+		t.Errorf("web, stopped: %+v", a)
+	}
+	if a := fetch(t, s, "con:nul"); a.PasswordFingerprint != winnode.Fingerprint("of nul") {
+		t.Errorf("con:nul, after web stopped: %+v", a)
+	}
+}
+
+// A provider that is killed leaves files that open nothing; cleanup removes them, and refuses while one is served.
+func TestCleanupAfterAKilledProvider(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	p := startProvider(t, s, web)
+	args := []string{"cleanup", "--namespace", web.Namespace, "--secret", web.Secret}
+	if out, err := s.Provider(t.Context(), args...); err == nil || !strings.Contains(string(out), "still serves") {
+		t.Errorf("while it is served: %v\n%s", err, out)
+	}
+	p.Kill()
+	if _, err := os.Stat(s.Node.Path(winnode.HostPath + `\gmsa-system\web-creds\current`)); err != nil {
+		t.Fatalf("a killed provider left nothing, so this test proves nothing: %v", err)
+	}
+	for range 2 {
+		if out, err := s.Provider(t.Context(), args...); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}
+	if entries, err := os.ReadDir(s.Node.Path(`C:\var`)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	if out, err := s.Provider(t.Context(), "healthcheck", "--namespace", web.Namespace, "--secret", web.Secret); err == nil {
+		t.Errorf("healthy: %s", out)
+	} else if !strings.Contains(fmt.Sprint(string(out)), "no endpoint is published") {
+		t.Errorf("the health check says: %s", out)
+	}
+}
+
+// Attack: an ordinary user made the account's directory, with an endpoint of his own in it. The plugin does not believe it,
+// and the provider does not publish into it.
+func TestPlantedEndpointIsRefusedOnTheNode(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	s := newStage(t)
+	install(t, s)
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	startProvider(t, s, web)
+	account := s.Node.Path(winnode.HostPath + `\gmsa-system\web-creds`)
+	must(t, os.Chown(account, 12345, 12345)) // which Wine shows as another owner's
+	if a := fetch(t, s, webInput); a.HResult != "0xA0040003" {
+		t.Errorf("%+v", a)
+	}
+	if p, err := s.StartProvider(t.Context(), web); err == nil {
+		p.Kill()
+		t.Error("a second provider published into it")
+	} else if !strings.Contains(err.Error(), "not trusted") {
+		t.Errorf("the provider says: %v", err)
+	}
+}

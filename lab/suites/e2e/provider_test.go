@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/plugin"
+	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
+	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
+	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+// host is a Linux process of the provider and a plugin beside it, without COM: what is tested here is between those two
+// and the real API server.
+type host struct {
+	cp     *controlplane.ControlPlane
+	plugin *plugin.Plugin
+}
+
+func newHost(t *testing.T, args ...string) *host {
+	t.Helper()
+	labtest.Require(t)
+	h := &host{cp: labtest.ControlPlane(t)}
+	ctx, token, root := t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "gmsa")
+	must(t, errors.Join(h.cp.CreateNamespace(ctx, web.Namespace), h.cp.CreateAccount(ctx, web), h.cp.PutSecret(ctx, web, secret("secret")),
+		h.cp.WriteServiceAccountFiles(ctx, web, token, time.Hour)))
+	args = append([]string{"run", "--namespace", web.Namespace, "--secret", web.Secret, "--host-path", root,
+		"--kube-api-server", h.cp.Server, "--kube-token-file", filepath.Join(token, "token"), "--kube-ca-file", filepath.Join(token, "ca.crt")}, args...)
+	cmd := exec.Command(filepath.Join(winnode.Dist(), "gmsa-account-provider"), args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	log, err := os.Create(filepath.Join(t.TempDir(), "provider.log"))
+	must(t, err)
+	cmd.Stdout, cmd.Stderr = log, log
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		log.Close()
+		if t.Failed() {
+			said, _ := os.ReadFile(log.Name())
+			t.Logf("the provider's log:\n%s", said)
+		}
+	})
+	h.plugin = plugin.New(plugin.Config{Root: root})
+	h.want(t, "secret", nil)
+	return h
+}
+
+// call gives the password, or the cause of the failure, and how long it took.
+func (h *host) call() (password string, failed *cause.Cause, took time.Duration) {
+	began := time.Now()
+	c, err := h.plugin.Get(context.Background(), webInput)
+	took = time.Since(began)
+	var failure *plugin.Failure
+	if errors.As(err, &failure) {
+		return "", failure.Cause, took
+	}
+	return string(c.Password.Reveal()), nil, took
+}
+
+func (h *host) want(t *testing.T, password string, failed *cause.Cause) (took time.Duration) {
+	t.Helper()
+	p, f, took := h.call()
+	if p != password || f != failed {
+		t.Errorf("want %q, %v; have %q, %v", password, failed, p, f)
+	}
+	return took
+}
+
+// The API server hangs, then dies, then comes back: calls go on from the last good copy, in bounded time.
+func TestCallsGoOnWhileTheAPIServerIsAway(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]struct {
+		leave func(*host) error
+		back  func(context.Context, *host) error
+	}{
+		"SIGSTOP": {func(h *host) error { return h.cp.Pause() }, func(_ context.Context, h *host) error { return h.cp.Resume() }},
+		"SIGKILL": {func(h *host) error { h.cp.Kill(); return nil }, func(ctx context.Context, h *host) error { return h.cp.Restart(ctx) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			time.Sleep(6 * time.Second) // no copy is fresh any more
+			must(t, away.leave(h))
+			first := h.want(t, "secret", nil)
+			var later []time.Duration
+			for range 500 {
+				later = append(later, h.want(t, "secret", nil))
+				time.Sleep(10 * time.Millisecond)
+			}
+			slices.Sort(later)
+			median, p99 := later[len(later)/2], later[len(later)*99/100]
+			t.Logf("first call %v, later p50 %v, p99 %v", first, median, p99)
+			// The median is held to the bound of the p99: other tests run beside this one, on few cores.
+			if first > 3*time.Second || median > 50*time.Millisecond {
+				t.Errorf("first call %v (3 s at most), later p50 %v (50 ms at most)", first, median)
+			}
+			must(t, away.back(t.Context(), h))
+			must(t, h.cp.PutSecret(t.Context(), web, secret("changed")))
+			for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+				if p, _, _ := h.call(); p == "changed" {
+					break
+				} else if time.Since(began) > 15*time.Second {
+					t.Fatalf("15 s after the API server came back: %q", p)
+				}
+			}
+			must(t, h.cp.DeleteRoleBinding(t.Context(), web))
+			time.Sleep(5 * time.Second)
+			h.want(t, "", cause.Forbidden)
+		})
+	}
+}
+
+func TestWithoutAnyCopyAnOutageIsUnavailable(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "--max-stale", "0")
+	h.cp.Kill()
+	time.Sleep(5 * time.Second)
+	h.want(t, "", cause.Unavailable)
+}
+
+// 5,000 calls at 50 a second while certificates live for 3 seconds: none fails.
+func TestNoCallFailsWhileCertificatesAreRenewed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "--certificate-lifetime", "3s")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	failures := make(chan *cause.Cause, 5000)
+	for range 5000 {
+		<-tick.C
+		// Each in its own goroutine: a slow call must not lower the rate.
+		go func() {
+			p, failed, _ := h.call()
+			if failed == nil && p != "secret" {
+				failed = &cause.Cause{Name: "wrong password"}
+			}
+			failures <- failed
+		}()
+	}
+	count := map[string]int{}
+	for range 5000 {
+		if f := <-failures; f != nil {
+			count[f.Name]++
+		}
+	}
+	if len(count) > 0 {
+		t.Errorf("failed calls: %v", count)
+	}
+}

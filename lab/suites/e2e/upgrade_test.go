@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+// An upgrade while a surrogate has the old DLL loaded and calls are in flight: no call fails, new activations use the new
+// DLL, and the old file goes away.
+func TestUpgradeUnderLoad(t *testing.T) {
+	labtest.Require(t)
+	t.Parallel()
+	next, err := winnode.BuildInstaller(t.Context(), t.TempDir(), "v999.0.0")
+	must(t, err)
+	s := newStage(t)
+	install(t, s)
+	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	startProvider(t, s, web)
+	old := dlls(t, s)
+	if len(old) != 1 {
+		t.Fatalf("installed: %q", old)
+	}
+	if v := selfTest(t, s); strings.HasPrefix(v, "v999") {
+		t.Fatalf("the old DLL answers %q", v)
+	}
+
+	// Against a hang: the calls take up to three minutes alone, and twice that where other tests run beside on a slow machine.
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	type result struct {
+		out []byte
+		err error
+	}
+	loads := make(chan result, 2)
+	go func() { // objects that live through the upgrade
+		out, err := s.CCG(ctx, "--input", webInput, "--calls", "20000", "--parallel", "4")
+		loads <- result{out, err}
+	}()
+	stop := make(chan struct{})
+	go func() { // and activations before, while and after
+		for {
+			select {
+			case <-stop:
+				loads <- result{}
+				return
+			default:
+			}
+			if out, err := s.CCG(ctx, "--input", webInput, "--calls", "20", "--parallel", "2", "--activations"); err != nil {
+				loads <- result{out, err}
+				return
+			}
+		}
+	}()
+	time.Sleep(3 * time.Second)
+
+	must(t, s.Node.Install(next, `C:\lab\ccg-plugin-installer.exe`))
+	if out, err := s.Installer(ctx, "install"); err != nil {
+		t.Errorf("upgrade: %v\n%s", err, out)
+	}
+	if v := selfTest(t, s); !strings.HasPrefix(v, "v999") {
+		t.Errorf("after the upgrade a new activation is answered by %q", v)
+	}
+	close(stop)
+	for range 2 {
+		if r := <-loads; r.err != nil {
+			t.Errorf("calls failed: %v\n%s", r.err, r.out)
+		}
+	}
+	// The old surrogate ends when nobody uses it any more; then the next pass removes its file.
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		if out, err := s.Installer(ctx, "install"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		now := dlls(t, s)
+		if len(now) == 1 && now[0] != old[0] {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatalf("a minute after the load ended there are %q", now)
+		}
+	}
+}
+
+func dlls(t *testing.T, s *winnode.Stage) []string {
+	t.Helper()
+	found, err := filepath.Glob(s.Node.Path(`C:\Program Files\CCGRKC\*.dll`))
+	must(t, err)
+	return found
+}
+
+// selfTest returns the version of the DLL that a new activation is answered by.
+func selfTest(t *testing.T, s *winnode.Stage) string {
+	t.Helper()
+	a := fetch(t, s, "?self-test")
+	var report struct{ Version string }
+	if err := json.Unmarshal([]byte(a.Domain), &report); err != nil {
+		t.Fatalf("self-test: %+v", a)
+	}
+	if a.Username != "" || a.PasswordUnits != 0 {
+		t.Errorf("the self-test returned more than a report: %+v", a)
+	}
+	return report.Version
+}

@@ -1,0 +1,86 @@
+package lifecycle
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+)
+
+// With certificates from cert-manager: its real controllers make them, calls are answered with them, a renewal in the middle
+// of calls fails none, and no pod has the CA's key.
+func TestCertificatesFromCertManager(t *testing.T) {
+	t.Parallel()
+	c := start(t, "win-1", "win-2-16")
+	ctx := t.Context()
+	must(t, c.StartCertManager(ctx))
+	install(t, installer(c))
+	install(t, provider(c, "web"), "--set", "certificates.mode=certManager")
+	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	for _, n := range c.WindowsNodes() {
+		answers(t, n, input, "secret")
+	}
+	first := serverCertificate(t, c)
+	if first.PublicKeyAlgorithm != x509.ECDSA || time.Until(first.NotAfter) > 25*time.Hour {
+		t.Errorf("the certificate is %s until %s", first.PublicKeyAlgorithm, first.NotAfter)
+	}
+
+	pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	must(t, err)
+	for _, pod := range pods.Items {
+		for _, v := range pod.Spec.Volumes {
+			if v.Secret != nil && strings.Contains(v.Secret.SecretName, "-ca") {
+				t.Errorf("pod %s mounts Secret %s", pod.Name, v.Secret.SecretName)
+			}
+		}
+	}
+
+	// Deleting a certificate's Secret has cert-manager issue anew, with a new key: what a renewal does.
+	end := load(t, c.Node("win-1"), input)
+	for _, side := range []string{"web-server", "web-client"} {
+		_, err := c.Run(ctx, tools.Kubectl, "delete", "secret", side, "--namespace", namespace)
+		must(t, err)
+	}
+	must(t, cluster.Eventually(ctx, time.Minute, func() error {
+		if second := serverCertificate(t, c); second == nil || second.SerialNumber.Cmp(first.SerialNumber) == 0 {
+			return fmt.Errorf("cert-manager has not renewed the server's certificate")
+		}
+		return nil
+	}))
+	// The kubelet brings it to the node within seconds, and the provider then publishes it.
+	must(t, cluster.Eventually(ctx, 2*time.Minute, func() error {
+		out, err := c.Run(ctx, tools.Kubectl, "logs", "--namespace", namespace, "daemonset/web", "--tail=-1")
+		if err == nil && !strings.Contains(out, "certificates renewed") {
+			err = fmt.Errorf("the provider's log:\n%s", out)
+		}
+		return err
+	}))
+	end()
+	answers(t, c.Node("win-2-16"), input, "secret")
+
+	if out, err := provider(c, "web").Uninstall(ctx); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func serverCertificate(t *testing.T, c *cluster.Cluster) *x509.Certificate {
+	t.Helper()
+	secret, err := c.ControlPlane.Client().CoreV1().Secrets(namespace).Get(t.Context(), "web-server", metav1.GetOptions{})
+	if err != nil {
+		return nil
+	}
+	block, _ := pem.Decode(secret.Data["tls.crt"])
+	if block == nil {
+		return nil
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	return certificate
+}

@@ -1,0 +1,64 @@
+package lifecycle
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/lab/env/ad"
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+// Every command of docs/getting-started.md, as it stands there and in its order, in one shell on a directory that has only the
+// charts. The image of the example's pod is a stand-in: the lab has no Windows to put into it.
+func TestGettingStartedWordForWord(t *testing.T) {
+	t.Parallel()
+	c := start(t, "win-1", "win-2-16")
+	must(t, c.PushEmptyImage(t.Context(), "windows/servercore:ltsc2022"))
+
+	content, err := os.ReadFile(filepath.Join(filepath.Dir(cluster.Chart("")), "docs", "getting-started.md"))
+	must(t, err)
+	script := labtest.ShellBlocks(string(content))
+	if n := strings.Count(script, "helm "); n < 7 {
+		t.Fatalf("only %d helm commands were found in the page", n)
+	}
+
+	must(t, c.StartAD(t.Context()))
+	corp := c.AD[0]
+
+	// The shell of a desk whose DNS server knows the domain. What the page asks its reader for is typed: gmsactl takes a
+	// password, twice, from nothing but a terminal.
+	run := func(script string, password credential.Password) string {
+		t.Helper()
+		keyboard, terminal := labtest.Terminal(t)
+		_, err := keyboard.WriteString(strings.Repeat(string(password.Reveal())+"\n", 2))
+		must(t, err)
+		cmd, err := c.Shell(t.Context(), "set -x\n"+script)
+		must(t, err)
+		cmd.Stdin = terminal
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	const change = "## Change the password"
+	before, after, found := strings.Cut(string(content), change)
+	if !found {
+		t.Fatalf("the page has no section %q", change)
+	}
+	out := run(labtest.ShellBlocks(before), corp.Reader.Password)
+	must(t, corp.SetPassword(t.Context(), corp.Reader.Username, ad.NewPassword()))
+	out += run(labtest.ShellBlocks(after), corp.Reader.Password)
+	for _, said := range []string{"web-creds created", "GMSACredentialSpec web01 created", "The whole way holds", "pod/web condition met"} {
+		if !strings.Contains(out, said) {
+			t.Errorf("nothing said %q:\n%s", said, out)
+		}
+	}
+	for _, n := range c.WindowsNodes() {
+		nothingLeft(t, n)
+	}
+}

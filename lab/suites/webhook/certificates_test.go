@@ -1,0 +1,246 @@
+package admission
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+)
+
+// served is the certificate that each replica serves.
+func (l *lab) served() ([]*x509.Certificate, error) {
+	replicas, err := l.replicas()
+	if err != nil {
+		return nil, err
+	}
+	var served []*x509.Certificate
+	for _, r := range replicas {
+		// Which CA signed it is what the API server checks, not this.
+		conn, err := tls.Dial("tcp", net.JoinHostPort(r.Status.PodIP, "9443"), &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			return nil, err
+		}
+		served = append(served, conn.ConnectionState().PeerCertificates[0])
+		conn.Close()
+	}
+	if len(served) != 2 {
+		return nil, fmt.Errorf("%d replicas serve, want 2", len(served))
+	}
+	return served, nil
+}
+
+// renewed waits until both replicas serve the same certificate, which is not the one before.
+func (l *lab) renewed(before *x509.Certificate, within time.Duration) *x509.Certificate {
+	l.t.Helper()
+	var now []*x509.Certificate
+	l.eventually(within, func() (err error) {
+		if now, err = l.served(); err != nil {
+			return err
+		}
+		if !now[0].Equal(now[1]) || before != nil && now[0].Equal(before) {
+			return fmt.Errorf("the replicas serve the certificates %s and %s", now[0].SerialNumber, now[1].SerialNumber)
+		}
+		return nil
+	})
+	return now[0]
+}
+
+// noneRefused ends a load, none of which may have been refused even once.
+func noneRefused(t *testing.T, what string, least int, end func() loaded) {
+	t.Helper()
+	r := end()
+	t.Logf("%s: %s", what, r)
+	if r.all < least || len(r.again) > 0 {
+		t.Errorf("%s: %s; want %d at least and none refused", what, r, least)
+	}
+}
+
+// The webhook's own certificates: with a lifetime of a minute, each renewal a change of the CA, 1,000 admissions pass through
+// several, and helm upgrade by both helms, without one refusal and without a restart.
+func TestOwnCertificatesAreRenewed(t *testing.T) {
+	t.Parallel()
+	l := own(t)
+	values := []string{"--set", "certificates.lifetime=1m", "--set", "certificates.settle=6s"}
+	l.install(values...)
+	ns := l.namespace("renewed")
+	l.spec("renewed", input, ns, "default")
+	end := l.load(10, l.pod(ns, "p", "renewed"))
+	began := time.Now()
+	last := l.renewed(nil, 20*time.Second)
+	for i := range 2 {
+		next := l.renewed(last, time.Minute)
+		if string(next.AuthorityKeyId) == string(last.AuthorityKeyId) {
+			t.Error("a renewal kept its CA")
+		}
+		last = next
+		// An upgrade leaves the CA where it is, or the webhook puts it back before anybody needs it.
+		helm3 := l.webhook()
+		helm3.Helm = []tools.Tool{tools.Helm4, tools.Helm3}[i]
+		if _, err := helm3.Install(t.Context(), append(values, "--set", fmt.Sprintf("podDisruptionBudget.maxUnavailable=%d", 2+i))...); err != nil {
+			t.Error(err)
+		}
+	}
+	last = l.renewed(last, time.Minute)
+	if rest := 105*time.Second - time.Since(began); rest > 0 {
+		time.Sleep(rest)
+	}
+	noneRefused(t, "three renewals", 1000, end)
+	l.noRestarts()
+
+	// Somebody empties a caBundle: it is put back.
+	_, err := l.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Patch(t.Context(), cluster.Webhook, types.JSONPatchType,
+		[]byte(`[{"op":"remove","path":"/webhooks/0/clientConfig/caBundle"}]`), metav1.PatchOptions{})
+	must(t, err)
+	l.eventually(30*time.Second, func() error {
+		c, err := l.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(t.Context(), cluster.Webhook, metav1.GetOptions{})
+		if err == nil && len(c.Webhooks[0].ClientConfig.CABundle) == 0 {
+			err = fmt.Errorf("the caBundle is still empty")
+		}
+		return err
+	})
+	// Somebody empties the Secret: what is served goes on, and its successor comes.
+	_, err = l.client.CoreV1().Secrets(system).Patch(t.Context(), cluster.Webhook+"-tls", types.JSONPatchType, []byte(`[{"op":"remove","path":"/data"}]`), metav1.PatchOptions{})
+	must(t, err)
+	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "emptied", "renewed")) })
+	l.renewed(last, time.Minute)
+	l.noRestarts()
+}
+
+// Certificates from cert-manager's real controllers, and from a Secret that the user made. A change of the CA is served in due
+// order in both.
+func TestCertificatesFromElsewhere(t *testing.T) {
+	t.Parallel()
+	l := own(t)
+	ctx := t.Context()
+	must(t, l.StartCertManager(ctx))
+	l.install("--set", "certificates.mode=certManager", "--set", "certificates.settle=5s")
+	ns := l.namespace("elsewhere")
+	l.spec("elsewhere", input, ns, "default")
+	first := l.renewed(nil, 20*time.Second)
+	end := l.load(10, l.pod(ns, "p", "elsewhere"))
+	// Both the CA and what it signed are issued anew.
+	for _, secret := range []string{cluster.Webhook + "-ca", cluster.Webhook + "-cert"} {
+		l.mustKubectl("delete", "secret", secret, "--namespace", system)
+		l.eventually(time.Minute, func() error {
+			s, err := l.client.CoreV1().Secrets(system).Get(ctx, secret, metav1.GetOptions{})
+			if err == nil && len(s.Data["tls.crt"]) == 0 {
+				err = fmt.Errorf("secret %s is empty", secret)
+			}
+			return err
+		})
+	}
+	second := l.renewed(first, 90*time.Second)
+	noneRefused(t, "cert-manager's renewal with a new CA", 50, end)
+	if string(second.AuthorityKeyId) == string(first.AuthorityKeyId) {
+		t.Error("the CA is the same as before")
+	}
+	l.noRestarts()
+
+	_, err := l.webhook().Uninstall(ctx)
+	must(t, err)
+	ca, key := authority(t)
+	l.provide(ca, key)
+	l.install("--set", "certificates.mode=provided", "--set", "certificates.provided.secretName=mine", "--set", "certificates.settle=5s")
+	first = l.renewed(nil, 20*time.Second)
+	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "p", "elsewhere")) })
+	end = l.load(10, l.pod(ns, "q", "elsewhere"))
+	ca, key = authority(t)
+	l.provide(ca, key)
+	l.renewed(first, 90*time.Second)
+	noneRefused(t, "a provided certificate with a new CA", 50, end)
+	l.noRestarts()
+
+	// With the CA in the chart, the webhook has no right to the configurations. Helm 4 asks before it takes caBundle over from who
+	// wrote it last, which is the webhook.
+	l.install("--set", "certificates.mode=provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca), "--force-conflicts")
+	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "r", "elsewhere")) })
+	for _, verb := range []string{"get", "patch"} {
+		if out, err := l.kubectl("auth", "can-i", verb, "validatingwebhookconfiguration/"+cluster.Webhook, "--as", "system:serviceaccount:"+system+":"+cluster.Webhook); err == nil {
+			t.Errorf("the webhook may %s its configuration: %s", verb, out)
+		}
+	}
+}
+
+// The mode changes and changes back, by upgrade and by rollback, with each helm. Replicas of two modes do not know each other's CA, so
+// a pod may be refused while the last of one mode goes: it is tried again, and none is lost.
+func TestTheModeChanges(t *testing.T) {
+	t.Parallel()
+	l := own(t)
+	ctx := t.Context()
+	must(t, l.StartCertManager(ctx))
+	ns := l.namespace("modes")
+	ca, key := authority(t)
+	mode := func(name string, more ...string) []string {
+		return append([]string{"--set", "certificates.settle=5s", "--set", "certificates.mode=" + name}, more...)
+	}
+	for _, helm := range []tools.Tool{tools.Helm4, tools.Helm3} {
+		webhook := l.webhook()
+		webhook.Helm = helm
+		_, err := webhook.Install(ctx, mode("self")...)
+		must(t, err)
+		l.provide(ca, key)
+		l.spec("modes", input, ns, "default")
+		last := l.renewed(nil, 30*time.Second)
+		install := func(args []string) func() (string, error) {
+			return func() (string, error) { return webhook.Install(ctx, args...) }
+		}
+		rollback := func(revision string) func() (string, error) {
+			return func() (string, error) { return webhook.Rollback(ctx, revision) }
+		}
+		provided := mode("provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca))
+		if helm == tools.Helm4 {
+			provided = append(provided, "--force-conflicts")
+		}
+		for _, change := range []struct {
+			to string
+			do func() (string, error)
+		}{
+			{"certManager", install(mode("certManager"))},
+			{"self, by a rollback", rollback("1")},
+			{"certManager, by a rollback", rollback("2")},
+			{"self", install(mode("self"))},
+			{"provided with a caBundle", install(provided)},
+			{"self, from a caBundle", install(mode("self"))},
+		} {
+			end := l.load(10, l.pod(ns, "p", "modes"))
+			if out, err := change.do(); err != nil {
+				t.Fatalf("%s, to %s: %v\n%s", helm, change.to, err, out)
+			}
+			next := l.renewed(last, time.Minute)
+			if string(next.AuthorityKeyId) == string(last.AuthorityKeyId) {
+				t.Errorf("%s, to %s: the same CA as before", helm, change.to)
+			}
+			last = next
+			r := end()
+			t.Logf("%s, to %s: %s", helm, change.to, r)
+			if r.all < 20 || len(r.lost) > 0 {
+				t.Errorf("%s, to %s: want 20 at least and none lost", helm, change.to)
+			}
+		}
+		l.noRestarts()
+		_, err = webhook.Uninstall(ctx)
+		must(t, err)
+	}
+}
+
+// provide writes the Secret mine with a certificate of this CA.
+func (l *lab) provide(ca []byte, key *ecdsa.PrivateKey) {
+	l.t.Helper()
+	certPEM, keyPEM := issue(l.t, ca, key, &x509.Certificate{DNSNames: []string{cluster.Webhook + "." + system + ".svc"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	secrets := l.client.CoreV1().Secrets(system)
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "mine"}, Data: map[string][]byte{"tls.crt": certPEM, "tls.key": keyPEM, "ca.crt": ca}}
+	_ = secrets.Delete(context.WithoutCancel(l.t.Context()), "mine", metav1.DeleteOptions{}) // there may be none
+	_, err := secrets.Create(l.t.Context(), secret, metav1.CreateOptions{})
+	must(l.t, err)
+}

@@ -1,0 +1,51 @@
+package admission
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
+)
+
+// Every command of docs/webhook.md, as it stands there and in its order. A certificate whose key has become known goes, and what is
+// uninstalled is gone.
+func TestTheWebhooksPageWordForWord(t *testing.T) {
+	t.Parallel()
+	l := own(t)
+	content, err := os.ReadFile(filepath.Join(filepath.Dir(cluster.Chart("")), "docs", "webhook.md"))
+	must(t, err)
+	run := func(section string) {
+		t.Helper()
+		cmd, err := l.Shell(t.Context(), "set -x\n"+labtest.ShellBlocks(section))
+		must(t, err)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	bundle := func() string {
+		t.Helper()
+		c, err := l.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), cluster.Webhook, metav1.GetOptions{})
+		must(t, err)
+		return string(c.Webhooks[0].ClientConfig.CABundle)
+	}
+	before, leaked, ok := strings.Cut(string(content), "If the key has become known")
+	leaked, after, ok2 := strings.Cut(leaked, "## When it is down")
+	if !ok || !ok2 {
+		t.Fatal("the page has other sections than this test")
+	}
+	run(before)
+	old := bundle()
+	run(leaked)
+	if now := bundle(); old == "" || strings.Contains(now, old) {
+		t.Errorf("the old CA is still trusted: %q in %q", old, now)
+	}
+	run(after)
+	if _, err := l.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), cluster.Webhook, metav1.GetOptions{}); err == nil {
+		t.Error("the webhook is not uninstalled")
+	}
+}

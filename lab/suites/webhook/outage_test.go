@@ -1,0 +1,153 @@
+package admission
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+)
+
+// The loss of one replica, of all, of the API server and of the configurations, in this order.
+func TestOutages(t *testing.T) {
+	// Not beside the other tests, whose clusters would take from the machine what 50 creations a second need.
+	l := own(t)
+	ctx := t.Context()
+	l.install()
+	ns := l.namespace("outages")
+	contents := string(l.spec("outages", input, ns, "default"))
+	plain := l.pod(ns, "plain", "")
+	plain.Spec.SecurityContext = nil
+	smuggled := l.pod(ns, "smuggled", "")
+	smuggled.Spec.SecurityContext = &corev1.PodSecurityContext{WindowsOptions: windowsWith("", contents).WindowsOptions}
+	ready := func(want int) {
+		t.Helper()
+		l.eventually(time.Minute, func() error {
+			replicas, err := l.replicas()
+			n := 0
+			for _, r := range replicas {
+				if len(r.Status.ContainerStatuses) == 1 && r.Status.ContainerStatuses[0].Ready {
+					n++
+				}
+			}
+			if err == nil && n != want {
+				err = fmt.Errorf("%d replicas are ready, want %d", n, want)
+			}
+			return err
+		})
+	}
+
+	// A replica that is deleted finishes what it has, and nobody notices.
+	replicas, err := l.replicas()
+	must(t, err)
+	end := l.load(50, l.pod(ns, "deleted", "outages"))
+	time.Sleep(time.Second)
+	must(t, l.client.CoreV1().Pods(system).Delete(ctx, replicas[0].Name, metav1.DeleteOptions{}))
+	ready(2)
+	time.Sleep(time.Second)
+	noneRefused(t, "one replica deleted under 50 creations a second", 50, end)
+
+	// One that is killed is noticed until it is back, or the API server knows; nothing is lost.
+	replicas, err = l.replicas()
+	must(t, err)
+	end = l.load(50, l.pod(ns, "killed", "outages"))
+	time.Sleep(time.Second)
+	must(t, l.Node("linux-1").KillContainer(types.NamespacedName{Namespace: system, Name: replicas[0].Name}, "webhook", "Error"))
+	time.Sleep(3 * time.Second)
+	ready(2)
+	killed := end()
+	t.Logf("one replica killed under 50 creations a second: %s", killed)
+	if len(killed.lost) > 0 {
+		t.Errorf("lost: %v", killed.lost)
+	}
+
+	// The API server restarts; the webhook stays.
+	before, err := l.replicas()
+	must(t, err)
+	must(t, l.ControlPlane.Restart(ctx))
+	l.eventually(time.Minute, func() error { return l.dryRun(l.pod(ns, "restarted", "outages")) })
+	ready(2)
+	after, err := l.replicas()
+	must(t, err)
+	for i := range before {
+		if before[i].UID != after[i].UID || before[i].Status.ContainerStatuses[0].RestartCount != after[i].Status.ContainerStatuses[0].RestartCount {
+			t.Errorf("replica %s was restarted with the API server", before[i].Name)
+		}
+	}
+
+	// No replica: pods with a gMSA wait, all others do not.
+	l.mustKubectl("scale", "deployment", cluster.Webhook, "--namespace", system, "--replicas=0")
+	ready(0)
+	l.eventually(20*time.Second, func() error {
+		if err := l.dryRun(l.pod(ns, "down", "outages")); !apierrors.IsInternalError(err) || !strings.Contains(err.Error(), "failed calling webhook") {
+			return fmt.Errorf("a pod with a gMSA while the webhook is down: %v", err)
+		}
+		return nil
+	})
+	if err := l.dryRun(smuggled); err == nil {
+		t.Error("contents without a name were taken while the webhook is down")
+	}
+	_, err = l.create(plain)
+	must(t, err)
+	if out, err := l.kubectl("label", "pod", "plain", "--namespace", ns, "a=b"); err != nil {
+		t.Errorf("a label on a pod without a gMSA: %v\n%s", err, out)
+	}
+	if _, err := l.debug(ns, "plain", "x", nil); err != nil {
+		t.Errorf("a debugger for a pod without a gMSA: %v", err)
+	}
+	if _, err := l.debug(ns, "plain", "y", windowsWith("", contents)); err == nil {
+		t.Error("contents without a name were taken by way of kubectl debug while the webhook is down")
+	}
+
+	// Without its configurations, too, contents need a name.
+	for _, kind := range []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"} {
+		l.mustKubectl("delete", kind, cluster.Webhook)
+	}
+	l.eventually(20*time.Second, func() error {
+		err := l.dryRun(smuggled)
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "ValidatingAdmissionPolicy") {
+			return fmt.Errorf("contents without a name, without webhook configurations: %v", err)
+		}
+		return nil
+	})
+	if _, err := l.debug(ns, "plain", "z", windowsWith("", contents)); !apierrors.IsForbidden(err) {
+		t.Errorf("contents without a name by way of kubectl debug, without webhook configurations: %v", err)
+	}
+
+	// A name alone is no gMSA, and that is what helm test looks for.
+	refused(t, l.dryRun(l.pod(ns, "p", "outages")), 403, "were not filled in", "MutatingWebhookConfiguration "+cluster.Webhook+" exists")
+	if out, err := l.webhook().Test(ctx); err == nil || !strings.Contains(out, "were not filled in") {
+		t.Errorf("helm test, without webhook configurations: %v\n%s", err, out)
+	}
+
+	// An upgrade puts all of it back.
+	l.install()
+	l.eventually(time.Minute, func() error { return l.dryRun(l.pod(ns, "back", "outages")) })
+	if out, err := l.webhook().Test(ctx); err != nil {
+		t.Errorf("helm test: %v\n%s", err, out)
+	}
+}
+
+// Large pods at once, over the connections that all pods' reviews share, keep the small ones from nothing.
+func TestLargePodsHoldNobodyUp(t *testing.T) {
+	t.Parallel()
+	l := shared(t)
+	ns := l.namespace("large")
+	l.spec("large", input, ns, "default")
+	large := l.pod(ns, "large", "large")
+	large.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "LARGE", Value: strings.Repeat("x", 1<<20)}}
+	end := l.load(10, l.pod(ns, "small", "large"))
+	largeEnd := l.load(20, large)
+	time.Sleep(3 * time.Second)
+	larges, smalls := largeEnd(), end()
+	t.Logf("pods of 1 MiB: %s; beside them: %s", larges, smalls)
+	if len(smalls.again) > 0 || len(larges.lost) > 0 {
+		t.Errorf("pods of 1 MiB: %s; beside them: %s", larges, smalls)
+	}
+}

@@ -1,0 +1,115 @@
+// Command images makes CCGRKC's container images, and pushes them, without a container engine.
+//
+// It reads finished programs and writes an OCI image layout: one index, with an image for windows/amd64 (HostProcess
+// containers) and one each for linux/amd64 and linux/arm64 (the webhook, the charts' Jobs, gmsactl). It compiles nothing and signs nothing.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "images:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "images",
+		Short:         "Makes and pushes CCGRKC's container images, without a container engine",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(buildCommand(), pushCommand(), digestCommand())
+	return root
+}
+
+func buildCommand() *cobra.Command {
+	var o options
+	c := &cobra.Command{
+		Use:   "build",
+		Short: "Write an OCI image layout from the programs in a directory",
+		Long: `Writes one multi-platform image as an OCI image layout. In --dist must lie:
+
+  ccg-plugin-installer.exe, gmsa-account-provider.exe                      what the Windows image holds
+  ccg-plugin.dll                                                           what is inside the installer, for its list of components
+  uninstall-hook, gmsa-webhook, gmsactl in linux-amd64 and linux-arm64    what the Linux images hold
+
+Equal programs and flags give an equal digest. A list of components (CycloneDX 1.6) of each program goes into its image,
+below /sbom, and into the directory sbom beside --out.
+
+The Windows image stands on a base layer that HostProcess containers can use on every version of Windows Server. With
+--base scratch it is made here, from nothing; with --base REFERENCE it is pulled.`,
+		Example: `  images build --version v1.2.3 --revision "$(git rev-parse HEAD)" --dist ../dist --out ../dist/image
+  images build --version v1.2.3 --dist ../dist --out ../dist/image \
+    --base mcr.microsoft.com/oss/kubernetes/windows-host-process-containers-base-image:v1.0.0`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.log = cmd.OutOrStdout()
+			_, err := build(cmd.Context(), o)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.version, "version", "", "version of the programs, for labels and lists of components (required)")
+	f.StringVar(&o.revision, "revision", "", "commit that the programs were built from, for a label")
+	f.StringVar(&o.dist, "dist", "../dist", "directory with the programs")
+	f.StringVar(&o.out, "out", "../dist/image", "directory to write; what was there is replaced")
+	f.StringVar(&o.base, "base", scratch, "base of the Windows image: scratch, or the reference of an image to pull")
+	_ = c.MarkFlagRequired("version")
+	return c
+}
+
+func pushCommand() *cobra.Command {
+	var (
+		layout, to string
+		insecure   bool
+	)
+	c := &cobra.Command{
+		Use:   "push",
+		Short: "Push an image layout to a registry",
+		Long: `Pushes the image of a layout, all platforms, under one tag. Credentials are those of docker login or podman login. A
+registry on a loopback address is spoken to in plain HTTP, any other in HTTPS unless --insecure is given.`,
+		Example: `  images push --layout ../dist/image --to ghcr.io/ccgrkc/ccgrkc:v1.2.3
+  images push --layout ../dist/image --to 127.0.0.1:5000/ccgrkc/ccgrkc:v1.2.3`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return push(cmd.Context(), layout, to, insecure, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&layout, "layout", "../dist/image", "directory that build wrote")
+	c.Flags().StringVar(&to, "to", "", "where to: HOST[:PORT]/PATH:TAG (required)")
+	c.Flags().BoolVar(&insecure, "insecure", false, "allow plain HTTP")
+	_ = c.MarkFlagRequired("to")
+	return c
+}
+
+func digestCommand() *cobra.Command {
+	var layout string
+	c := &cobra.Command{
+		Use:   "digest",
+		Short: "Print the digest of the image in a layout",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, digest, err := open(layout)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), digest)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&layout, "layout", "../dist/image", "directory that build wrote")
+	return c
+}
