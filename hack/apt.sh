@@ -10,6 +10,7 @@ gcc-mingw-w64-x86-64        compiles the C that is in a Windows DLL
 binutils-mingw-w64-x86-64   compiles the event messages and the version resource
 mingw-w64-tools             widl, for the proxy and stub that Windows has and Wine has not
 osslsigncode                signs the Windows programs of a release
+shellcheck                  checks the shell scripts
 libfaketime                 gives a domain controller of the lab a clock of its own'
 # The lab'"'"'s Active Directory. Group managed service accounts came with Samba 4.21; Debian 12 has 4.17, its backports 4.22.
 samba_version=2:4.22
