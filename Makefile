@@ -52,6 +52,10 @@ build: deps ## build everything into dist/
 	@echo "build  dist/lab/"
 	$(Q)cd lab && $(WINDOWS) $(BUILD) -o ../dist/lab/ ./cmd/ccg ./cmd/app
 
+.PHONY: charts
+charts: ## copy charts/shared into the charts
+	$(Q)hack/charts.sh
+
 # The same programs, which a test can stop at the moments that package faultpoint names. Never released.
 .PHONY: faultpoints
 faultpoints: build

@@ -1,4 +1,4 @@
-{{/* What _windows.tpl asks of each chart, under the chart's name. */}}
+{{/* Templates that _windows.tpl requires. */}}
 
 {{- define "rancher-gmsa-account-provider.component" -}}
 provider
@@ -14,22 +14,23 @@ provider
 {{- .Values.credentials.secretName | default (printf "%s-creds" .Release.Name) -}}
 {{- end -}}
 
-{{/* Name of the ServiceAccount by which the webhook sees that a release serves the Secret; empty if there is none. The name has
-room for a Secret's name of 241 characters, and there is none in the place of one that somebody else made. */}}
+{{/* Name of the ServiceAccount that shows the webhook that a release uses the Secret. Empty if the Secret's name has
+more than 241 characters, or if a ServiceAccount of this name exists that this chart did not create. */}}
 {{- define "rancher-gmsa-account-provider.secretMarker" -}}
 {{- $name := printf "gmsa-secret-%s" (include "rancher-gmsa-account-provider.secret" .) -}}
 {{- if and .Values.webhook.serviceAccount (le (len $name) 253) -}}
-{{- $there := lookup "v1" "ServiceAccount" .Release.Namespace $name -}}
-{{- if or (not $there) (eq (dig "metadata" "labels" "app.kubernetes.io/component" "" $there) "secret-marker") -}}
+{{- $existing := lookup "v1" "ServiceAccount" .Release.Namespace $name -}}
+{{- if or (not $existing) (eq (dig "metadata" "labels" "app.kubernetes.io/component" "" $existing) "secret-marker") -}}
 {{- $name -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* The other release of this chart for the same Secret, by whose ServiceAccount the webhook knows of the Secret; empty if it is this one's. */}}
+{{/* Name of another release with the same Secret that owns this ServiceAccount. Empty if this release owns it. */}}
 {{- define "rancher-gmsa-account-provider.secretMarkerOwner" -}}
 {{- with include "rancher-gmsa-account-provider.secretMarker" . -}}
-{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" $.Release.Name (lookup "v1" "ServiceAccount" $.Release.Namespace . | default dict) -}}
+{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" $.Release.Name
+  (lookup "v1" "ServiceAccount" $.Release.Namespace . | default dict) -}}
 {{- if ne $owner $.Release.Name }}{{ $owner }}{{ end -}}
 {{- end -}}
 {{- end -}}
@@ -39,13 +40,14 @@ room for a Secret's name of 241 characters, and there is none in the place of on
 - --secret={{ include "rancher-gmsa-account-provider.secret" . }}
 {{- end -}}
 
-{{/* Name of the Secret with the certificate of one side, server or client; empty in mode embedded. */}}
+{{/* Arguments: root, side (server or client). Name of the Secret with the certificate of this side. Empty in mode
+embedded. */}}
 {{- define "rancher-gmsa-account-provider.certificateSecret" -}}
 {{- $certificates := .root.Values.certificates -}}
 {{- if eq $certificates.mode "secrets" -}}
 {{- get $certificates.secrets .side -}}
 {{- else if eq $certificates.mode "certManager" -}}
-{{- include "ccgrkc.name" (dict "root" .root "suffix" (printf "-%s" .side)) -}}
+{{- include "rancher-gmsa-account-provider.objectName" (dict "root" .root "suffix" (printf "-%s" .side)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -61,44 +63,63 @@ exec:
 {{ toYaml .numbers }}
 {{- end -}}
 
-{{/* What is wrong in this chart. */}}
+{{/* Errors that only this chart reports. */}}
 {{- define "rancher-gmsa-account-provider.validate" -}}
 {{- if hasPrefix "gmsa-secret-" .Release.Name -}}
-{{- fail (printf "\n\nThe release cannot be called %s: its ServiceAccount would have a name that stands for the Secret %s of another release. Choose a name that does not begin with gmsa-secret-." .Release.Name (trimPrefix "gmsa-secret-" .Release.Name)) -}}
+{{- fail (printf (cat
+  "\n\nThe release name %s is not allowed, because a release with Secret %s creates a ServiceAccount with this name."
+  "Choose a name that does not begin with gmsa-secret-.") .Release.Name (trimPrefix "gmsa-secret-" .Release.Name)) -}}
 {{- end -}}
 {{- $c := .Values.certificates -}}
 {{- if eq $c.mode "embedded" -}}
-{{- if lt (include "ccgrkc.seconds" $c.lifetime | int) 10 -}}
-{{- fail (printf "\n\ncertificates.lifetime is %s: use 10s or more." $c.lifetime) -}}
+{{- if lt (include "rancher-gmsa-account-provider.seconds" $c.lifetime | int) 10 -}}
+{{- fail (printf "\n\ncertificates.lifetime is %s, which is too short. Set 10s or more." $c.lifetime) -}}
 {{- end -}}
 {{- else if eq $c.mode "secrets" -}}
 {{- if or (not $c.secrets.server) (not $c.secrets.client) -}}
-{{- fail "\n\ncertificates.mode is secrets: name the two Secrets in certificates.secrets.server and certificates.secrets.client." -}}
+{{- fail (cat
+  "\n\ncertificates.mode is secrets, but the names of the Secrets are missing. Set certificates.secrets.server and"
+  "certificates.secrets.client.") -}}
 {{- end -}}
 {{- if eq $c.secrets.server $c.secrets.client -}}
-{{- fail "\n\ncertificates.secrets.server and certificates.secrets.client name the same Secret. Make two: a certificate is for the server or for the client, never for both." -}}
+{{- fail (cat
+  "\n\ncertificates.secrets.server and certificates.secrets.client specify the same Secret. Create two Secrets: each"
+  "certificate must be valid either for the server or for the client.") -}}
 {{- end -}}
 {{- else -}}
 {{- if not (.Capabilities.APIVersions.Has "cert-manager.io/v1") -}}
-{{- fail "\n\ncertificates.mode is certManager, but this cluster does not know cert-manager.io/v1. Install cert-manager with its CRDs first (https://cert-manager.io/docs/installation/), or use certificates.mode=embedded. With helm template add: --api-versions cert-manager.io/v1" -}}
+{{- fail (cat
+  "\n\ncertificates.mode is certManager, but the cluster does not have the API cert-manager.io/v1. Install cert-manager"
+  "with its CRDs (https://cert-manager.io/docs/installation/), or set certificates.mode=embedded."
+  "For \"helm template\", add --api-versions cert-manager.io/v1.") -}}
 {{- end -}}
-{{- $duration := include "ccgrkc.seconds" $c.certManager.duration | int -}}
+{{- $duration := include "rancher-gmsa-account-provider.seconds" $c.certManager.duration | int -}}
 {{- if lt $duration 3600 -}}
-{{- fail (printf "\n\ncertificates.certManager.duration is %s: cert-manager needs 1h or more." $c.certManager.duration) -}}
+{{- fail (printf
+  "\n\ncertificates.certManager.duration is %s, but cert-manager requires at least 1h. Set 1h or more."
+  $c.certManager.duration) -}}
 {{- end -}}
 {{- with $c.certManager.renewBefore -}}
-{{- $before := include "ccgrkc.seconds" . | int -}}
+{{- $before := include "rancher-gmsa-account-provider.seconds" . | int -}}
 {{- if or (lt $before 300) (ge $before $duration) -}}
-{{- fail (printf "\n\ncertificates.certManager.renewBefore is %s: cert-manager needs 5m or more, and less than the duration of %s. Leave it empty for a third." . $c.certManager.duration) -}}
+{{- fail (printf (cat
+  "\n\ncertificates.certManager.renewBefore is %s, but cert-manager requires at least 5m and less than the duration %s."
+  "Change it, or leave it empty for a third of the duration.") . $c.certManager.duration) -}}
 {{- end -}}
 {{- end -}}
-{{- if lt (include "ccgrkc.seconds" $c.certManager.caDuration | int) (mul 3 $duration) -}}
-{{- fail (printf "\n\ncertificates.certManager.caDuration is %s: use three times the duration of %s or more: cert-manager renews the CA at two thirds of its life, and the CA must outlive what it signed last." $c.certManager.caDuration $c.certManager.duration) -}}
+{{- if lt (include "rancher-gmsa-account-provider.seconds" $c.certManager.caDuration | int) (mul 3 $duration) -}}
+{{- fail (printf (cat
+  "\n\ncertificates.certManager.caDuration is %s, but must be at least three times the duration %s. cert-manager renews"
+  "the CA after two thirds of its lifetime, and the CA must remain valid longer than the certificates that it signed.")
+  $c.certManager.caDuration $c.certManager.duration) -}}
 {{- end -}}
 {{- end -}}
+{{- $secret := include "rancher-gmsa-account-provider.secret" . -}}
 {{- range $side := list "server" "client" -}}
-{{- if eq (include "rancher-gmsa-account-provider.certificateSecret" (dict "root" $ "side" $side)) (include "rancher-gmsa-account-provider.secret" $) -}}
-{{- fail (printf "\n\ncredentials.secretName is %s, which is the Secret of the %s's certificate. They must be different Secrets." $.Values.credentials.secretName $side) -}}
+{{- if eq (include "rancher-gmsa-account-provider.certificateSecret" (dict "root" $ "side" $side)) $secret -}}
+{{- fail (printf (cat
+  "\n\ncredentials.secretName is %s, which is also the Secret with the %s certificate. Specify different Secrets.")
+  $.Values.credentials.secretName $side) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -1,21 +1,24 @@
+{{/* Generated from charts/shared/_shared.tpl. Change that file, then run "make charts". */}}
 {{/*
-What the charts have in common. The file is the same in all, and a test keeps it so. All names begin with "ccgrkc.": in
-an umbrella chart the templates of all charts share one set of names.
+Templates that all charts use. Their names begin with the chart's name, because all charts of an umbrella chart share
+one set of template names.
 */}}
 
-{{/* The name of an object: the release's name and a suffix. A release's name has up to 53 characters and dots. Kubernetes wants
-at most 63, and of a Pod or Job, whose name becomes a hostname (argument hostname), no dots. What does not fit is cut or replaced,
-and made unique by a hash. */}}
-{{- define "ccgrkc.name" -}}
+{{/* Arguments: root, suffix, hostname. Returns the name of an object: the release's name and the suffix. A release's
+name has up to 53 characters and can contain dots. An object's name has at most 63 characters, and no dots if it becomes
+a hostname, as the names of Pods and Jobs do. A name that does not fit is shortened, its dots are replaced, and a hash
+makes it unique. */}}
+{{- define "rancher-gmsa-account-provider.objectName" -}}
 {{- $release := .root.Release.Name -}}
 {{- $suffix := .suffix | default "" -}}
 {{- if or (gt (add (len $release) (len $suffix)) 63) (and .hostname (contains "." $release)) -}}
-{{- $release = printf "%s-%s" (trunc (int (sub 54 (len $suffix))) $release | replace "." "-" | trimAll "-") (sha256sum $release | trunc 8) -}}
+{{- $short := trunc (int (sub 54 (len $suffix))) $release | replace "." "-" | trimAll "-" -}}
+{{- $release = printf "%s-%s" $short (sha256sum $release | trunc 8) -}}
 {{- end -}}
 {{- $release }}{{ $suffix -}}
 {{- end -}}
 
-{{- define "ccgrkc.image" -}}
+{{- define "rancher-gmsa-account-provider.image" -}}
 {{- $registry := .Values.image.registry -}}
 {{- $registry = dig "cattle" "systemDefaultRegistry" "" (.Values.global | default dict) | default $registry -}}
 {{- with $registry }}{{ trimSuffix "/" . }}/{{ end -}}
@@ -23,28 +26,30 @@ and made unique by a hash. */}}
 {{- with .Values.image.digest }}@{{ . }}{{ else }}:{{ $.Values.image.tag | default $.Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
-{{/* What DaemonSets and Deployments select their pods by, and what the jobs of an uninstall find them by. It never changes: a
-selector cannot be changed in an upgrade. */}}
-{{- define "ccgrkc.selector" -}}
+{{/* The labels by which DaemonSets, Deployments and the uninstall Jobs select pods. They must never change: an upgrade
+cannot change a selector. */}}
+{{- define "rancher-gmsa-account-provider.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name | quote }}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
-{{- define "ccgrkc.selectorText" -}}
-app.kubernetes.io/name={{ .root.Chart.Name }},app.kubernetes.io/instance={{ .root.Release.Name }},app.kubernetes.io/component={{ .component }}
+{{- define "rancher-gmsa-account-provider.selectorText" -}}
+{{- printf "app.kubernetes.io/name=%s,app.kubernetes.io/instance=%s,app.kubernetes.io/component=%s"
+  .root.Chart.Name .root.Release.Name .component -}}
 {{- end -}}
 
-{{- define "ccgrkc.labels" -}}
-{{ include "ccgrkc.selector" . }}
+{{- define "rancher-gmsa-account-provider.labels" -}}
+{{ include "rancher-gmsa-account-provider.selector" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | replace "+" "_" | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 app.kubernetes.io/part-of: ccgrkc
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version
+  | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{- end -}}
 
-{{/* The least that a pod on a Linux node can have: Pod Security level restricted, and no file that it could write. */}}
-{{- define "ccgrkc.linuxPodSecurity" -}}
+{{/* Pod Security Standard "restricted", and a read-only root file system. */}}
+{{- define "rancher-gmsa-account-provider.linuxPodSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
@@ -52,26 +57,30 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{- define "ccgrkc.linuxContainerSecurity" -}}
+{{- define "rancher-gmsa-account-provider.linuxContainerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* A Go duration in seconds. Sprig has no function for it, but can add a duration to a date. */}}
-{{- define "ccgrkc.seconds" -}}
+{{/* A Go duration in seconds. Sprig has no function for this, but can add a duration to a date. */}}
+{{- define "rancher-gmsa-account-provider.seconds" -}}
 {{- toDate "2006-01-02T15:04:05Z07:00" "1970-01-01T00:00:00Z" | mustDateModify . | unixEpoch -}}
 {{- end -}}
 
-{{/* What is wrong in any chart. The schema has seen types, forms and unknown keys before. */}}
-{{- define "ccgrkc.validate" -}}
-{{- if regexMatch "-uninstall(-nodes|-stop|-wait)?$" .Release.Name -}}
-{{- fail (printf "\n\nThe release cannot be called %s: the uninstall of a release %s would take its objects for its own. Choose a name that does not end with -uninstall." .Release.Name (regexReplaceAll "-uninstall(-nodes|-stop|-wait)?$" .Release.Name "")) -}}
+{{/* Errors that every chart reports. The schema has already rejected wrong types, wrong formats and unknown keys. */}}
+{{- define "rancher-gmsa-account-provider.validateShared" -}}
+{{- $uninstall := "-uninstall(-nodes|-stop|-wait)?$" -}}
+{{- if regexMatch $uninstall .Release.Name -}}
+{{- $other := regexReplaceAll $uninstall .Release.Name "" -}}
+{{- fail (printf (cat
+  "\n\nThe release name %s is not allowed, because the uninstall hook of a release %s creates objects with this name."
+  "Choose a name that does not end with -uninstall.") .Release.Name $other) -}}
 {{- end -}}
 {{- range $key, $_ := .Values.podLabels -}}
-{{- if hasKey (include "ccgrkc.labels" (dict "root" $ "component" "") | fromYaml) $key -}}
-{{- fail (printf "\n\npodLabels: the chart sets %s itself. Use another label." $key) -}}
+{{- if hasKey (include "rancher-gmsa-account-provider.labels" (dict "root" $ "component" "") | fromYaml) $key -}}
+{{- fail (printf "\n\npodLabels: the chart itself sets the label %s. Use another label." $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

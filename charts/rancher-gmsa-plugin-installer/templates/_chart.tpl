@@ -1,4 +1,4 @@
-{{/* What _windows.tpl asks of each chart, under the chart's name. */}}
+{{/* Templates that _windows.tpl requires. */}}
 
 {{- define "rancher-gmsa-plugin-installer.component" -}}
 installer
@@ -11,9 +11,9 @@ installer
 - --log-format={{ .Values.log.format }}
 {{- end -}}
 
-{{/* What is wrong in this chart. */}}
+{{/* Errors that only this chart reports. */}}
 {{- define "rancher-gmsa-plugin-installer.validate" -}}
-{{- if lt (include "ccgrkc.seconds" .Values.plugin.interval | int) 1 -}}
-{{- fail (printf "\n\nplugin.interval is %s: use 1s or more." .Values.plugin.interval) -}}
+{{- if lt (include "rancher-gmsa-plugin-installer.seconds" .Values.plugin.interval | int) 1 -}}
+{{- fail (printf "\n\nplugin.interval is %s, which is too short. Set 1s or more." .Values.plugin.interval) -}}
 {{- end -}}
 {{- end -}}

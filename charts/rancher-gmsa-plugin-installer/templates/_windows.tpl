@@ -1,26 +1,28 @@
-{{/*
-What the charts that run on Windows nodes have in common, beside _shared.tpl. The file is the same in all of them, and a test keeps
-it so.
-*/}}
+{{/* Generated from charts/shared/_windows.tpl. Change that file, then run "make charts". */}}
+{{/* Templates that the charts for Windows nodes use, in addition to _shared.tpl. */}}
 
-{{- define "ccgrkc.nodes" -}}
+{{- define "rancher-gmsa-plugin-installer.nodes" -}}
 {{- $chosen := list -}}
 {{- range $key, $value := .Values.nodeSelector }}{{ $chosen = append $chosen (printf "%s=%s" $key $value) }}{{ end -}}
 {{- if $chosen }}the Windows nodes with {{ join ", " $chosen }}{{ else }}all Windows nodes{{ end -}}
 {{- end -}}
 
-{{/* kubectl refuses "rollout status" with OnDelete. */}}
-{{- define "ccgrkc.seePods" -}}
-kubectl {{ if eq .Values.updateStrategy.type "OnDelete" }}get{{ else }}rollout status{{ end }} daemonset/{{ include "ccgrkc.name" (dict "root" .) }} --namespace {{ .Release.Namespace }}
+{{/* kubectl rejects "rollout status" with OnDelete. */}}
+{{- define "rancher-gmsa-plugin-installer.podsCommand" -}}
+kubectl {{ ternary "get" "rollout status" (eq .Values.updateStrategy.type "OnDelete") }}
+{{- " " -}}
+daemonset/{{ include "rancher-gmsa-plugin-installer.objectName" (dict "root" .) }} --namespace {{ .Release.Namespace }}
 {{- end -}}
 
-{{- define "ccgrkc.ifNoPod" -}}
-If there are no pods, "kubectl describe daemonset/{{ include "ccgrkc.name" (dict "root" .) }} --namespace {{ .Release.Namespace }}" tells why. The namespace must admit privileged
-pods (label pod-security.kubernetes.io/enforce=privileged).
+{{- define "rancher-gmsa-plugin-installer.noPodsHelp" -}}
+If there are no pods, check the events of the DaemonSet. The namespace must allow privileged pods (label
+pod-security.kubernetes.io/enforce=privileged).
+
+  kubectl describe daemonset/{{ include "rancher-gmsa-plugin-installer.objectName" (dict "root" .) }} --namespace {{ .Release.Namespace }}
 {{- end -}}
 
-{{/* What every pod on a Windows node has. SYSTEM: docs/security.md says why it is no smaller identity. */}}
-{{- define "ccgrkc.windowsPod" -}}
+{{/* Fields of all pods on Windows nodes. docs/security.md explains why they run as SYSTEM. */}}
+{{- define "rancher-gmsa-plugin-installer.windowsPod" -}}
 os:
   name: windows
 hostNetwork: true
@@ -38,51 +40,59 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* What is wrong in any chart for Windows nodes. */}}
-{{- define "ccgrkc.validateWindows" -}}
-{{- $uninstall := include "ccgrkc.name" (dict "root" . "suffix" "-uninstall") -}}
+{{/* Errors that every chart for Windows nodes reports. */}}
+{{- define "rancher-gmsa-plugin-installer.validateWindows" -}}
+{{- $uninstall := include "rancher-gmsa-plugin-installer.objectName" (dict "root" . "suffix" "-uninstall") -}}
 {{- if lookup "apps/v1" "DaemonSet" .Release.Namespace $uninstall -}}
-{{- fail (printf "\n\nDaemonSet %s of an uninstall that was cut off still exists. It would undo this install on every node. Remove it, then try again:\n\n  kubectl delete daemonset %s --namespace %s" $uninstall $uninstall .Release.Namespace) -}}
+{{- fail (printf (cat
+  "\n\nThe DaemonSet %[1]s of an interrupted uninstall still exists. It would clean up the nodes while this release is"
+  "installed. Delete it, then try again:\n\n  kubectl delete daemonset %[1]s --namespace %[2]s")
+  $uninstall .Release.Namespace) -}}
 {{- end -}}
 {{- $os := get (.Values.nodeSelector | default dict) "kubernetes.io/os" | default "windows" -}}
 {{- if ne $os "windows" -}}
-{{- fail (printf "\n\nnodeSelector: kubernetes.io/os is %s, but this chart's DaemonSet runs on Windows nodes only. Leave kubernetes.io/os out." $os) -}}
+{{- fail (printf (cat
+  "\n\nnodeSelector: kubernetes.io/os is %s, but the DaemonSet of this chart runs only on Windows nodes."
+  "Remove kubernetes.io/os from nodeSelector.") $os) -}}
 {{- end -}}
 {{- $rolling := .Values.updateStrategy.rollingUpdate | default dict -}}
 {{- if eq .Values.updateStrategy.type "RollingUpdate" -}}
 {{- $surge := get $rolling "maxSurge" | toString | trimSuffix "%" | int -}}
 {{- $unavailable := get $rolling "maxUnavailable" | toString | trimSuffix "%" | int -}}
 {{- if eq (gt $surge 0) (gt $unavailable 0) -}}
-{{- fail (printf "\n\nupdateStrategy.rollingUpdate: of maxSurge (%v) and maxUnavailable (%v) exactly one must be 0. That is Kubernetes' rule for DaemonSets." (get $rolling "maxSurge" | default 0) (get $rolling "maxUnavailable" | default 0)) -}}
+{{- fail (printf (cat
+  "\n\nupdateStrategy.rollingUpdate: maxSurge is %v and maxUnavailable is %v, but Kubernetes requires that"
+  "exactly one of them is 0. Change one of them.")
+  (get $rolling "maxSurge" | default 0) (get $rolling "maxUnavailable" | default 0)) -}}
 {{- end -}}
 {{- end -}}
 {{- if .Values.uninstall.enabled -}}
-{{- $seconds := include "ccgrkc.seconds" .Values.uninstall.timeout | int -}}
+{{- $seconds := include "rancher-gmsa-plugin-installer.seconds" .Values.uninstall.timeout | int -}}
 {{- if or (lt $seconds 10) (gt $seconds 86400) -}}
-{{- fail (printf "\n\nuninstall.timeout is %s: use 10s to 24h." .Values.uninstall.timeout) -}}
+{{- fail (printf "\n\nuninstall.timeout is %s, but must be 10s to 24h." .Values.uninstall.timeout) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
 {{/*
-The uninstall, which "helm uninstall" runs before it removes anything itself. If a step fails, the release stays, and "helm
-uninstall" can be run again.
+The uninstall hook. "helm uninstall" runs it before it deletes anything. If a step fails, Helm keeps the release, and
+"helm uninstall" can run again. The steps by weight:
 
-  -10  a ServiceAccount with the few rights that the jobs need
-    0  a Job stops the DaemonSet, so that nothing heals or serves what is cleaned up next
-    5  a DaemonSet cleans up on all Windows nodes: an earlier nodeSelector may have reached nodes that today's does not
-   10  a Job waits until that is done everywhere, or names the nodes where it is not
+  -10  A ServiceAccount with the permissions of the Jobs.
+    0  A Job deletes the DaemonSet of the release, so that its pods do not repair or publish again what is cleaned up.
+    5  A DaemonSet cleans up all Windows nodes: an earlier nodeSelector can have selected other nodes.
+   10  A Job waits until all nodes are clean, or lists the nodes that are not.
 */}}
-{{- define "ccgrkc.uninstallAnnotations" -}}
+{{- define "rancher-gmsa-plugin-installer.uninstallAnnotations" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ .weight | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
-{{- define "ccgrkc.uninstall" -}}
-{{- $name := include "ccgrkc.name" (dict "root" . "suffix" "-uninstall") -}}
-{{- $nodes := include "ccgrkc.name" (dict "root" . "suffix" "-uninstall-nodes") -}}
-{{- $labels := include "ccgrkc.labels" (dict "root" . "component" "uninstall") -}}
+{{- define "rancher-gmsa-plugin-installer.uninstall" -}}
+{{- $name := include "rancher-gmsa-plugin-installer.objectName" (dict "root" . "suffix" "-uninstall") -}}
+{{- $nodes := include "rancher-gmsa-plugin-installer.objectName" (dict "root" . "suffix" "-uninstall-nodes") -}}
+{{- $labels := include "rancher-gmsa-plugin-installer.labels" (dict "root" . "component" "uninstall") -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -91,11 +101,11 @@ metadata:
   labels:
     {{- $labels | nindent 4 }}
   annotations:
-    {{- include "ccgrkc.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
+    {{- include "rancher-gmsa-plugin-installer.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
 automountServiceAccountToken: false
 ---
-# A kubelet may get a token of any ServiceAccount that a pod on its node runs as, mounted or not. So what runs on every Windows
-# node runs as one without rights.
+# A kubelet can request a token of the ServiceAccount of any pod on its node, even if the pod does not mount one. So the
+# pods on the Windows nodes use a ServiceAccount without permissions.
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -104,7 +114,7 @@ metadata:
   labels:
     {{- $labels | nindent 4 }}
   annotations:
-    {{- include "ccgrkc.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
+    {{- include "rancher-gmsa-plugin-installer.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
 automountServiceAccountToken: false
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -115,17 +125,17 @@ metadata:
   labels:
     {{- $labels | nindent 4 }}
   annotations:
-    {{- include "ccgrkc.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
+    {{- include "rancher-gmsa-plugin-installer.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
 rules:
   - apiGroups: [apps]
     resources: [daemonsets]
-    resourceNames: [{{ include "ccgrkc.name" (dict "root" .) | quote }}]
+    resourceNames: [{{ include "rancher-gmsa-plugin-installer.objectName" (dict "root" .) | quote }}]
     verbs: [delete]
   - apiGroups: [apps]
     resources: [daemonsets]
     resourceNames: [{{ $name | quote }}]
     verbs: [get]
-  # A list cannot be narrowed to some pods by name.
+  # RBAC cannot limit list to certain pods.
   - apiGroups: [""]
     resources: [pods]
     verbs: [list]
@@ -138,7 +148,7 @@ metadata:
   labels:
     {{- $labels | nindent 4 }}
   annotations:
-    {{- include "ccgrkc.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
+    {{- include "rancher-gmsa-plugin-installer.uninstallAnnotations" (dict "weight" "-10") | nindent 4 }}
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: Role
@@ -148,7 +158,8 @@ subjects:
     name: {{ $name | quote }}
     namespace: {{ .Release.Namespace | quote }}
 ---
-{{ include "ccgrkc.uninstallJob" (dict "root" . "step" "stop" "weight" "0" "timeout" "1m" "daemonset" (include "ccgrkc.name" (dict "root" .)) "component" (include (printf "%s.component" .Chart.Name) .)) }}
+{{ include "rancher-gmsa-plugin-installer.uninstallJob" (dict "root" . "step" "stop" "weight" "0" "timeout" "1m"
+  "daemonset" (include "rancher-gmsa-plugin-installer.objectName" (dict "root" .)) "component" (include "rancher-gmsa-plugin-installer.component" .)) }}
 ---
 apiVersion: apps/v1
 kind: DaemonSet
@@ -158,11 +169,11 @@ metadata:
   labels:
     {{- $labels | nindent 4 }}
   annotations:
-    {{- include "ccgrkc.uninstallAnnotations" (dict "weight" "5") | nindent 4 }}
+    {{- include "rancher-gmsa-plugin-installer.uninstallAnnotations" (dict "weight" "5") | nindent 4 }}
 spec:
   selector:
     matchLabels:
-      {{- include "ccgrkc.selector" (dict "root" . "component" "uninstall") | nindent 6 }}
+      {{- include "rancher-gmsa-plugin-installer.selector" (dict "root" . "component" "uninstall") | nindent 6 }}
   updateStrategy:
     type: RollingUpdate
     rollingUpdate:
@@ -172,7 +183,7 @@ spec:
       labels:
         {{- $labels | nindent 8 }}
     spec:
-      {{- include "ccgrkc.windowsPod" . | nindent 6 }}
+      {{- include "rancher-gmsa-plugin-installer.windowsPod" . | nindent 6 }}
       serviceAccountName: {{ $nodes | quote }}
       automountServiceAccountToken: false
       nodeSelector:
@@ -182,58 +193,60 @@ spec:
       terminationGracePeriodSeconds: 5
       initContainers:
         - name: clean-up
-          image: {{ include "ccgrkc.image" . | quote }}
+          image: {{ include "rancher-gmsa-plugin-installer.image" . | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
           command:
-            {{- include (printf "%s.uninstallCommand" .Chart.Name) . | nindent 12 }}
-          # What it said last is how the wait job explains a node that is not clean.
+            {{- include "rancher-gmsa-plugin-installer.uninstallCommand" . | nindent 12 }}
+          # The wait Job reports the last log lines of a node that is not clean.
           terminationMessagePolicy: FallbackToLogsOnError
           resources:
             {{- toYaml .Values.resources | nindent 12 }}
       containers:
-        # A DaemonSet's pod must go on to run. That it runs tells that the node is clean.
+        # The containers of a DaemonSet must keep running. A running container means that the node is clean.
         - name: cleaned-up
-          image: {{ include "ccgrkc.image" . | quote }}
+          image: {{ include "rancher-gmsa-plugin-installer.image" . | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
           command:
-            {{- include (printf "%s.uninstallCommand" .Chart.Name) . | nindent 12 }}
+            {{- include "rancher-gmsa-plugin-installer.uninstallCommand" . | nindent 12 }}
             - --stay
           terminationMessagePolicy: FallbackToLogsOnError
           resources:
             {{- toYaml .Values.resources | nindent 12 }}
 ---
-{{ include "ccgrkc.uninstallJob" (dict "root" . "step" "wait" "weight" "10" "timeout" .Values.uninstall.timeout "daemonset" $name "component" "uninstall") }}
+{{ include "rancher-gmsa-plugin-installer.uninstallJob" (dict "root" . "step" "wait" "weight" "10" "timeout" .Values.uninstall.timeout
+  "daemonset" $name "component" "uninstall") }}
 {{- end -}}
 
-{{/* root, step, weight, timeout, daemonset, component (of that DaemonSet) */}}
-{{- define "ccgrkc.uninstallJob" -}}
+{{/* Arguments: root, step, weight, timeout, daemonset, component (of that DaemonSet). */}}
+{{- define "rancher-gmsa-plugin-installer.uninstallJob" -}}
 {{- $component := printf "uninstall-%s" .step -}}
 apiVersion: batch/v1
 kind: Job
 metadata:
-  name: {{ include "ccgrkc.name" (dict "root" .root "hostname" true "suffix" (printf "-uninstall-%s" .step)) | quote }}
+  name: {{ include "rancher-gmsa-plugin-installer.objectName" (dict "root" .root "hostname" true
+    "suffix" (printf "-uninstall-%s" .step)) | quote }}
   namespace: {{ .root.Release.Namespace | quote }}
   labels:
-    {{- include "ccgrkc.labels" (dict "root" .root "component" $component) | nindent 4 }}
+    {{- include "rancher-gmsa-plugin-installer.labels" (dict "root" .root "component" $component) | nindent 4 }}
   annotations:
-    {{- include "ccgrkc.uninstallAnnotations" . | nindent 4 }}
-    # Helm prints which nodes it was that failed.
+    {{- include "rancher-gmsa-plugin-installer.uninstallAnnotations" . | nindent 4 }}
+    # Helm prints the log, which lists the nodes that are not clean.
     helm.sh/hook-output-log-policy: hook-failed
 spec:
   backoffLimit: 0
-  # Over the program's own timeout, so that it is the program that says what is wrong. The rest is for the image.
-  activeDeadlineSeconds: {{ add (include "ccgrkc.seconds" .timeout) 45 }}
-  # After a failure the Job stays, to be looked at. Nobody needs to remove it.
+  # Longer than the program's own timeout, so that the program can report the error, and the node can pull the image.
+  activeDeadlineSeconds: {{ add (include "rancher-gmsa-plugin-installer.seconds" .timeout) 45 }}
+  # Keeps a failed Job for inspection.
   ttlSecondsAfterFinished: 86400
   template:
     metadata:
       labels:
-        {{- include "ccgrkc.labels" (dict "root" .root "component" $component) | nindent 8 }}
+        {{- include "rancher-gmsa-plugin-installer.labels" (dict "root" .root "component" $component) | nindent 8 }}
     spec:
       os:
         name: linux
       restartPolicy: Never
-      serviceAccountName: {{ include "ccgrkc.name" (dict "root" .root "suffix" "-uninstall") | quote }}
+      serviceAccountName: {{ include "rancher-gmsa-plugin-installer.objectName" (dict "root" .root "suffix" "-uninstall") | quote }}
       automountServiceAccountToken: true
       enableServiceLinks: false
       {{- with .root.Values.imagePullSecrets }}
@@ -247,25 +260,25 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       securityContext:
-        {{- include "ccgrkc.linuxPodSecurity" . | nindent 8 }}
+        {{- include "rancher-gmsa-plugin-installer.linuxPodSecurity" . | nindent 8 }}
       containers:
         - name: {{ .step | quote }}
-          image: {{ include "ccgrkc.image" .root | quote }}
+          image: {{ include "rancher-gmsa-plugin-installer.image" .root | quote }}
           imagePullPolicy: {{ .root.Values.image.pullPolicy | quote }}
           command:
             - /uninstall-hook
             - {{ .step }}
             - --namespace={{ .root.Release.Namespace }}
             - --daemonset={{ .daemonset }}
-            - --selector={{ include "ccgrkc.selectorText" . }}
+            - --selector={{ include "rancher-gmsa-plugin-installer.selectorText" . }}
             {{- if eq .step "wait" }}
-            {{- $component := include (printf "%s.component" .root.Chart.Name) .root }}
-            - --stopped-daemonset={{ include "ccgrkc.name" (dict "root" .root) }}
-            - --stopped-selector={{ include "ccgrkc.selectorText" (dict "root" .root "component" $component) }}
+            {{- $component := include "rancher-gmsa-plugin-installer.component" .root }}
+            - --stopped-daemonset={{ include "rancher-gmsa-plugin-installer.objectName" (dict "root" .root) }}
+            - --stopped-selector={{ include "rancher-gmsa-plugin-installer.selectorText" (dict "root" .root "component" $component) }}
             {{- end }}
             - --timeout={{ .timeout }}
           securityContext:
-            {{- include "ccgrkc.linuxContainerSecurity" . | nindent 12 }}
+            {{- include "rancher-gmsa-plugin-installer.linuxContainerSecurity" . | nindent 12 }}
           resources:
             {{- toYaml .root.Values.uninstall.resources | nindent 12 }}
 {{- end -}}

@@ -1,29 +1,30 @@
-{{/* The Service's name must be a DNS label, and what stands for the whole cluster is called like it. */}}
+{{/* Name of the Service, which must be a DNS label, and of the cluster-scoped objects. */}}
 {{- define "rancher-gmsa-webhook.name" -}}
-{{- include "ccgrkc.name" (dict "root" . "hostname" true) -}}
+{{- include "rancher-gmsa-webhook.objectName" (dict "root" . "hostname" true) -}}
 {{- end -}}
 
-{{- define "rancher-gmsa-webhook.labels" -}}
-{{- include "ccgrkc.labels" (dict "root" . "component" "webhook") -}}
+{{- define "rancher-gmsa-webhook.webhookLabels" -}}
+{{- include "rancher-gmsa-webhook.labels" (dict "root" . "component" "webhook") -}}
 {{- end -}}
 
-{{/* Name of the Secret with the certificate. Each mode has its own: the webhook's goes with its release, and cert-manager's does not,
-so that neither is in the other's way when the mode changes or is rolled back. */}}
+{{/* Name of the Secret with the serving certificate. It differs between the modes self and certManager, because Helm
+deletes the former and not the latter: a change of the mode or a rollback must not find the other mode's Secret. */}}
 {{- define "rancher-gmsa-webhook.secret" -}}
 {{- if eq .Values.certificates.mode "provided" -}}
 {{- .Values.certificates.provided.secretName -}}
 {{- else -}}
-{{- include "ccgrkc.name" (dict "root" . "hostname" true "suffix" (ternary "-tls" "-cert" (eq .Values.certificates.mode "self"))) -}}
+{{- $suffix := ternary "-tls" "-cert" (eq .Values.certificates.mode "self") -}}
+{{- include "rancher-gmsa-webhook.objectName" (dict "root" . "hostname" true "suffix" $suffix) -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Whether the webhook writes the CA into the two configurations; empty if not. */}}
+{{/* "true" if the webhook writes the CA bundle of the webhook configurations, else empty. */}}
 {{- define "rancher-gmsa-webhook.injects" -}}
 {{- if not (and (eq .Values.certificates.mode "provided") .Values.certificates.provided.caBundle) }}true{{ end -}}
 {{- end -}}
 
-{{/* Which namespaces are looked at: all but the webhook's own, whose pods must start while there is no webhook, and those with
-the label that SIG-Windows' webhook has for this. */}}
+{{/* Excludes the webhook's own namespace, whose pods must start while the webhook is unavailable, and namespaces with
+the label that SIG Windows' webhook also uses. */}}
 {{- define "rancher-gmsa-webhook.namespaceSelector" -}}
 matchExpressions:
   - key: kubernetes.io/metadata.name
@@ -34,15 +35,16 @@ matchExpressions:
     values: ["true"]
 {{- end -}}
 
-{{/* The one condition of webhooks and policy: the gMSAs of a pod are not what they were, and before a CREATE there were none. So pods
-without a gMSA never pass it, and of the others no update that leaves the gMSAs alone, such as that of a label or a finalizer: an
-outage would stop all of these. oldObject is null in CREATE. A field that is empty counts as one that is absent. */}}
+{{/* The condition of the webhooks and the policy: the request sets or changes a gMSA field of the pod. It is false for
+pods without a gMSA and for updates of other fields, such as labels or finalizers, because these must work while the
+webhook is unavailable. oldObject is null in CREATE. An empty field is the same as an absent one. */}}
 {{- define "rancher-gmsa-webhook.matchConditions" -}}
-- name: gmsas-not-as-before
+- name: gmsa-set-or-changed
   expression: |-
     [[object, oldObject].map(pod, pod == null ? [] :
       [[dyn(""), pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpecName.orValue(""),
-        pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("")]].filter(at, at[1] != "" || at[2] != "")
+        pod.spec.?securityContext.?windowsOptions.?gmsaCredentialSpec.orValue("")]]
+        .filter(fields, fields[1] != "" || fields[2] != "")
       {{- range list "containers" "initContainers" "ephemeralContainers" }}
       + pod.spec.?{{ . }}.orValue([]).filter(c,
         c.?securityContext.?windowsOptions.?gmsaCredentialSpecName.orValue("") != ""
@@ -53,83 +55,106 @@ outage would stop all of these. oldObject is null in CREATE. A field that is emp
     )].exists(gmsas, gmsas[0] != gmsas[1])
 {{- end -}}
 
-{{/* CEL: a text of the user's in quotes. A warning is a header of HTTP, which cannot have control characters, and quote() leaves most of
-them. */}}
+{{/* CEL: the user's text in quotes. A warning is an HTTP header, which must not contain control characters, and quote()
+retains most of them. */}}
 {{- define "rancher-gmsa-webhook.quoted" -}}
 ({{ . }}.matches(r'\p{Cc}') ? "a text with control characters" : strings.quote({{ . }}))
 {{- end -}}
 
-{{/* Argument: the weight. */}}
+{{/* Argument: hook weight. */}}
 {{- define "rancher-gmsa-webhook.testAnnotations" -}}
 helm.sh/hook: test
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
-{{/* The CustomResourceDefinition if it is this release's to make; empty if it is somebody else's. */}}
+{{/* Owner of the CustomResourceDefinition. "this release" if it does not exist. */}}
 {{- define "rancher-gmsa-webhook.crdOwner" -}}
-{{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "gmsacredentialspecs.windows.k8s.io" | default dict -}}
-{{- $annotations := dig "metadata" "annotations" dict $there | default dict -}}
-{{- if not $there -}}
+{{- $existing := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "gmsacredentialspecs.windows.k8s.io"
+  | default dict -}}
+{{- $annotations := dig "metadata" "annotations" dict $existing | default dict -}}
+{{- $name := get $annotations "meta.helm.sh/release-name" -}}
+{{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
+{{- if not $existing -}}
 this release
-{{- else if and (eq (get $annotations "meta.helm.sh/release-name") .Release.Name) (eq (get $annotations "meta.helm.sh/release-namespace") .Release.Namespace) -}}
+{{- else if and (eq $name .Release.Name) (eq $namespace .Release.Namespace) -}}
 this release
-{{- else if get $annotations "meta.helm.sh/release-name" -}}
-release {{ get $annotations "meta.helm.sh/release-namespace" }}/{{ get $annotations "meta.helm.sh/release-name" }}
+{{- else if $name -}}
+release {{ $namespace }}/{{ $name }}
 {{- else -}}
-no release of Helm
+no Helm release
 {{- end -}}
 {{- end -}}
 
-{{/* What is wrong in this chart. */}}
+{{/* Errors that only this chart reports. */}}
 {{- define "rancher-gmsa-webhook.validate" -}}
 {{- if not (regexMatch "^[a-z]" .Release.Name) -}}
-{{- fail (printf "\n\nThe release cannot be called %s: its Service has that name, and a Service's name begins with a letter. Call it rancher-gmsa-webhook." .Release.Name) -}}
+{{- fail (printf (cat
+  "\n\nThe release name %s is not allowed, because the Service has the same name and must begin with a letter."
+  "Use the name rancher-gmsa-webhook.") .Release.Name) -}}
 {{- end -}}
 {{- range (lookup "admissionregistration.k8s.io/v1" "ValidatingWebhookConfiguration" "" "" | default dict).items -}}
 {{- if eq (dig "metadata" "labels" "app.kubernetes.io/name" "" .) $.Chart.Name -}}
 {{- $release := dig "metadata" "annotations" "meta.helm.sh/release-name" "" . -}}
 {{- $namespace := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" . -}}
 {{- if and $release (or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace)) -}}
-{{- fail (printf "\n\nThis chart is installed already, as release %s in namespace %s, and a cluster needs it once. Upgrade that release, or uninstall it first:\n\n  helm uninstall %s --namespace %s" $release $namespace $release $namespace) -}}
+{{- fail (printf (cat
+  "\n\nThis chart is already installed as release %[1]s in namespace %[2]s. Only one release per cluster is possible."
+  "Upgrade that release, or uninstall it first:\n\n  helm uninstall %[1]s --namespace %[2]s") $release $namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- $os := get (.Values.nodeSelector | default dict) "kubernetes.io/os" | default "linux" -}}
 {{- if ne $os "linux" -}}
-{{- fail (printf "\n\nnodeSelector: kubernetes.io/os is %s, but this chart's Deployment runs on Linux nodes only. Leave kubernetes.io/os out." $os) -}}
+{{- fail (printf (cat
+  "\n\nnodeSelector: kubernetes.io/os is %s, but the Deployment of this chart runs only on Linux nodes."
+  "Remove kubernetes.io/os from nodeSelector.") $os) -}}
 {{- end -}}
 {{- $c := .Values.certificates -}}
-{{- if lt (include "ccgrkc.seconds" $c.settle | int) 1 -}}
-{{- fail (printf "\n\ncertificates.settle is %s: use 1s or more." $c.settle) -}}
+{{- if lt (include "rancher-gmsa-webhook.seconds" $c.settle | int) 1 -}}
+{{- fail (printf "\n\ncertificates.settle is %s, which is too short. Set 1s or more." $c.settle) -}}
 {{- end -}}
 {{- if eq $c.mode "self" -}}
-{{- if lt (include "ccgrkc.seconds" $c.lifetime | int) (mul 6 (include "ccgrkc.seconds" $c.settle | int)) -}}
-{{- fail (printf "\n\ncertificates.lifetime is %s: use six times certificates.settle (%s) or more, so that a new CA has settled well before the old certificate ends." $c.lifetime $c.settle) -}}
+{{- $lifetime := include "rancher-gmsa-webhook.seconds" $c.lifetime | int -}}
+{{- if lt $lifetime (mul 6 (include "rancher-gmsa-webhook.seconds" $c.settle | int)) -}}
+{{- fail (printf (cat
+  "\n\ncertificates.lifetime is %s, but must be at least six times certificates.settle (%s). Otherwise the old"
+  "certificate can expire before all API servers trust the new CA.") $c.lifetime $c.settle) -}}
 {{- end -}}
 {{- else if eq $c.mode "provided" -}}
 {{- if not $c.provided.secretName -}}
-{{- fail "\n\ncertificates.mode is provided: name the Secret in certificates.provided.secretName." -}}
+{{- fail (cat
+  "\n\ncertificates.mode is provided, but the name of the Secret is missing. Set certificates.provided.secretName.") -}}
 {{- end -}}
 {{- else -}}
 {{- if not (.Capabilities.APIVersions.Has "cert-manager.io/v1") -}}
-{{- fail "\n\ncertificates.mode is certManager, but this cluster does not know cert-manager.io/v1. Install cert-manager with its CRDs first (https://cert-manager.io/docs/installation/), or use certificates.mode=self. With helm template add: --api-versions cert-manager.io/v1" -}}
+{{- fail (cat
+  "\n\ncertificates.mode is certManager, but the cluster does not have the API cert-manager.io/v1. Install cert-manager"
+  "with its CRDs (https://cert-manager.io/docs/installation/), or set certificates.mode=self."
+  "For \"helm template\", add --api-versions cert-manager.io/v1.") -}}
 {{- end -}}
-{{- $duration := include "ccgrkc.seconds" $c.certManager.duration | int -}}
+{{- $duration := include "rancher-gmsa-webhook.seconds" $c.certManager.duration | int -}}
 {{- if lt $duration 3600 -}}
-{{- fail (printf "\n\ncertificates.certManager.duration is %s: cert-manager needs 1h or more." $c.certManager.duration) -}}
+{{- fail (printf
+  "\n\ncertificates.certManager.duration is %s, but cert-manager requires at least 1h. Set 1h or more."
+  $c.certManager.duration) -}}
 {{- end -}}
 {{- with $c.certManager.renewBefore -}}
-{{- $before := include "ccgrkc.seconds" . | int -}}
+{{- $before := include "rancher-gmsa-webhook.seconds" . | int -}}
 {{- if or (lt $before 300) (ge $before $duration) -}}
-{{- fail (printf "\n\ncertificates.certManager.renewBefore is %s: cert-manager needs 5m or more, and less than the duration of %s. Leave it empty for a third." . $c.certManager.duration) -}}
+{{- fail (printf (cat
+  "\n\ncertificates.certManager.renewBefore is %s, but cert-manager requires at least 5m and less than the duration %s."
+  "Change it, or leave it empty for a third of the duration.") . $c.certManager.duration) -}}
 {{- end -}}
 {{- end -}}
-{{- if lt (include "ccgrkc.seconds" $c.certManager.caDuration | int) (mul 3 $duration) -}}
-{{- fail (printf "\n\ncertificates.certManager.caDuration is %s: use three times the duration of %s or more: cert-manager renews the CA at two thirds of its life, and the CA must outlive what it signed last." $c.certManager.caDuration $c.certManager.duration) -}}
+{{- if lt (include "rancher-gmsa-webhook.seconds" $c.certManager.caDuration | int) (mul 3 $duration) -}}
+{{- fail (printf (cat
+  "\n\ncertificates.certManager.caDuration is %s, but must be at least three times the duration %s. cert-manager renews"
+  "the CA after two thirds of its lifetime, and the CA must remain valid longer than the certificates that it signed.")
+  $c.certManager.caDuration $c.certManager.duration) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.apiServer.clientName (not .Values.apiServer.clientCAConfigMap) -}}
-{{- fail "\n\napiServer.clientName is set, but no CA says whose it is: name the ConfigMap with the CA in apiServer.clientCAConfigMap." -}}
+{{- fail "\n\napiServer.clientName is set, but the CA is missing. Set apiServer.clientCAConfigMap." -}}
 {{- end -}}
 {{- end -}}

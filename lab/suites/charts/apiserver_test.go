@@ -30,7 +30,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// cluster is a real control plane with the programs to talk to it.
+// cluster is a control plane with kubectl.
 type cluster struct {
 	*controlplane.ControlPlane
 	kubectl string
@@ -53,7 +53,7 @@ func newCluster(t *testing.T, namespaces ...string) *cluster {
 	return c
 }
 
-// run runs a program against the cluster in a directory of the test's own, with a text as its input.
+// run runs a program against the cluster, with a home directory and an input.
 func (c *cluster) run(ctx context.Context, input, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.home, "KUBECONFIG=" + c.Kubeconfig}
@@ -78,8 +78,8 @@ func (c *cluster) helm(t *testing.T, h helm, r rendering, command ...string) (st
 	return c.run(t.Context(), r.values, h.path, args...)
 }
 
-// TestEveryRenderingIsAcceptedByTheAPIServer, without an unknown or doubled field, and without a warning.
-func TestEveryRenderingIsAcceptedByTheAPIServer(t *testing.T) {
+// TestAPIServerAcceptsEveryRendering verifies that there are no unknown or duplicate fields and no warnings.
+func TestAPIServerAcceptsEveryRendering(t *testing.T) {
 	c := newCluster(t, "gmsa-system", "456")
 	if err := certmanager.InstallCRDs(t.Context(), c.Kubeconfig); err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func TestEveryRenderingIsAcceptedByTheAPIServer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// A pod is refused where its ServiceAccount does not exist, so these are made.
+			// A pod requires its ServiceAccount, so the test creates the ServiceAccounts.
 			accounts, others, count := "", "", 0
 			for _, o := range parse(t, text) {
 				content, err := o.MarshalJSON()
@@ -100,7 +100,7 @@ func TestEveryRenderingIsAcceptedByTheAPIServer(t *testing.T) {
 					t.Fatal(err)
 				}
 				if o.GetKind() == "CustomResourceDefinition" {
-					continue // it is there
+					continue // it exists
 				}
 				if o.GetKind() == "ServiceAccount" {
 					accounts += "\n---\n" + string(content)
@@ -129,8 +129,8 @@ func TestEveryRenderingIsAcceptedByTheAPIServer(t *testing.T) {
 	}
 }
 
-// TestNotesSayWhatWorks runs the command that makes the Secret as it is printed, and reads the plugin input as the plugin does.
-func TestNotesSayWhatWorks(t *testing.T) {
+// TestCommandsInNotesWork runs the command that creates the Secret, and parses the plugin input as the plugin does.
+func TestCommandsInNotesWork(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	if err := os.WriteFile(filepath.Join(c.home, "password.txt"), []byte("correct horse"), 0o600); err != nil {
 		t.Fatal(err)
@@ -158,7 +158,7 @@ func TestNotesSayWhatWorks(t *testing.T) {
 		}
 		secret, err := c.Client().CoreV1().Secrets(ref.Namespace).Get(t.Context(), ref.Secret, metav1.GetOptions{})
 		if err != nil {
-			t.Fatalf("the plugin input names a Secret that the command did not make: %v", err)
+			t.Fatalf("the command did not create the Secret of the plugin input: %v", err)
 		}
 		if _, warnings, err := credential.FromSecret(secret.Data); err != nil || len(warnings) > 0 {
 			t.Errorf("the Secret: %v, %v", err, warnings)
@@ -166,8 +166,8 @@ func TestNotesSayWhatWorks(t *testing.T) {
 	}
 }
 
-// TestNotesOfTheWebhookSayWhatWorks runs the command that lets a workload use a GMSACredentialSpec, and the one that asks the webhook.
-func TestNotesOfTheWebhookSayWhatWorks(t *testing.T) {
+// TestCommandsInWebhookNotesWork runs the command that grants the use permission, and the one that tests the webhook.
+func TestCommandsInWebhookNotesWork(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	out, err := c.helm(t, helms(t)[0], rendering{chart: webhook}.withDefaults(), "install")
 	if err != nil {
@@ -188,9 +188,9 @@ func TestNotesOfTheWebhookSayWhatWorks(t *testing.T) {
 	}
 	grant := string(credspec.GrantUse("web01", "default", "default"))
 	if !strings.Contains(out, "\n  echo '"+grant+"' | kubectl apply -f -\n") {
-		t.Errorf("the notes grant something else than the webhook's denials: %s", grant)
+		t.Errorf("the notes do not have the same manifest as the webhook's denials: %s", grant)
 	}
-	may := func() bool {
+	allowed := func() bool {
 		t.Helper()
 		review, err := c.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 			User:               "system:serviceaccount:default:default",
@@ -201,23 +201,23 @@ func TestNotesOfTheWebhookSayWhatWorks(t *testing.T) {
 		}
 		return review.Status.Allowed
 	}
-	if may() {
-		t.Fatal("it may use web01 already")
+	if allowed() {
+		t.Fatal("the ServiceAccount can use web01 before the command ran")
 	}
 	if err := shell("echo '", "\n"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the right is known", may)
-	// Nobody is behind the webhook here.
-	eventually(t, "the webhook is asked", func() bool {
+	eventually(t, "the permission", allowed)
+	// The webhook does not run here.
+	eventually(t, "the API server calls the webhook", func() bool {
 		err := shell("kubectl run ", "\n\n")
 		return err != nil && strings.Contains(err.Error(), `failed calling webhook "mutate.gmsa.ccgrkc.github.io"`)
 	})
 }
 
-// TestTheKindIsNobodysToRemove: GMSACredentialSpecs stay after an uninstall, a definition that somebody else made stays as it is, and
-// a second release is refused.
-func TestTheKindIsNobodysToRemove(t *testing.T) {
+// TestUninstallKeepsCredentialSpecs also verifies that install and uninstall do not change a CustomResourceDefinition
+// of another owner, and that a second release is rejected.
+func TestUninstallKeepsCredentialSpecs(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	ctx := t.Context()
 	r := rendering{chart: webhook}.withDefaults()
@@ -240,7 +240,7 @@ func TestTheKindIsNobodysToRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		kubectl(spec, "apply", "--filename=-")
-		// Whatever is in the Secret and in the configurations is the webhook's.
+		// The webhook writes the Secret and the CA bundle. An upgrade must not change them.
 		kubectl("", "patch", "secret", "web-tls", "--namespace=gmsa-system", "--type=merge", `--patch={"data":{"tls.crt":"eA=="}}`)
 		for _, kind := range []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"} {
 			kubectl("", "patch", kind, "web", "--type=json", `--patch=[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":"`+base64.StdEncoding.EncodeToString([]byte(testCA))+`"}]`)
@@ -251,25 +251,25 @@ func TestTheKindIsNobodysToRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := kubectl("", "get", "secret", "web-tls", "--namespace=gmsa-system", `--output=jsonpath={.data.tls\.crt}`); got != "eA==" {
-			t.Errorf("%s: an upgrade left %q in the Secret", h.name, got)
+			t.Errorf("%s: after an upgrade, the Secret contains %q", h.name, got)
 		}
 		for _, kind := range []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"} {
 			if kubectl("", "get", kind, "web", "--output=jsonpath={.webhooks[0].clientConfig.caBundle}") == "" {
-				t.Errorf("%s: an upgrade took the CA from the %s", h.name, kind)
+				t.Errorf("%s: an upgrade removed the CA bundle from the %s", h.name, kind)
 			}
 		}
 		second := r
 		second.release = "another"
 		if _, err := c.helm(t, h, second, "install"); err == nil || !strings.Contains(err.Error(), "helm uninstall web --namespace gmsa-system") {
-			t.Errorf("%s installs beside the first: %v", h.name, err)
+			t.Errorf("%s does not reject a second release: %v", h.name, err)
 		}
 		if _, err := c.run(ctx, "", h.path, "uninstall", r.release, "--namespace", r.namespace, "--wait"); err != nil {
 			t.Fatal(err)
 		}
-		// What the Deployment made goes a little later.
-		eventually(t, "everything is gone", func() bool { return ofReleases() == "" })
+		// The garbage collector deletes the objects of the Deployment later.
+		eventually(t, "the deletion of all objects", func() bool { return ofReleases() == "" })
 		if got := kubectl("", "get", "gmsacredentialspecs", "--output=name"); got != "gmsacredentialspec.windows.k8s.io/web01\n" {
-			t.Errorf("%s: an uninstall left of the GMSACredentialSpecs %q", h.name, got)
+			t.Errorf("%s: after an uninstall, the GMSACredentialSpecs are %q", h.name, got)
 		}
 	}
 
@@ -282,7 +282,7 @@ func TestTheKindIsNobodysToRemove(t *testing.T) {
 	before := kubectl("", "get", "crd", "gmsacredentialspecs.windows.k8s.io", "--output=jsonpath={.metadata.uid} {.metadata.generation} {.metadata.annotations.owner} {.metadata.labels}")
 	for _, h := range helms(t) {
 		notes, err := c.helm(t, h, r, "install")
-		if err != nil || !strings.Contains(notes, "was there, of no release of Helm, and is left as it is") {
+		if err != nil || !strings.Contains(notes, "already existed and remains unchanged. Its owner:\nno Helm release.") {
 			t.Errorf("%s: %v\n%s", h.name, err, notes)
 		}
 		if _, err := c.run(ctx, "", h.path, "uninstall", r.release, "--namespace", r.namespace, "--wait"); err != nil {
@@ -294,8 +294,9 @@ func TestTheKindIsNobodysToRemove(t *testing.T) {
 	}
 }
 
-// TestTwoReleasesForOneSecret, each for nodes of its own, are installed beside each other, and the mark of the Secret stays as it is.
-func TestTwoReleasesForOneSecret(t *testing.T) {
+// TestTwoReleasesCanUseOneSecret on different nodes. The second does not change the ServiceAccount that marks the
+// Secret.
+func TestTwoReleasesCanUseOneSecret(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	accounts := c.Client().CoreV1().ServiceAccounts("gmsa-system")
 	for i, h := range helms(t) {
@@ -305,8 +306,8 @@ func TestTwoReleasesForOneSecret(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if told := strings.Contains(notes, "Release r0 serves Secret shared too."); told != (i > 0) {
-				t.Errorf("%s of release %d: the notes say that another serves the Secret: %v\n%s", command, i, told, notes)
+			if reported := strings.Contains(notes, "Release r0 also uses Secret shared."); reported != (i > 0) {
+				t.Errorf("%s of release %d: the notes report another release: %v\n%s", command, i, reported, notes)
 			}
 		}
 		mark, err := accounts.Get(t.Context(), "gmsa-secret-shared", metav1.GetOptions{})
@@ -314,7 +315,7 @@ func TestTwoReleasesForOneSecret(t *testing.T) {
 			t.Fatalf("%v, %v", mark.Labels, err)
 		}
 	}
-	// Whatever else has such a name has rights that are not the webhook's.
+	// An existing ServiceAccount with this name can have permissions that the webhook must not get.
 	if _, err := accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "gmsa-secret-web-creds"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -322,13 +323,13 @@ func TestTwoReleasesForOneSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	if role, err := c.Client().RbacV1().Roles("gmsa-system").Get(t.Context(), "web:webhook", metav1.GetOptions{}); err == nil {
-		t.Errorf("the webhook may act for a ServiceAccount of somebody else: %v", role.Rules)
+		t.Errorf("the webhook can request a token of an existing ServiceAccount: %v", role.Rules)
 	}
 }
 
-// TestAReleaseMayDoNoMore asks the API server what the ServiceAccounts of a release may do, beside what every
-// ServiceAccount may.
-func TestAReleaseMayDoNoMore(t *testing.T) {
+// TestReleasesHaveOnlyTheListedPermissions compares the permissions that the API server reports for the ServiceAccounts
+// of a release, without those of every ServiceAccount.
+func TestReleasesHaveOnlyTheListedPermissions(t *testing.T) {
 	c := newCluster(t, "gmsa-system", "other")
 	h := helms(t)[1]
 	for _, r := range []rendering{{chart: provider, release: "web"}, {chart: provider, release: "other"}, {chart: installer, release: "plugin"},
@@ -337,7 +338,7 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 		if _, err := c.helm(t, h, r, "install"); err != nil {
 			t.Fatal(err)
 		}
-		// The uninstall's objects are there only while it runs.
+		// The objects of the uninstall hook exist only while it runs, so the test creates them.
 		var hooks []string
 		for _, o := range r.mustRender(t) {
 			if strings.Contains(o.GetName(), "-uninstall") && slices.Contains([]string{"ServiceAccount", "Role", "RoleBinding"}, o.GetKind()) {
@@ -390,7 +391,7 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 		return string(text)
 	}
 	everyone := rules("nobody", "gmsa-system")
-	// Of the webhook, what holds in every namespace.
+	// The permissions of the webhook in all namespaces.
 	everywhere := []string{
 		rule([]string{"get"}, "windows.k8s.io", "gmsacredentialspecs"),
 		rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
@@ -433,14 +434,15 @@ func TestAReleaseMayDoNoMore(t *testing.T) {
 				delete(got, r)
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("%s in namespace %s, beside what everyone may (-want +got)\n%s", tt.account, namespace, diff)
+				t.Errorf("permissions of %s in namespace %s (-want +got)\n%s", tt.account, namespace, diff)
 			}
 		}
 	}
 }
 
-// TestNothingIsCreatedWhereTheInstallIsRefused: what Helm finds out from the cluster, it finds out first.
-func TestNothingIsCreatedWhereTheInstallIsRefused(t *testing.T) {
+// TestFailedInstallCreatesNothing verifies that all checks that need the cluster run before the first object is
+// created.
+func TestFailedInstallCreatesNothing(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	ctx := t.Context()
 	objects := func() string {
@@ -451,7 +453,7 @@ func TestNothingIsCreatedWhereTheInstallIsRefused(t *testing.T) {
 		}
 		return out
 	}
-	// An uninstall that was cut off left its DaemonSet.
+	// An interrupted uninstall left its DaemonSet.
 	left := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: "web-uninstall"}, Spec: appsv1.DaemonSetSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"a": "b"}},
@@ -468,7 +470,7 @@ func TestNothingIsCreatedWhereTheInstallIsRefused(t *testing.T) {
 		}{
 			{rendering{chart: installer}, "kubectl delete daemonset web-uninstall --namespace gmsa-system"},
 			{rendering{chart: provider}, "kubectl delete daemonset web-uninstall --namespace gmsa-system"},
-			{rendering{chart: provider, release: "corp", values: `certificates: {mode: certManager}`}, "does not know cert-manager.io/v1"},
+			{rendering{chart: provider, release: "corp", values: `certificates: {mode: certManager}`}, "does not have the API cert-manager.io/v1"},
 			{rendering{chart: provider, release: "corp", values: `credentials: {secretName: a/b}`}, "lower_case_letters"},
 			{rendering{chart: provider, release: "corp", values: `surprise: 1`}, "'surprise' not allowed"},
 		} {
@@ -479,10 +481,10 @@ func TestNothingIsCreatedWhereTheInstallIsRefused(t *testing.T) {
 		}
 	}
 	if after := objects(); before != after {
-		t.Errorf("there was\n%sand there is\n%s", before, after)
+		t.Errorf("objects before:\n%sand after:\n%s", before, after)
 	}
 
-	// With the DaemonSet gone, the install goes through, and an upgrade is refused when it is there again.
+	// Without the DaemonSet, the install succeeds. With a new one, an upgrade fails.
 	remove := func() {
 		t.Helper()
 		if _, err := c.run(ctx, "", c.kubectl, "delete", "daemonset", "web-uninstall", "--namespace", "gmsa-system"); err != nil {
@@ -499,7 +501,7 @@ func TestNothingIsCreatedWhereTheInstallIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := c.helm(t, h, r, "upgrade"); err == nil || !strings.Contains(err.Error(), "kubectl delete daemonset web-uninstall") {
-			t.Errorf("%s upgrades beside an unfinished uninstall: %v", h.name, err)
+			t.Errorf("%s upgrades during an unfinished uninstall: %v", h.name, err)
 		}
 		remove()
 	}

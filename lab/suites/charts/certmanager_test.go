@@ -17,9 +17,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/certmanager"
 )
 
-// TestCertManagerMakesWhatBothSidesAccept lets cert-manager's own controllers work on what the chart makes, and holds the
-// certificates to the rule of the provider and of the plugin.
-func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
+// TestCertManagerCertificatesAreValid runs cert-manager's controllers and validates the certificates as provider and
+// plugin do.
+func TestCertManagerCertificatesAreValid(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	if err := certmanager.InstallCRDs(t.Context(), c.Kubeconfig); err != nil {
 		t.Fatal(err)
@@ -32,7 +32,10 @@ func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 	t.Cleanup(stop)
 
 	const values = `certificates: {mode: certManager}`
-	releases := []rendering{{chart: provider, release: "web", values: values}, {chart: provider, release: "corp", values: values}}
+	releases := []rendering{
+		{chart: provider, release: "web", values: values},
+		{chart: provider, release: "corp", values: values},
+	}
 	material := map[string]*mtls.Material{}
 	for i, r := range releases {
 		r := r.withDefaults()
@@ -40,10 +43,12 @@ func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// What helm uninstall leaves is named in a command that removes it.
-		for _, made := range []string{"kubectl delete secret", r.release + "-server", r.release + "-client", r.release + "-ca"} {
-			if !strings.Contains(notes, made) {
-				t.Errorf("the notes do not say %q:\n%s", made, notes)
+		// The notes have a command that deletes the objects that remain after "helm uninstall".
+		for _, text := range []string{
+			"kubectl delete secret", r.release + "-server", r.release + "-client", r.release + "-ca",
+		} {
+			if !strings.Contains(notes, text) {
+				t.Errorf("the notes do not contain %q:\n%s", text, notes)
 			}
 		}
 		secret := func(name string) map[string][]byte {
@@ -58,13 +63,13 @@ func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 				}
 				time.Sleep(100 * time.Millisecond)
 			}
-			said, _ := os.ReadFile(log)
-			t.Fatalf("cert-manager did not make Secret %s in a minute:\n%s", name, said)
+			text, _ := os.ReadFile(log)
+			t.Fatalf("cert-manager did not create Secret %s within a minute:\n%s", name, text)
 			return nil
 		}
 		server, client := secret(r.release+"-server"), secret(r.release+"-client")
 		if string(server["ca.crt"]) != string(client["ca.crt"]) {
-			t.Errorf("%s: server and client come from different CAs", r.release)
+			t.Errorf("%s: server and client have different CAs", r.release)
 		}
 		ref := credential.Reference{Namespace: r.namespace, Secret: r.release + "-creds"}
 		if _, err := mtls.ServerConfig(ref, server["ca.crt"], server["tls.crt"], server["tls.key"]); err != nil {
@@ -74,11 +79,15 @@ func TestCertManagerMakesWhatBothSidesAccept(t *testing.T) {
 			t.Errorf("%s, client: %v", r.release, err)
 		}
 		if _, err := mtls.ServerConfig(ref, client["ca.crt"], client["tls.crt"], client["tls.key"]); err == nil {
-			t.Errorf("%s: the client's certificate is good for a server", r.release)
+			t.Errorf("%s: the client certificate is valid for a server", r.release)
 		}
-		material[r.release] = &mtls.Material{CA: server["ca.crt"], ClientCert: client["tls.crt"], ClientKey: client["tls.key"]}
+		material[r.release] = &mtls.Material{
+			CA:         server["ca.crt"],
+			ClientCert: client["tls.crt"],
+			ClientKey:  client["tls.key"],
+		}
 	}
 	if string(material["web"].CA) == string(material["corp"].CA) {
-		t.Error("two releases share a CA")
+		t.Error("two releases have the same CA")
 	}
 }

@@ -1,6 +1,7 @@
-// Package charts holds the tests of the Helm charts in ../../../charts: they are rendered by the programs of Helm 3 and Helm 4.
+// Package charts tests the Helm charts. The programs of Helm 3 and Helm 4 render them.
 //
-// With -update, golden files, README tables, docs/values.md and the descriptions in the schemas are written anew.
+// The flag -update writes the golden files, the tables in the READMEs, docs/values.md and the descriptions in the
+// schemas.
 package charts
 
 import (
@@ -21,7 +22,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var update = flag.Bool("update", false, "write golden files and generated documentation anew")
+var update = flag.Bool("update", false, "write golden files and generated documentation")
 
 const (
 	installer = "rancher-gmsa-plugin-installer"
@@ -29,13 +30,14 @@ const (
 	webhook   = "rancher-gmsa-webhook"
 
 	chartsDir = "../../../charts"
-	// kubeVersion is what charts are rendered for where no cluster is asked. Golden files do not depend on the lab's version.
+	// kubeVersion is the Kubernetes version for renderings without a cluster. Golden files do not depend on the lab's
+	// version.
 	kubeVersion = "1.31.0"
 )
 
 var (
 	charts = []string{installer, provider, webhook}
-	// onWindows are those that run on Windows nodes and clean up there.
+	// onWindows has the charts that run on Windows nodes and clean up there.
 	onWindows = []string{installer, provider}
 )
 
@@ -44,10 +46,10 @@ type rendering struct {
 	chart, name        string
 	release, namespace string
 	values             string // YAML
-	certManager        bool   // the cluster knows cert-manager
+	certManager        bool   // the cluster has the API cert-manager.io/v1
 }
 
-// testCA is a CA's certificate, of nobody's.
+// testCA is the certificate of a CA.
 const testCA = `-----BEGIN CERTIFICATE-----
 MIIBezCCASGgAwIBAgIUL5cPuXA+GQczWsclOJJiWMkOu8YwCgYIKoZIzj0EAwIw
 EjEQMA4GA1UEAwwHdGVzdCBDQTAgFw0yNjExMjMwNzAzNThaGA8yMTI2MTAzMDA3
@@ -60,7 +62,7 @@ TQ87b5uSIogo9TBjGgIgU6/XjJvf45HqtSxnkZEIX1KJlYvfnVhf0K8YzjPzyHY=
 -----END CERTIFICATE-----
 `
 
-// matrix is the renderings that are recorded, and that the API server must accept.
+// matrix has the renderings that the golden files record and that the API server must accept.
 var matrix = []rendering{
 	{chart: installer, name: "defaults"},
 	{chart: installer, name: "everything", values: `
@@ -102,7 +104,9 @@ image: {tag: null, digest: null, registry: null}
 
 	{chart: provider, name: "defaults"},
 	{chart: provider, name: "everything", values: `
-image: {registry: registry.example.com:5000, digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"}
+image:
+  registry: registry.example.com:5000
+  digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 imagePullSecrets: [{name: one}, {name: two}]
 credentials: {secretName: other.name, maxStale: 0s}
 certificates: {lifetime: 1h}
@@ -122,12 +126,17 @@ serviceAccount: {annotations: {owner: identity}}
 extraEnv: [{name: GODEBUG, value: x}]
 `},
 	{chart: provider, name: "metrics", values: `metrics: {enabled: true}`},
-	{chart: provider, name: "certificates-from-secrets", values: `certificates: {mode: secrets, secrets: {server: web-server-tls, client: web-client-tls}}`},
-	{chart: provider, name: "certificates-from-cert-manager", certManager: true, values: `certificates: {mode: certManager}`},
+	{chart: provider, name: "certificates-from-secrets",
+		values: `certificates: {mode: secrets, secrets: {server: web-server-tls, client: web-client-tls}}`},
+	{chart: provider, name: "certificates-from-cert-manager", certManager: true,
+		values: `certificates: {mode: certManager}`},
 	{chart: provider, name: "certificates-from-an-issuer", certManager: true, values: `
-certificates: {mode: certManager, certManager: {duration: 2h, renewBefore: 30m, issuerRef: {name: corp, kind: ClusterIssuer}}}
+certificates:
+  mode: certManager
+  certManager: {duration: 2h, renewBefore: 30m, issuerRef: {name: corp, kind: ClusterIssuer}}
 `},
-	{chart: provider, name: "longest-name", release: strings.Repeat("a-", 26) + "b", certManager: true, values: `certificates: {mode: certManager}`},
+	{chart: provider, name: "longest-name", release: strings.Repeat("a-", 26) + "b", certManager: true,
+		values: `certificates: {mode: certManager}`},
 	{chart: provider, name: "name-with-dots", release: "corp.example.com"},
 	{chart: provider, name: "name-like-a-number", release: "123", namespace: "456"},
 	{chart: provider, name: "null-lists", values: `
@@ -174,7 +183,8 @@ podAnnotations: {note: hello}
 serviceAccount: {annotations: {owner: identity}}
 extraEnv: [{name: GODEBUG, value: x}]
 `},
-	{chart: webhook, name: "certificate-provided", values: `certificates: {mode: provided, provided: {secretName: webhook-tls}}`},
+	{chart: webhook, name: "certificate-provided",
+		values: `certificates: {mode: provided, provided: {secretName: webhook-tls}}`},
 	{chart: webhook, name: "certificate-provided-with-ca", values: `
 certificates:
   mode: provided
@@ -182,13 +192,18 @@ certificates:
     secretName: webhook-tls
     caBundle: |
 ` + strings.ReplaceAll("\n"+testCA, "\n", "\n      ")},
-	{chart: webhook, name: "certificate-from-cert-manager", certManager: true, values: `certificates: {mode: certManager}`},
+	{chart: webhook, name: "certificate-from-cert-manager", certManager: true,
+		values: `certificates: {mode: certManager}`},
 	{chart: webhook, name: "certificate-from-an-issuer", certManager: true, values: `
-certificates: {mode: certManager, certManager: {duration: 2h, renewBefore: 30m, issuerRef: {name: corp, kind: ClusterIssuer}}}
+certificates:
+  mode: certManager
+  certManager: {duration: 2h, renewBefore: 30m, issuerRef: {name: corp, kind: ClusterIssuer}}
 `},
-	{chart: webhook, name: "longest-name", release: strings.Repeat("a-", 26) + "b", certManager: true, values: `certificates: {mode: certManager}`},
+	{chart: webhook, name: "longest-name", release: strings.Repeat("a-", 26) + "b", certManager: true,
+		values: `certificates: {mode: certManager}`},
 	{chart: webhook, name: "name-with-dots", release: "corp.example.com"},
-	{chart: webhook, name: "one-replica", values: `{replicas: 1, podDisruptionBudget: {enabled: false}, networkPolicy: {enabled: false}}`},
+	{chart: webhook, name: "one-replica",
+		values: `{replicas: 1, podDisruptionBudget: {enabled: false}, networkPolicy: {enabled: false}}`},
 	{chart: webhook, name: "null-lists", values: `
 tolerations: null
 nodeSelector: null
@@ -213,7 +228,7 @@ func (r rendering) withDefaults() rendering {
 	return r
 }
 
-// args are Helm's arguments for the command, template or install.
+// args returns the arguments of Helm for a command, template or install.
 func (r rendering) args(t testing.TB, command ...string) []string {
 	t.Helper()
 	values := filepath.Join(t.TempDir(), "values.yaml")
@@ -223,7 +238,7 @@ func (r rendering) args(t testing.TB, command ...string) []string {
 	return append(command, r.release, filepath.Join(chartsDir, r.chart), "--namespace", r.namespace, "--values", values)
 }
 
-// render renders without a cluster, for a Kubernetes version.
+// render renders for a Kubernetes version, without a cluster.
 func (r rendering) render(t testing.TB, h helm, version string) (string, error) {
 	t.Helper()
 	args := append(r.args(t, "template"), "--kube-version", version)
@@ -231,7 +246,7 @@ func (r rendering) render(t testing.TB, h helm, version string) (string, error) 
 		args = append(args, "--api-versions", "cert-manager.io/v1")
 	}
 	out, err := h.run(t, args...)
-	// Helm 4 leaves more empty lines than Helm 3, and no template has one that means something.
+	// Helm 4 prints more empty lines than Helm 3. No template depends on empty lines.
 	var lines []string
 	for line := range strings.Lines(out) {
 		if strings.TrimSpace(line) != "" {
@@ -241,7 +256,7 @@ func (r rendering) render(t testing.TB, h helm, version string) (string, error) 
 	return strings.Join(lines, ""), err
 }
 
-// mustRender renders with Helm 4. That Helm 3 makes the same is TestRenderingsAreAsRecorded's.
+// mustRender renders with Helm 4. TestRenderingsMatchGoldenFiles verifies that Helm 3 renders the same.
 func (r rendering) mustRender(t testing.TB) []*unstructured.Unstructured {
 	t.Helper()
 	text, err := r.withDefaults().render(t, helms(t)[1], kubeVersion)
@@ -264,7 +279,7 @@ func parse(t testing.TB, text string) []*unstructured.Unstructured {
 		}
 	}
 	if len(objects) == 0 {
-		t.Fatalf("nothing was rendered: %q", text)
+		t.Fatalf("no objects in: %q", text)
 	}
 	return objects
 }
@@ -277,11 +292,11 @@ func find(t testing.TB, objects []*unstructured.Unstructured, kind, name string)
 			return o
 		}
 	}
-	t.Fatalf("no %s %s was rendered", kind, name)
+	t.Fatalf("no %s %s in the rendering", kind, name)
 	return nil
 }
 
-// helm is one of Helm's programs.
+// helm is the program of one Helm version.
 type helm struct{ name, path string }
 
 var buildHelms = sync.OnceValues(func() (all []helm, _ error) {
@@ -298,7 +313,7 @@ var buildHelms = sync.OnceValues(func() (all []helm, _ error) {
 	return all, nil
 })
 
-// helms is Helm 3 and Helm 4.
+// helms returns Helm 3 and Helm 4.
 func helms(t testing.TB) []helm {
 	t.Helper()
 	labtest.Require(t)
@@ -309,8 +324,7 @@ func helms(t testing.TB) []helm {
 	return all
 }
 
-// run runs Helm, without a cluster unless an argument names one, and returns what it printed. The error says what it
-// complained of.
+// run runs Helm without a cluster, unless an argument specifies one, and returns its output. The error contains stderr.
 func (h helm) run(t testing.TB, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), h.path, args...)

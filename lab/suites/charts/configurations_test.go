@@ -20,15 +20,15 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// Attack: somebody has the webhook's token, and makes its two configurations send him Secrets, or all pods, or make them fail. Every
-// field that the API has is changed in turn; only caBundle can be.
-func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
+// Attack: with the webhook's token, an attacker changes the webhook configurations to receive Secrets or all pods, or
+// to make requests fail. The test changes each field of the API in turn. Only caBundle can change.
+func TestWebhookCanChangeOnlyItsCABundle(t *testing.T) {
 	c := newCluster(t, "gmsa-system")
 	ctx := t.Context()
 	objects := rendering{chart: webhook}.mustRender(t)
 	c.applyOnly(t, objects, "Service", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 	admin, _ := c.dynamicClient(t)
-	// Not impersonated: the token is what an attacker has.
+	// A token instead of impersonation, because an attacker has the token.
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "token", Annotations: map[string]string{corev1.ServiceAccountNameKey: "web"}}, Type: corev1.SecretTypeServiceAccountToken}
 	if _, err := c.Client().CoreV1().Secrets("gmsa-system").Create(ctx, secret, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -62,18 +62,18 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 	op := func(op, path string, value any) map[string]any {
 		return map[string]any{"op": op, "path": path, "value": value}
 	}
-	const says = ": the webhook may change clientConfig.caBundle of its configurations, and nothing else"
-	refused := func(err error, field string) bool {
-		return apierrors.IsForbidden(err) && strings.Contains(err.Error(), field+says)
+	const message = ": the webhook can change only clientConfig.caBundle of its configurations"
+	denied := func(err error, field string) bool {
+		return apierrors.IsForbidden(err) && strings.Contains(err.Error(), field+message)
 	}
 	secrets := op("replace", "/webhooks/0/rules/0/resources/0", "secrets")
 	if err := patch(attacker, "mutating", secrets); err != nil {
 		t.Fatalf("without the policy: %v", err)
 	}
 	c.applyOnly(t, objects, "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
-	eventually(t, "the policy for configurations", func() bool { return refused(patch(attacker, "mutating", secrets), "") })
+	eventually(t, "the policy for configurations", func() bool { return denied(patch(attacker, "mutating", secrets), "") })
 
-	// What each field is changed to; a field of the API that is not here is one that this test must learn.
+	// The new values of each field. The test fails if the API has a field that is not listed.
 	selector := map[string]any{"matchLabels": map[string]any{"a": "b"}}
 	ofWebhooks := map[string][]any{
 		"Name":                    {"other.gmsa.ccgrkc.github.io"},
@@ -86,7 +86,7 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 		"TimeoutSeconds":          {1},
 		"AdmissionReviewVersions": {[]any{"v1", "v1beta1"}},
 		"ReinvocationPolicy":      {"Never"},
-		"MatchConditions":         {[]any{}, []any{map[string]any{"name": "gmsas-not-as-before", "expression": "true"}}},
+		"MatchConditions":         {[]any{}, []any{map[string]any{"name": "gmsa-set-or-changed", "expression": "true"}}},
 	}
 	ofClients := map[string][]any{
 		"URL":     {map[string]any{"url": "https://evil.example.com/"}},
@@ -105,8 +105,8 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 		"Finalizers":      {[]any{"example.com/stay"}},
 		"GenerateName":    {"w"},
 	}
-	// The API server takes these from nobody, or they are its own account of who wrote.
-	itsOwn := []string{"Name", "Namespace", "SelfLink", "UID", "ResourceVersion", "Generation", "CreationTimestamp", "DeletionTimestamp", "DeletionGracePeriodSeconds", "ManagedFields"}
+	// Only the API server sets these.
+	serverSet := []string{"Name", "Namespace", "SelfLink", "UID", "ResourceVersion", "Generation", "CreationTimestamp", "DeletionTimestamp", "DeletionGracePeriodSeconds", "ManagedFields"}
 	fields := func(of reflect.Type, known []string) {
 		t.Helper()
 		var all []string
@@ -120,7 +120,7 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 		}
 		for _, name := range all {
 			if !slices.Contains(known, name) {
-				t.Errorf("%s has the field %s: see that the policy refuses its change, and say here what it is changed to", of, name)
+				t.Errorf("%s has the field %s: check that the policy denies a change of it, and add values here", of, name)
 			}
 		}
 	}
@@ -130,7 +130,7 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 	fields(reflect.TypeFor[admissionregistrationv1.MutatingWebhook](), keys(ofWebhooks, "ClientConfig"))
 	fields(reflect.TypeFor[admissionregistrationv1.WebhookClientConfig](), keys(ofClients, "CABundle"))
 	fields(reflect.TypeFor[admissionregistrationv1.ServiceReference](), ofServices)
-	fields(reflect.TypeFor[metav1.ObjectMeta](), keys(ofMetadata, itsOwn...))
+	fields(reflect.TypeFor[metav1.ObjectMeta](), keys(ofMetadata, serverSet...))
 
 	for _, kind := range []string{"mutating", "validating"} {
 		before, err := admin.Resource(resource(kind)).Get(ctx, "web", metav1.GetOptions{})
@@ -150,12 +150,12 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 		key := func(field string) string { return strings.ToLower(field[:1]) + field[1:] }
 		for field, values := range ofWebhooks {
 			if kind == "validating" && field == "ReinvocationPolicy" {
-				continue // it has none
+				continue // only of mutating webhooks
 			}
 			for _, value := range values {
 				where := "webhooks[" + name + "]." + key(field)
 				if field == "Name" {
-					where = "" // it is another webhook, of which everything is new
+					where = "" // another name is another webhook, of which every field is new
 				}
 				add(where, op("add", "/webhooks/0/"+key(field), value))
 			}
@@ -177,10 +177,10 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 		add("webhooks", op("replace", "/webhooks", []any{}))
 		add("webhooks["+name+"].rules", op("add", "/webhooks/0/clientConfig/caBundle", []byte(testCA)), secrets)
 		for _, change := range changes {
-			if err := patch(attacker, kind, change.operations...); !refused(err, change.field) {
+			if err := patch(attacker, kind, change.operations...); !denied(err, change.field) {
 				t.Errorf("%s, %s: %v", kind, change.what, err)
 			}
-			// Of others it is no matter, so that what was refused is the change and not its form.
+			// Others can make the change, so the policy denied the webhook and not an invalid change.
 			if err := patch(admin, kind, change.operations...); err != nil {
 				t.Errorf("%s, %s, by an administrator: %v", kind, change.what, err)
 			}
@@ -196,11 +196,11 @@ func TestTheWebhookWritesItsCAAndNothingElse(t *testing.T) {
 		}
 	}
 	var policy *admissionregistrationv1.ValidatingAdmissionPolicy
-	eventually(t, "the policy's types are checked", func() bool {
+	eventually(t, "type checking of the policy", func() bool {
 		policy, err = c.Client().AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, "web-configurations", metav1.GetOptions{})
 		return err == nil && policy.Status.TypeChecking != nil
 	})
 	if w := policy.Status.TypeChecking.ExpressionWarnings; len(w) > 0 {
-		t.Errorf("warnings of the types: %v", w)
+		t.Errorf("type checking: %v", w)
 	}
 }

@@ -2,7 +2,9 @@ package charts
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -10,21 +12,32 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestRenderingsAreAsRecorded compares what both Helms make of the matrix with the golden files.
-func TestRenderingsAreAsRecorded(t *testing.T) {
+// TestRenderingsMatchGoldenFiles compares the renderings of both Helm versions with the golden files: the defaults in
+// full, all others as the difference from the defaults.
+func TestRenderingsMatchGoldenFiles(t *testing.T) {
+	rendered := func(t *testing.T, r rendering, h helm) string {
+		t.Helper()
+		text, err := r.render(t, h, kubeVersion)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return configurationsLast(text)
+	}
+	defaults := map[[2]string]string{}
+	for _, h := range helms(t) {
+		for _, chart := range charts {
+			defaults[[2]string{chart, h.name}] = rendered(t, rendering{chart: chart}.withDefaults(), h)
+		}
+	}
 	eachRendering(t, func(t *testing.T, r rendering) {
 		for _, h := range helms(t) {
-			got, err := r.render(t, h, kubeVersion)
-			if err != nil {
-				t.Fatal(err)
-			}
-			golden(t, filepath.Join("testdata", r.chart, r.name+".yaml"), configurationsLast(got), h.name)
+			golden(t, r, ".yaml", defaults[[2]string{r.chart, h.name}], rendered(t, r, h), h.name)
 		}
 	})
 }
 
-// configurationsLast puts webhook configurations after everything else: Helm 4 has a place for them, Helm 3 takes them for a kind that
-// it does not know.
+// configurationsLast moves the webhook configurations to the end. Helm 4 sorts them before other kinds, and Helm 3
+// treats them as an unknown kind.
 func configurationsLast(text string) string {
 	var others, configurations []string
 	for document := range strings.SplitSeq(strings.TrimPrefix(text, "---\n"), "\n---\n") {
@@ -38,13 +51,11 @@ func configurationsLast(text string) string {
 	return strings.Join(slices.Concat(others, configurations), "")
 }
 
-// TestNotesAreAsRecorded compares the notes with the golden files. Helm 3 shows notes only with a cluster; there,
-// TestNotesSayWhatWorks reads them.
-func TestNotesAreAsRecorded(t *testing.T) {
-	eachRendering(t, func(t *testing.T, r rendering) {
-		if r.certManager {
-			return // helm install takes no --api-versions; TestCertManagerMakesWhatBothSidesAccept reads these on a cluster
-		}
+// TestNotesMatchGoldenFiles compares the notes with the golden files. Helm 3 prints notes only with a cluster, as in
+// TestCommandsInNotesWork.
+func TestNotesMatchGoldenFiles(t *testing.T) {
+	notes := func(t *testing.T, r rendering) string {
+		t.Helper()
 		out, err := helms(t)[1].run(t, r.args(t, "install", "--dry-run=client")...)
 		if err != nil {
 			t.Fatal(err)
@@ -53,12 +64,28 @@ func TestNotesAreAsRecorded(t *testing.T) {
 		if !found {
 			t.Fatalf("no notes in:\n%s", out)
 		}
-		golden(t, filepath.Join("testdata", r.chart, r.name+".notes.txt"), notes, "helm4")
+		return notes
+	}
+	defaults := map[string]string{}
+	for _, chart := range charts {
+		defaults[chart] = notes(t, rendering{chart: chart}.withDefaults())
+	}
+	eachRendering(t, func(t *testing.T, r rendering) {
+		if r.certManager {
+			return // "helm install" has no --api-versions; TestCertManagerCertificatesAreValid checks these notes
+		}
+		golden(t, r, ".notes.txt", defaults[r.chart], notes(t, r), "helm4")
 	})
 }
 
-func golden(t *testing.T, path, got, what string) {
+// golden compares a rendering with the golden file, in full for the defaults, else the difference from them.
+func golden(t *testing.T, r rendering, extension, defaults, got, helm string) {
 	t.Helper()
+	path := filepath.Join("testdata", r.chart, r.name+extension)
+	if r.name != "defaults" {
+		path += ".diff"
+		got = difference(defaults, got)
+	}
 	if *update {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -70,15 +97,16 @@ func golden(t *testing.T, path, got, what string) {
 	}
 	want, err := os.ReadFile(path)
 	if err != nil {
-		t.Fatalf("%v; if the rendering is new, run: go test ./charts -update", err)
+		t.Fatalf("%v; for a new rendering, run: go test ./suites/charts -update", err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s and %s differ; if that is wanted, run: go test ./charts -update (-recorded +rendered)\n%s", path, what, diff)
+		t.Errorf("%s differs from %s; if this is intended, run: go test ./suites/charts -update (-file +rendered)\n%s",
+			path, helm, diff)
 	}
 }
 
-// TestEveryGoldenFileIsOfTheMatrix finds files that nothing is compared with any more.
-func TestEveryGoldenFileIsOfTheMatrix(t *testing.T) {
+// TestEveryGoldenFileHasACase finds files that no test reads.
+func TestEveryGoldenFileHasACase(t *testing.T) {
 	known := map[string]bool{}
 	for _, r := range matrix {
 		known[filepath.Join(r.chart, r.name)] = true
@@ -88,34 +116,55 @@ func TestEveryGoldenFileIsOfTheMatrix(t *testing.T) {
 		t.Fatal("no golden files:", err)
 	}
 	for _, file := range files {
-		name := strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".yaml"), ".notes.txt")
+		name := strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".diff")
+		name = strings.TrimSuffix(strings.TrimSuffix(name, ".yaml"), ".notes.txt")
 		if !known[name] {
-			t.Errorf("%s belongs to no entry of the matrix: remove it", file)
+			t.Errorf("%s has no entry in the matrix: delete it", file)
 		}
 	}
 }
 
-func TestTheChartsShareOneSetOfTemplates(t *testing.T) {
-	for file, of := range map[string][]string{"templates/_shared.tpl": charts, "templates/_windows.tpl": onWindows, "templates/uninstall.yaml": onWindows} {
-		var first string
-		for _, chart := range of {
-			content, err := os.ReadFile(filepath.Join(chartsDir, chart, file))
+// TestSharedTemplatesAreGenerated verifies that the copies in the charts match charts/shared.
+func TestSharedTemplatesAreGenerated(t *testing.T) {
+	if out, err := exec.CommandContext(t.Context(), "../../../hack/charts.sh", "--check").CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+var templateName = regexp.MustCompile(`{{-? *(?:define|template|block) "([^"]*)"|\binclude "([^"]*)"`)
+
+// TestTemplateNamesBeginWithTheChart prevents conflicts: all charts of an umbrella chart share one set of template
+// names.
+func TestTemplateNamesBeginWithTheChart(t *testing.T) {
+	for _, chart := range charts {
+		for _, pattern := range []string{"*", "*/*"} {
+			files, err := filepath.Glob(filepath.Join(chartsDir, chart, "templates", pattern))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if first == "" {
-				first = string(content)
-			} else if first != string(content) {
-				t.Errorf("%s is not the same in %v", file, of)
+			for _, file := range files {
+				if info, err := os.Stat(file); err == nil && info.IsDir() {
+					continue
+				}
+				content, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, name := range templateName.FindAllStringSubmatch(string(content), -1) {
+					if name := name[1] + name[2]; !strings.HasPrefix(name, chart+".") {
+						t.Errorf("%s: the name of template %q does not begin with %q", file, name, chart+".")
+					}
+				}
 			}
 		}
 	}
 }
 
-func TestChartsPassAStrictLint(t *testing.T) {
+func TestChartsPassStrictLint(t *testing.T) {
 	for _, h := range helms(t) {
 		for _, chart := range charts {
-			if out, err := h.run(t, "lint", "--strict", "--kube-version", kubeVersion, filepath.Join(chartsDir, chart)); err != nil {
+			out, err := h.run(t, "lint", "--strict", "--kube-version", kubeVersion, filepath.Join(chartsDir, chart))
+			if err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
 		}

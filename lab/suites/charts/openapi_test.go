@@ -12,10 +12,10 @@ import (
 	"testing"
 )
 
-// TestEveryFieldIsKnownToTheOldestKubernetes compares renderings for the oldest version of Kubernetes that a chart is for with the
-// OpenAPI document of that version: every field must exist there and have the right type. What the lab's version says is
-// TestEveryRenderingIsAcceptedByTheAPIServer's.
-func TestEveryFieldIsKnownToTheOldestKubernetes(t *testing.T) {
+// TestOldestKubernetesKnowsEveryField compares the renderings with the OpenAPI document of the oldest supported
+// Kubernetes version: every field must exist and have the right type. TestAPIServerAcceptsEveryRendering tests the
+// lab's version.
+func TestOldestKubernetesKnowsEveryField(t *testing.T) {
 	helms(t)
 	for version, charts := range map[string][]string{"1.27.16": onWindows, "1.30.14": {webhook}} {
 		t.Run(version, func(t *testing.T) { everyFieldIsKnown(t, version, charts) })
@@ -24,7 +24,7 @@ func TestEveryFieldIsKnownToTheOldestKubernetes(t *testing.T) {
 
 func everyFieldIsKnown(t *testing.T, version string, charts []string) {
 	download := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", "k8s.io/kubernetes@v"+version)
-	download.Dir = t.TempDir() // outside of every module, so that none is changed
+	download.Dir = t.TempDir() // outside of any module, so that it changes no go.mod
 	out, err := download.Output()
 	if err != nil {
 		t.Fatalf("the sources of Kubernetes %s: %v\n%s", version, err, out)
@@ -61,15 +61,15 @@ func everyFieldIsKnown(t *testing.T, version string, charts []string) {
 				continue
 			}
 			if o.GetKind() == "CustomResourceDefinition" || o.GetKind() == "GMSACredentialSpec" {
-				continue // only an API server can judge them
+				continue // only an API server can validate them
 			}
 			name, ok := kinds[o.GetAPIVersion()+"/"+o.GetKind()]
 			if !ok {
-				t.Fatalf("Kubernetes %s does not know %s %s", version, o.GetAPIVersion(), o.GetKind())
+				t.Fatalf("Kubernetes %s does not have %s %s", version, o.GetAPIVersion(), o.GetKind())
 			}
 			checked++
-			for _, complaint := range api.check(o.GetKind(), api.Definitions[name], o.Object) {
-				t.Errorf("%s/%s, %s: %s", r.chart, r.name, o.GetName(), complaint)
+			for _, problem := range api.check(o.GetKind(), api.Definitions[name], o.Object) {
+				t.Errorf("%s/%s, %s: %s", r.chart, r.name, o.GetName(), problem)
 			}
 		}
 	}
@@ -93,8 +93,8 @@ type definition struct {
 	Kinds                []struct{ Group, Version, Kind string } `json:"x-kubernetes-group-version-kind"`
 }
 
-// check returns what is wrong with v, at path.
-func (api openAPI) check(path string, d *definition, v any) (complaints []string) {
+// check returns the problems of the value v at path.
+func (api openAPI) check(path string, d *definition, v any) (problems []string) {
 	for d.Ref != "" {
 		d = api.Definitions[strings.TrimPrefix(d.Ref, "#/definitions/")]
 	}
@@ -108,7 +108,7 @@ func (api openAPI) check(path string, d *definition, v any) (complaints []string
 		if d.Type == "object" {
 			for _, name := range d.Required {
 				if v[name] == nil {
-					complaints = append(complaints, fmt.Sprintf("%s.%s is missing", path, name))
+					problems = append(problems, fmt.Sprintf("%s.%s is missing", path, name))
 				}
 			}
 			for name, child := range v {
@@ -117,17 +117,17 @@ func (api openAPI) check(path string, d *definition, v any) (complaints []string
 					next = d.AdditionalProperties
 				}
 				if next == nil {
-					complaints = append(complaints, fmt.Sprintf("%s.%s does not exist", path, name))
+					problems = append(problems, fmt.Sprintf("%s.%s does not exist", path, name))
 					continue
 				}
-				complaints = append(complaints, api.check(path+"."+name, next, child)...)
+				problems = append(problems, api.check(path+"."+name, next, child)...)
 			}
 		}
 	case []any:
 		got = "array"
 		if d.Type == "array" {
 			for i, child := range v {
-				complaints = append(complaints, api.check(fmt.Sprintf("%s[%d]", path, i), d.Items, child)...)
+				problems = append(problems, api.check(fmt.Sprintf("%s[%d]", path, i), d.Items, child)...)
 			}
 		}
 	case string:
@@ -140,9 +140,10 @@ func (api openAPI) check(path string, d *definition, v any) (complaints []string
 			got = "integer"
 		}
 	}
-	quantity := strings.HasSuffix(path, ".cpu") || strings.HasSuffix(path, ".memory") // a string by definition, a number by custom
+	// A quantity is a string in the document, but often a number.
+	quantity := strings.HasSuffix(path, ".cpu") || strings.HasSuffix(path, ".memory")
 	if got != d.Type && d.Format != "int-or-string" && !quantity {
-		complaints = append(complaints, fmt.Sprintf("%s is %s, not %s", path, got, d.Type))
+		problems = append(problems, fmt.Sprintf("%s is %s, not %s", path, got, d.Type))
 	}
-	return complaints
+	return problems
 }

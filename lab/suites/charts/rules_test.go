@@ -17,13 +17,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// pod is a pod that a rendering leads to.
+// pod is the pod spec of a rendered object.
 type pod struct {
-	kind, name string // of the object that makes it
+	kind, name string // of the object
 	corev1.PodSpec
 }
 
-// pods returns the pods of all objects that make some.
+// pods returns the pods of all objects that have a pod spec.
 func pods(t *testing.T, objects []*unstructured.Unstructured) []pod {
 	t.Helper()
 	var all []pod
@@ -50,9 +50,9 @@ func pods(t *testing.T, objects []*unstructured.Unstructured) []pod {
 	return all
 }
 
-// TestOnlyTheseKindsAreMade: no Secret, nothing for the whole cluster, nothing that changes what belongs to others. What the
-// webhook's chart makes for the whole cluster is what admission needs.
-func TestOnlyTheseKindsAreMade(t *testing.T) {
+// TestChartsCreateOnlyTheseKinds verifies that the charts create no Secrets with data, and that only the webhook's
+// chart creates cluster-scoped objects.
+func TestChartsCreateOnlyTheseKinds(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		kinds := []string{"Certificate", "DaemonSet", "Issuer", "Job", "Pod", "Role", "RoleBinding", "ServiceAccount"}
 		var ofTheCluster []string
@@ -69,15 +69,15 @@ func TestOnlyTheseKindsAreMade(t *testing.T) {
 				t.Errorf("%s %s", o.GetKind(), o.GetName())
 			}
 			if r.chart == webhook && isTest(o) && namespace != "" {
-				namespace = "default" // the webhook passes over the release's own
+				namespace = "default" // the webhook ignores the release's own
 			}
 			if o.GetNamespace() != namespace {
 				t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
 			}
 			if o.GetKind() == "ServiceAccount" && o.GetName() == "default" {
-				t.Error("the namespace's default ServiceAccount is not the release's")
+				t.Error("the chart creates the default ServiceAccount")
 			}
-			// What is rendered is kept by Helm in clear text.
+			// Helm stores the rendered objects in clear text.
 			if o.GetKind() == "Secret" && (o.Object["data"] != nil || o.Object["stringData"] != nil) {
 				t.Errorf("Secret %s is not empty", o.GetName())
 			}
@@ -87,7 +87,7 @@ func TestOnlyTheseKindsAreMade(t *testing.T) {
 
 func isTest(o *unstructured.Unstructured) bool { return o.GetAnnotations()["helm.sh/hook"] == "test" }
 
-// TestNamesFollowTheRelease, are valid however long that one is, and are as NOTES and documentation say.
+// TestNamesFollowTheRelease also verifies that the names are valid for every release name.
 func TestNamesFollowTheRelease(t *testing.T) {
 	helms(t)
 	names := func(r rendering) (names []string) {
@@ -135,7 +135,7 @@ func TestNamesFollowTheRelease(t *testing.T) {
 				t.Errorf("%s, release %s (-want +got)\n%s", c.r.chart, release, diff)
 			}
 		}
-		// What must be cut or replaced: the longest names, and dots.
+		// Names that must be shortened, and names with dots.
 		var all []string
 		for _, release := range []string{strings.Repeat("x", 52) + "1", strings.Repeat("x", 52) + "2", "a.b", "a-b"} {
 			c.r.release = release
@@ -144,14 +144,14 @@ func TestNamesFollowTheRelease(t *testing.T) {
 		taken := map[string]bool{}
 		for _, name := range all {
 			if strings.HasPrefix(name, "CustomResourceDefinition/") {
-				continue // the cluster's, not a release's
+				continue // does not depend on the release
 			}
 			if taken[name] {
 				t.Errorf("two releases both have %s", name)
 			}
 			taken[name] = true
 			kind, name, _ := strings.Cut(name, "/")
-			// Of RBAC any name that can stand in a URL is good.
+			// RBAC allows any name that is valid in a URL.
 			if errs := validation.IsDNS1123Subdomain(strings.ReplaceAll(name, ":", "-")); errs != nil || len(name) > 63 && !strings.HasPrefix(name, "gmsa-secret-") {
 				t.Errorf("%s %s: %d characters, %v", kind, name, len(name), errs)
 			}
@@ -168,8 +168,8 @@ func TestNamesFollowTheRelease(t *testing.T) {
 	}
 }
 
-// TestReleasesShareNothingInANamespace, also where one's name begins like the other's.
-func TestReleasesShareNothingInANamespace(t *testing.T) {
+// TestReleasesInANamespaceShareNoObjects also tests release names with a common prefix.
+func TestReleasesInANamespaceShareNoObjects(t *testing.T) {
 	helms(t)
 	owner := map[string]string{}
 	for _, release := range []string{"web", "web-ca", "web-server", "web-test", "web-stop", "web-webhook", "web-creds", "we"} {
@@ -180,7 +180,7 @@ func TestReleasesShareNothingInANamespace(t *testing.T) {
 				t.Errorf("releases %s and %s both have %s", other, release, key)
 			}
 			owner[key] = release
-			// A selector that fits another release's pods would adopt them.
+			// A selector that matches the pods of another release would adopt them.
 			if labels, found, _ := unstructured.NestedStringMap(o.Object, "spec", "selector", "matchLabels"); found {
 				if labels["app.kubernetes.io/instance"] != release {
 					t.Errorf("%s selects pods by %v", key, labels)
@@ -190,7 +190,7 @@ func TestReleasesShareNothingInANamespace(t *testing.T) {
 	}
 }
 
-func TestTokensGoOnlyToThoseWhoCallTheAPI(t *testing.T) {
+func TestOnlyPodsThatCallTheAPIGetAToken(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		objects := r.mustRender(t)
 		for _, p := range pods(t, objects) {
@@ -198,12 +198,12 @@ func TestTokensGoOnlyToThoseWhoCallTheAPI(t *testing.T) {
 			if p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken != wants {
 				t.Errorf("%s %s: automountServiceAccountToken is not %v", p.kind, p.name, wants)
 			}
-			// A kubelet may get a token of whoever runs on its node.
+			// A kubelet can request a token of the ServiceAccounts of the pods on its node.
 			if p.kind == "DaemonSet" && strings.HasSuffix(p.name, "-uninstall") && !strings.HasSuffix(p.ServiceAccountName, "-uninstall-nodes") {
-				t.Errorf("the clean-up on every node runs as %s, which may do something", p.ServiceAccountName)
+				t.Errorf("the cleanup on every node uses ServiceAccount %s, which has permissions", p.ServiceAccountName)
 			}
 			if p.ServiceAccountName == "" {
-				t.Errorf("%s %s runs as the namespace's default ServiceAccount", p.kind, p.name)
+				t.Errorf("%s %s uses the default ServiceAccount", p.kind, p.name)
 			}
 			find(t, objects, "ServiceAccount", p.ServiceAccountName)
 			for _, v := range p.Volumes {
@@ -214,26 +214,27 @@ func TestTokensGoOnlyToThoseWhoCallTheAPI(t *testing.T) {
 		}
 		for _, o := range objects {
 			if o.GetKind() == "ServiceAccount" && o.Object["automountServiceAccountToken"] != false {
-				t.Errorf("ServiceAccount %s gives its token to whoever uses it", o.GetName())
+				t.Errorf("ServiceAccount %s: automountServiceAccountToken is not false", o.GetName())
 			}
 		}
 	})
 }
 
-// TestPodsAreAsSmallAsTheyCanBe: on Windows HostProcess as SYSTEM and no ports, on Linux nothing beyond an ordinary user.
-func TestPodsAreAsSmallAsTheyCanBe(t *testing.T) {
+// TestPodsHaveLeastPrivilege: on Windows, HostProcess containers as SYSTEM without ports; on Linux, an unprivileged
+// user.
+func TestPodsHaveLeastPrivilege(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		for _, p := range pods(t, r.mustRender(t)) {
 			system := p.NodeSelector["kubernetes.io/os"]
 			if isGMSATest := r.chart == webhook && p.kind == "Pod"; isGMSATest != (p.OS == nil) || p.OS != nil && string(p.OS.Name) != system {
-				t.Errorf("%s %s: the pod's os is %v and its nodes' %q", p.kind, p.name, p.OS, system)
+				t.Errorf("%s %s: the os of the pod is %v, and of its nodes %q", p.kind, p.name, p.OS, system)
 			}
 			if p.EnableServiceLinks == nil || *p.EnableServiceLinks {
-				t.Errorf("%s %s: enableServiceLinks is not off", p.kind, p.name)
+				t.Errorf("%s %s: enableServiceLinks is not false", p.kind, p.name)
 			}
 			for _, c := range slices.Concat(p.InitContainers, p.Containers) {
 				if len(c.Ports) > 0 {
-					t.Errorf("%s %s declares ports: two pods would not fit on a node in a rolling update", p.kind, p.name)
+					t.Errorf("%s %s declares ports, so two pods do not fit on a node during a rolling update", p.kind, p.name)
 				}
 				if system == "linux" {
 					s := c.SecurityContext
@@ -247,21 +248,22 @@ func TestPodsAreAsSmallAsTheyCanBe(t *testing.T) {
 			case "windows":
 				w := s.WindowsOptions
 				if !p.HostNetwork || w == nil || w.HostProcess == nil || !*w.HostProcess || *w.RunAsUserName != `NT AUTHORITY\SYSTEM` {
-					t.Errorf("%s %s is no HostProcess pod of SYSTEM: %v", p.kind, p.name, s)
+					t.Errorf("%s %s is not a HostProcess pod of SYSTEM: %v", p.kind, p.name, s)
 				}
 			case "linux":
 				if p.HostNetwork || !*s.RunAsNonRoot || *s.RunAsUser == 0 || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
 					t.Errorf("%s %s is not restricted: %v", p.kind, p.name, s)
 				}
 			default:
-				t.Errorf("%s %s does not say which nodes it is for", p.kind, p.name)
+				t.Errorf("%s %s does not select an operating system", p.kind, p.name)
 			}
 		}
 	})
 }
 
-// TestRolesGiveNoMoreThanIsUsed. What the API server makes of them is TestAReleaseMayDoNoMore's.
-func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
+// TestRolesGrantOnlyWhatIsUsed checks the rendered objects. TestReleasesHaveOnlyTheListedPermissions checks the API
+// server.
+func TestRolesGrantOnlyWhatIsUsed(t *testing.T) {
 	type granted struct {
 		Rules []rbacv1.PolicyRule
 		To    rbacv1.Subject
@@ -281,7 +283,7 @@ func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
 			}
 			want["Role "+r.release] = granted{[]rbacv1.PolicyRule{rule([]string{"get"}, "", "secrets", secret)}, own}
 			if r.name != "no-webhook" {
-				// Of an account without rights, see templates/webhook.yaml.
+				// The ServiceAccount has no permissions, see templates/webhook.yaml.
 				want["Role "+r.release+":webhook"] = granted{[]rbacv1.PolicyRule{rule([]string{"create"}, "", "serviceaccounts/token", "gmsa-secret-"+secret)},
 					rbacv1.Subject{Kind: "ServiceAccount", Name: "rancher-gmsa-webhook", Namespace: r.namespace}}
 			}
@@ -295,7 +297,7 @@ func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
 				rule([]string{"get"}, "windows.k8s.io", "gmsacredentialspecs"),
 				rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
 			}
-			// Who may patch them is held to the CA by a policy.
+			// A policy limits the patch permission to the CA bundle.
 			if r.name != "certificate-provided-with-ca" {
 				rules = append(rules, configurations)
 				if !slices.ContainsFunc(r.mustRender(t), func(o *unstructured.Unstructured) bool {
@@ -339,7 +341,7 @@ func TestRolesGiveNoMoreThanIsUsed(t *testing.T) {
 					t.Fatal(err)
 				}
 				key := binding.RoleRef.Kind + " " + binding.RoleRef.Name
-				// A RoleBinding to a ClusterRole is the one of the test.
+				// Only "helm test" has a RoleBinding to a ClusterRole.
 				if key != strings.TrimSuffix(o.GetKind(), "Binding")+" "+o.GetName() && !(isTest(o) && key == "ClusterRole "+o.GetName()) || len(binding.Subjects) != 1 {
 					t.Fatalf("%s %s binds %v to %s", o.GetKind(), o.GetName(), binding.Subjects, key)
 				}
@@ -356,22 +358,22 @@ func shortHash(text string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:8]
 }
 
-// TestTheCAsKeyIsMountedNowhere: pods mount the two leaf Secrets only, and of these only what they need.
-func TestTheCAsKeyIsMountedNowhere(t *testing.T) {
+// TestNoPodMountsTheCAKey verifies that pods mount only the Secrets with leaf certificates, and only the required keys.
+func TestNoPodMountsTheCAKey(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		objects := r.mustRender(t)
 		mounted := map[string]bool{}
 		for _, p := range pods(t, objects) {
 			for _, v := range p.Volumes {
 				if r.chart == webhook && v.ConfigMap != nil {
-					continue // the CA of clients
+					continue // the client CA
 				}
 				files := 3
 				if r.name == "certificate-provided-with-ca" {
 					files = 2
 				}
 				if v.Secret == nil || len(v.Secret.Items) != files {
-					t.Fatalf("%s %s has a volume that is not %d files of a Secret: %v", p.kind, p.name, files, v)
+					t.Fatalf("%s %s: want a volume with %d files of a Secret, got %v", p.kind, p.name, files, v)
 				}
 				mounted[v.Secret.SecretName] = true
 			}
@@ -389,13 +391,13 @@ func TestTheCAsKeyIsMountedNowhere(t *testing.T) {
 	})
 }
 
-// TestTheUninstallReachesEveryNode that the release may ever have reached, in the order that it needs.
-func TestTheUninstallReachesEveryNode(t *testing.T) {
+// TestUninstallRunsOnEveryNode also verifies the order of the steps.
+func TestUninstallRunsOnEveryNode(t *testing.T) {
 	eachRendering(t, func(t *testing.T, r rendering) {
 		if !slices.Contains(onWindows, r.chart) || r.name == "no-uninstall" {
 			for _, o := range r.mustRender(t) {
 				if strings.Contains(o.GetName(), "uninstall") {
-					t.Errorf("%s %s, although nothing is to be uninstalled", o.GetKind(), o.GetName())
+					t.Errorf("%s %s exists without an uninstall hook", o.GetKind(), o.GetName())
 				}
 			}
 			return
@@ -428,9 +430,9 @@ func TestTheUninstallReachesEveryNode(t *testing.T) {
 	})
 }
 
-// TestProgramsKnowTheFlagsThatTheyAreGiven asks the programs themselves. ccg-plugin-installer runs on Windows only; there,
-// package e2e runs what the chart says.
-func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
+// TestProgramsAcceptTheirFlags runs the programs. ccg-plugin-installer runs only on Windows: package e2e runs its
+// commands there.
+func TestProgramsAcceptTheirFlags(t *testing.T) {
 	helms(t)
 	dir := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./cmd/gmsa-account-provider", "./cmd/gmsa-webhook", "./cmd/uninstall-hook")
@@ -438,7 +440,7 @@ func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	asked := map[string]bool{}
+	tested := map[string]bool{}
 	for _, r := range matrix {
 		for _, p := range pods(t, r.mustRender(t)) {
 			for _, c := range slices.Concat(p.InitContainers, p.Containers) {
@@ -450,17 +452,17 @@ func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
 				}
 				for _, command := range commands {
 					program := strings.TrimSuffix(filepath.Base(command[0]), ".exe")
-					if line := strings.Join(command, " "); program == "ccg-plugin-installer" || asked[line] {
+					if line := strings.Join(command, " "); program == "ccg-plugin-installer" || tested[line] {
 						continue
 					} else {
-						asked[line] = true
+						tested[line] = true
 					}
 					args := command[1:]
 					if program == "gmsa-account-provider" || program == "gmsa-webhook" {
-						args = append(slices.Clone(args), "--help") // which it answers if it knows the flags before
+						args = append(slices.Clone(args), "--help") // fails if a flag before it is unknown
 					}
 					out, err := exec.CommandContext(t.Context(), filepath.Join(dir, program), args...).CombinedOutput()
-					// Outside a pod, flags that are right lead to this complaint.
+					// Outside a pod, a command with valid flags fails with this error.
 					if program == "uninstall-hook" && strings.Contains(string(out), "KUBERNETES_SERVICE_HOST") {
 						err = nil
 					}
@@ -471,7 +473,7 @@ func TestProgramsKnowTheFlagsThatTheyAreGiven(t *testing.T) {
 			}
 		}
 	}
-	if len(asked) < 10 {
-		t.Errorf("only %d different commands were found", len(asked))
+	if len(tested) < 10 {
+		t.Errorf("only %d different commands", len(tested))
 	}
 }

@@ -13,14 +13,14 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// value is one value of a chart, with the comment above it.
+// value is one value of a chart.
 type value struct {
 	path        string // with dots
 	def         string // YAML in one line
-	explanation string
+	description string // from the comment above it
 }
 
-// readValues returns the values of a chart in the order of values.yaml. A map in which nothing is explained is one value.
+// readValues returns the values of a chart in the order of values.yaml. A map without comments is one value.
 func readValues(t *testing.T, chart string) []value {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(chartsDir, chart, "values.yaml"))
@@ -36,24 +36,24 @@ func readValues(t *testing.T, chart string) []value {
 	walk = func(prefix string, node *yaml.Node) {
 		for i := 0; i < len(node.Content); i += 2 {
 			key, child := node.Content[i], node.Content[i+1]
-			if child.Kind == yaml.MappingNode && explainsSomething(child) {
+			if child.Kind == yaml.MappingNode && hasComments(child) {
 				walk(prefix+key.Value+".", child)
 				continue
 			}
-			explanation := strings.Join(strings.Fields(strings.ReplaceAll("\n"+key.HeadComment, "\n#", "\n")), " ")
-			if explanation == "" {
-				t.Errorf("%s: values.yaml does not explain %s%s: put a comment above it", chart, prefix, key.Value)
+			description := strings.Join(strings.Fields(strings.ReplaceAll("\n"+key.HeadComment, "\n#", "\n")), " ")
+			if description == "" {
+				t.Errorf("%s: values.yaml: %s%s has no description; add a comment above it", chart, prefix, key.Value)
 			}
-			values = append(values, value{prefix + key.Value, inOneLine(t, child), explanation})
+			values = append(values, value{prefix + key.Value, inOneLine(t, child), description})
 		}
 	}
 	walk("", document.Content[0])
 	return values
 }
 
-func explainsSomething(node *yaml.Node) bool {
+func hasComments(node *yaml.Node) bool {
 	for _, n := range node.Content {
-		if n.HeadComment != "" || explainsSomething(n) {
+		if n.HeadComment != "" || hasComments(n) {
 			return true
 		}
 	}
@@ -78,19 +78,19 @@ func table(values []value) string {
 	b.WriteString("| value | default | meaning |\n|---|---|---|\n")
 	for _, v := range values {
 		escape := strings.NewReplacer("|", `\|`, "<", "&lt;", ">", "&gt;")
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", v.path, v.def, escape.Replace(v.explanation))
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", v.path, v.def, escape.Replace(v.description))
 	}
 	return b.String()
 }
 
-// TestValuesAreExplainedEverywhere: the comments of values.yaml are in README.md, in docs/values.md and in the schema, which
-// knows every value and no other.
-func TestValuesAreExplainedEverywhere(t *testing.T) {
+// TestValuesAreDescribedEverywhere verifies that the comments of values.yaml are in README.md, docs/values.md and the
+// schema, and that the schema has the same values.
+func TestValuesAreDescribedEverywhere(t *testing.T) {
 	var docs strings.Builder
 	docs.WriteString(`# Values of the charts
 
-Made from the comments in each chart's values.yaml. The schema beside it refuses what cannot work, unknown values included,
-before anything is installed.
+Generated from the comments in the values.yaml of each chart. Helm validates the values against the chart's
+values.schema.json before it installs anything, and rejects unknown values.
 `)
 	for _, chart := range charts {
 		values := readValues(t, chart)
@@ -101,11 +101,11 @@ before anything is installed.
 		if err != nil {
 			t.Fatal(err)
 		}
-		const begin, end = "<!-- values: made from values.yaml -->\n", "<!-- end of values -->\n"
+		const begin, end = "<!-- values: generated from values.yaml -->\n", "<!-- end of values -->\n"
 		before, rest, found := strings.Cut(string(content), begin)
 		_, after, foundEnd := strings.Cut(rest, end)
 		if !found || !foundEnd {
-			t.Fatalf("%s has no lines %q and %q", readme, begin, end)
+			t.Fatalf("%s does not contain the lines %q and %q", readme, begin, end)
 		}
 		generated(t, readme, before+begin+table(values)+end+after)
 		generated(t, filepath.Join(chartsDir, chart, "values.schema.json"), describedSchema(t, chart, values))
@@ -113,7 +113,7 @@ before anything is installed.
 	generated(t, "../../../docs/values.md", docs.String())
 }
 
-// describedSchema is the chart's schema with the values' explanations as descriptions, which editors show.
+// describedSchema returns the schema of a chart with the descriptions of the values, which editors show.
 func describedSchema(t *testing.T, chart string, values []value) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(chartsDir, chart, "values.schema.json"))
@@ -131,11 +131,11 @@ func describedSchema(t *testing.T, chart string, values []value) string {
 			properties, _ := node["properties"].(map[string]any)
 			next, ok := properties[part].(map[string]any)
 			if !ok {
-				t.Fatalf("%s: values.schema.json does not know %s", chart, v.path)
+				t.Fatalf("%s: values.schema.json does not contain %s", chart, v.path)
 			}
 			node = next
 		}
-		node["description"] = v.explanation
+		node["description"] = v.description
 		known[v.path] = true
 	}
 	var walk func(prefix string, node map[string]any)
@@ -146,7 +146,7 @@ func describedSchema(t *testing.T, chart string, values []value) string {
 				if child := child.(map[string]any); child["properties"] != nil {
 					walk(prefix+name+".", child)
 				} else {
-					t.Errorf("%s: values.schema.json has %s%s, which is not in values.yaml", chart, prefix, name)
+					t.Errorf("%s: values.schema.json contains %s%s, but values.yaml does not", chart, prefix, name)
 				}
 			}
 		}
@@ -175,12 +175,12 @@ func generated(t *testing.T, path, want string) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("%s is not what values.yaml says; run: go test ./charts -update (-wanted +found)\n%s", path, diff)
+		t.Errorf("%s does not match values.yaml; run: go test ./suites/charts -update (-want +got)\n%s", path, diff)
 	}
 }
 
-// TestQuestionsAreAboutValues: Rancher's form asks for values that exist, and shows their defaults.
-func TestQuestionsAreAboutValues(t *testing.T) {
+// TestQuestionsMatchTheValues verifies that the values in Rancher's form exist and have the same defaults.
+func TestQuestionsMatchTheValues(t *testing.T) {
 	type question struct {
 		Variable     string
 		Default      any
@@ -206,7 +206,8 @@ func TestQuestionsAreAboutValues(t *testing.T) {
 		for _, q := range questions {
 			got, err := json.Marshal(q.Default)
 			if want, ok := defaults[q.Variable]; err != nil || !ok || want != string(got) {
-				t.Errorf("%s: questions.yaml says that %s is %s by default; in values.yaml it is %q", chart, q.Variable, got, want)
+				t.Errorf("%s: the default of %s is %s in questions.yaml, but %q in values.yaml",
+					chart, q.Variable, got, want)
 			}
 		}
 	}

@@ -158,7 +158,7 @@ func TestAGMSAThatAnotherWebhookGives(t *testing.T) {
 	})
 	plain := l.pod(ns, "plain", "")
 	plain.Spec.SecurityContext = nil
-	refused(t, l.dryRun(plain), 403, "container added", "were not filled in")
+	refused(t, l.dryRun(plain), 403, "container added", "was not populated")
 }
 
 // another is a mutating webhook of somebody else's, called after ours for pods of the namespaces with this label. f gets the pod and

@@ -121,8 +121,8 @@ func TestOutages(t *testing.T) {
 	}
 
 	// A name alone is no gMSA, and that is what helm test looks for.
-	refused(t, l.dryRun(l.pod(ns, "p", "outages")), 403, "were not filled in", "MutatingWebhookConfiguration "+cluster.Webhook+" exists")
-	if out, err := l.webhook().Test(ctx); err == nil || !strings.Contains(out, "were not filled in") {
+	refused(t, l.dryRun(l.pod(ns, "p", "outages")), 403, "was not populated", "MutatingWebhookConfiguration "+cluster.Webhook+" exists")
+	if out, err := l.webhook().Test(ctx); err == nil || !strings.Contains(out, "was not populated") {
 		t.Errorf("helm test, without webhook configurations: %v\n%s", err, out)
 	}
 
