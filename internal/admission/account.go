@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
@@ -17,17 +16,12 @@ const accountTimeout = time.Second
 // pluginProblem is why a GMSACredentialSpec that names our plugin cannot work: a sentence, and a word for metrics. Both are ""
 // if nothing is known against it, or another plugin's is named. It has no control characters, which a warning must not have.
 func (h *handler) pluginProblem(ctx context.Context, name string, contents []byte) (text, kind string) {
-	var c struct {
-		ActiveDirectoryConfig struct {
-			HostAccountConfig struct{ PluginGUID, PluginInput string }
-		}
-	}
-	_ = json.Unmarshal(contents, &c) // what is of another type stays empty
-	host := c.ActiveDirectoryConfig.HostAccountConfig
-	if !strings.EqualFold(strings.Trim(host.PluginGUID, "{}"), strings.Trim(credspec.PluginGUID, "{}")) {
+	var spec credspec.Spec
+	_ = json.Unmarshal(contents, &spec) // a field of the wrong type stays empty
+	if !spec.UsesPlugin() {
 		return "", ""
 	}
-	ref, err := credential.ParseReference(host.PluginInput)
+	ref, err := credential.ParseReference(spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
 	if err != nil {
 		return fmt.Sprintf("GMSACredentialSpec %s has a wrong PluginInput, so that its pods get no gMSA: %v", name, err), "input"
 	}

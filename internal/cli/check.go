@@ -225,12 +225,11 @@ const (
 
 // online returns what the cluster and Active Directory have against a credential spec. What they do not tell goes to unseen.
 func (k *check) online(ctx context.Context, d credspec.Document) []credspec.Problem {
-	host := d.Spec.ActiveDirectoryConfig.HostAccountConfig
-	if host == nil || !strings.EqualFold(strings.Trim(host.PluginGUID, "{}"), strings.Trim(credspec.PluginGUID, "{}")) {
+	if !d.Spec.UsesPlugin() {
 		k.unseen(inventory.Unseen{What: "the account of credential spec " + or(d.Name, d.Spec.GMSAName()), Why: "it does not come from this plugin"})
 		return nil
 	}
-	ref, err := credential.ParseReference(host.PluginInput)
+	ref, err := credential.ParseReference(d.Spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
 	if err != nil {
 		return nil // Read has said it
 	}

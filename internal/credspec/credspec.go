@@ -105,6 +105,13 @@ func (s Spec) GMSAName() string {
 	return strings.TrimSuffix(name, "$")
 }
 
+// UsesPlugin reports whether the spec selects this plugin. A spec without braces around its PluginGUID counts, so that the
+// other checks can run: Check reports the missing braces.
+func (s Spec) UsesPlugin() bool {
+	host := s.ActiveDirectoryConfig.HostAccountConfig
+	return host != nil && strings.EqualFold(strings.Trim(host.PluginGUID, "{}"), strings.Trim(PluginGUID, "{}"))
+}
+
 // JSON returns the plain form, indented and with a line end: what a container runtime reads.
 func (s Spec) JSON() []byte {
 	var b bytes.Buffer

@@ -442,3 +442,21 @@ func again(t *testing.T, d Document, written []byte, name string) {
 		t.Errorf("name %q, want %q", docs[0].Name, name)
 	}
 }
+
+func TestUsesPluginComparesOnlyTheGUID(t *testing.T) {
+	for guid, want := range map[string]bool{
+		PluginGUID:                               true,
+		strings.ToLower(PluginGUID):              true,
+		strings.Trim(PluginGUID, "{}"):           true,
+		"":                                       false,
+		"{E4781092-F116-4B79-B55E-28EB6A224E27}": false,
+	} {
+		s := Spec{ActiveDirectoryConfig: ActiveDirectoryConfig{HostAccountConfig: &HostAccountConfig{PluginGUID: guid}}}
+		if s.UsesPlugin() != want {
+			t.Errorf("%q: %v, want %v", guid, !want, want)
+		}
+	}
+	if (Spec{}).UsesPlugin() {
+		t.Error("a spec without HostAccountConfig uses the plugin")
+	}
+}

@@ -305,11 +305,10 @@ func specFinding(object string, problems []credspec.Problem, severity Severity) 
 
 // inputOf returns what a credential spec for this plugin names.
 func inputOf(s credspec.Spec) (credential.Reference, bool) {
-	host := s.ActiveDirectoryConfig.HostAccountConfig
-	if host == nil || !strings.EqualFold(strings.Trim(host.PluginGUID, "{}"), strings.Trim(credspec.PluginGUID, "{}")) {
+	if !s.UsesPlugin() {
 		return credential.Reference{}, false
 	}
-	ref, err := credential.ParseReference(host.PluginInput)
+	ref, err := credential.ParseReference(s.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
 	return ref, err == nil
 }
 

@@ -160,9 +160,9 @@ func (v *verify) pluginInput() Step {
 	if host == nil {
 		return failed(causeNoPlugin, "the credential spec has no HostAccountConfig, so that Windows asks no plugin", "make one that has: "+v.Program+" credspec create")
 	}
-	if guid := strings.Trim(host.PluginGUID, "{}"); !strings.EqualFold(guid, strings.Trim(credspec.PluginGUID, "{}")) {
+	if !v.spec.UsesPlugin() {
 		whose := "another plugin"
-		if p, known := credspec.ForeignPlugin("{" + guid + "}"); known {
+		if p, known := credspec.ForeignPlugin("{" + strings.Trim(host.PluginGUID, "{}") + "}"); known {
 			whose = p.Name
 		}
 		return failed(causeForeignPlugin, fmt.Sprintf("PluginGUID %s is that of %s", host.PluginGUID, whose), "if this product is to serve it, write "+credspec.PluginGUID)
