@@ -183,7 +183,7 @@ func mayNot(p place, namespace, account, reason string) *denial {
 		because = " (" + reason + ")"
 	}
 	return forbidden("%s: ServiceAccount %s/%s may not use GMSACredentialSpec %s: it lacks the verb use on gmsacredentialspecs.%s%s. To grant it: echo '%s' | kubectl apply -f -",
-		p.where, namespace, account, p.name, group, because, credspec.GrantUse(p.name, namespace, account))
+		p.where, namespace, account, p.name, group, because, credspec.UseRBACManifest(p.name, namespace, account))
 }
 
 func cannotRead(p place, err error) *denial {

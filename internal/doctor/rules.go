@@ -441,7 +441,7 @@ func uses(o *Objects) []Finding {
 			Text:   fmt.Sprintf("it may not use the GMSACredentialSpec %s that its pods name, so that a webhook refuses them", u.CredentialSpec),
 			Remedy: "Let it use this credential spec and no other.",
 			// kubectl create clusterrole refuses the verb.
-			Commands: []string{command("echo", string(credspec.GrantUse(u.CredentialSpec, u.Namespace, u.ServiceAccount))) + " | kubectl apply -f -"}})
+			Commands: []string{command("echo", string(credspec.UseRBACManifest(u.CredentialSpec, u.Namespace, u.ServiceAccount))) + " | kubectl apply -f -"}})
 	}
 	return found
 }

@@ -95,5 +95,5 @@ func (c *Cluster) PutCredentialSpec(ctx context.Context, name string, contents [
 
 // GrantUse lets the pods of a ServiceAccount use a GMSACredentialSpec, by the objects that the webhook's refusals show.
 func (c *Cluster) GrantUse(ctx context.Context, credentialSpec, namespace, serviceAccount string) error {
-	return c.Apply(ctx, credspec.GrantUse(credentialSpec, namespace, serviceAccount))
+	return c.Apply(ctx, credspec.UseRBACManifest(credentialSpec, namespace, serviceAccount))
 }

@@ -186,7 +186,7 @@ func TestCommandsInWebhookNotesWork(t *testing.T) {
 		_, err := c.run(t.Context(), "", "sh", "-c", "PATH="+c.home+":$PATH; "+from+command)
 		return err
 	}
-	grant := string(credspec.GrantUse("web01", "default", "default"))
+	grant := string(credspec.UseRBACManifest("web01", "default", "default"))
 	if !strings.Contains(out, "\n  echo '"+grant+"' | kubectl apply -f -\n") {
 		t.Errorf("the notes do not have the same manifest as the webhook's denials: %s", grant)
 	}
