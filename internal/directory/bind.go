@@ -260,7 +260,7 @@ func startTLS(ctx context.Context, raw net.Conn, timeout time.Duration) error {
 	defer limit(ctx, raw, timeout)()
 	request := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationExtendedRequest, nil, "")
 	request.AppendChild(ber.NewString(ber.ClassContext, ber.TypePrimitive, 0, "1.3.6.1.4.1.1466.20037", ""))
-	answer, err := roundTrip(raw, newMessages(raw), 1, request)
+	answer, err := roundTrip(raw, newMessageReader(raw), 1, request)
 	if err != nil {
 		return err
 	}

@@ -14,121 +14,133 @@ import (
 	ber "github.com/go-asn1-ber/asn1-ber"
 )
 
-// What a server may send. The largest answer that is asked for is a gMSA with its service principal names, some 100 KiB.
+// Limits for the data that a server sends. The largest expected response is a gMSA with its service principal names: about
+// 100 KiB.
 const (
-	maxMessage = 1 << 20 // of one LDAP message, one sealed buffer, one Kerberos answer, in bytes
-	maxAnswer  = 4 << 20 // of all messages that answer one question
-	maxDepth   = 24      // of elements within elements in one message: go-asn1-ber recurses, and a stack overflow ends the program
+	maxMessage  = 1 << 20 // bytes of one LDAP message, one sealed buffer or one Kerberos response
+	maxResponse = 4 << 20 // bytes of all messages that respond to one request
+	maxDepth    = 23      // levels of nested elements in one LDAP message
 )
+
+// asn1-ber decodes recursively, and a stack overflow would end the program. Its defaults allow 1000 levels and 2 GiB. These
+// limits also apply to values that go-ldap decodes separately, such as those of controls.
+func init() {
+	ber.MaxNestingDepth = maxDepth
+	ber.MaxPacketLengthBytes = maxMessage
+}
 
 var (
-	errTooLarge = errors.New("the answer is larger than any that was asked for")
-	errCutOff   = errors.New("the answer is cut off")
-	errNoBER    = errors.New("the answer is not LDAP")
+	errTooLarge  = errors.New("the response is too large")
+	errTruncated = errors.New("the response is truncated")
+	errNotLDAP   = errors.New("the response is not LDAP")
 )
 
-// messages reads whole LDAP messages, checked so far that go-asn1-ber can decode them without running out of memory or
-// stack. It bounds what one question can make it read: go-ldap does not.
-type messages struct {
+// messageReader reads complete LDAP messages. It limits the bytes of one message and of one response; go-ldap limits
+// neither.
+type messageReader struct {
 	r      *bufio.Reader
 	budget atomic.Int64
 }
 
-func newMessages(r io.Reader) *messages {
-	m := &messages{r: bufio.NewReader(r)}
-	m.budget.Store(maxAnswer)
+func newMessageReader(r io.Reader) *messageReader {
+	m := &messageReader{r: bufio.NewReader(r)}
+	m.budget.Store(maxResponse)
 	return m
 }
 
-func (m *messages) next() ([]byte, error) {
+func (m *messageReader) next() ([]byte, error) {
 	head, err := m.r.Peek(2)
 	if err != nil {
 		if len(head) > 0 && errors.Is(err, io.EOF) {
-			return nil, errCutOff
+			return nil, errTruncated
 		}
 		return nil, err
 	}
 	if head[0] != 0x30 { // RFC 4511 4.1.1: a message is a SEQUENCE
-		return nil, errNoBER
+		return nil, errNotLDAP
 	}
-	length, headLength := int64(head[1]), int64(2)
-	if n := int64(head[1] & 0x7f); head[1] >= 0x80 {
-		if n < 1 || n > 4 { // RFC 4511 5.1: the indefinite form is not used
-			return nil, errNoBER
-		}
-		if head, err = m.r.Peek(int(2 + n)); err != nil {
-			return nil, cutOff(err)
-		}
-		length, headLength = 0, 2+n
-		for _, b := range head[2:] {
-			length = length<<8 | int64(b)
+	if head[1] > 0x80 && head[1] <= 0x84 {
+		if head, err = m.r.Peek(2 + int(head[1]&0x7f)); err != nil {
+			return nil, truncated(err)
 		}
 	}
-	if length > maxMessage || m.budget.Add(-length-headLength) < 0 {
+	length, n := definiteLength(head[1:])
+	if n == 0 {
+		return nil, errNotLDAP
+	}
+	size := 1 + int64(n) + length
+	if length > maxMessage || m.budget.Add(-size) < 0 {
 		return nil, errTooLarge
 	}
-	// Memory follows what arrives, not what is announced.
-	message, err := io.ReadAll(io.LimitReader(m.r, headLength+length))
+	// ReadAll allocates memory for the bytes that arrive, not for the length that the server announces.
+	message, err := io.ReadAll(io.LimitReader(m.r, size))
 	if err != nil {
-		return nil, cutOff(err)
+		return nil, truncated(err)
 	}
-	if int64(len(message)) < headLength+length {
-		return nil, errCutOff
+	if int64(len(message)) < size {
+		return nil, errTruncated
 	}
-	if !wellFormed(message, maxDepth) {
-		return nil, errNoBER
+	if !usesLDAPEncoding(message) {
+		return nil, errNotLDAP
 	}
 	return message, nil
 }
 
-func cutOff(err error) error {
+func truncated(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errCutOff
+		return errTruncated
 	}
 	return err
 }
 
-// wellFormed tells whether b is a sequence of elements of definite length that fill it exactly, down to the depth.
-func wellFormed(b []byte, depth int) bool {
-	if depth == 0 {
-		return false
+// definiteLength decodes the length octets at the start of b. n is their number, or 0 if they are incomplete, in the
+// indefinite form, or longer than 32 bits.
+func definiteLength(b []byte) (length int64, n int) {
+	if len(b) == 0 {
+		return 0, 0
 	}
+	if b[0] < 0x80 {
+		return int64(b[0]), 1
+	}
+	n = int(b[0]&0x7f) + 1
+	if n < 2 || n > 5 || n > len(b) {
+		return 0, 0
+	}
+	for _, x := range b[1:n] {
+		length = length<<8 | int64(x)
+	}
+	return length, n
+}
+
+// usesLDAPEncoding reports whether each element in b has a one-byte tag and a definite length within b. LDAP uses no other
+// encoding (RFC 4511 5.1), but asn1-ber accepts others. asn1-ber itself checks the depth, and each length against that of the
+// element around it.
+func usesLDAPEncoding(b []byte) bool {
 	for len(b) > 0 {
-		if len(b) < 2 || b[0]&0x1f == 0x1f { // LDAP has no tag above 30
+		tag := b[0]
+		length, n := definiteLength(b[1:])
+		b = b[1:]
+		if tag&0x1f == 0x1f || n == 0 || length > int64(len(b)-n) {
 			return false
 		}
-		length, rest := int(b[1]), b[2:]
-		if n := int(b[1] & 0x7f); b[1] >= 0x80 {
-			if n < 1 || n > 4 || n > len(rest) {
-				return false
-			}
-			length = 0
-			for _, x := range rest[:n] {
-				length = length<<8 | int(x)
-			}
-			rest = rest[n:]
+		b = b[n:]
+		if tag&0x20 == 0 { // primitive; the content of a constructed element is elements
+			b = b[length:]
 		}
-		if length < 0 || length > len(rest) {
-			return false
-		}
-		if b[0]&0x20 != 0 && !wellFormed(rest[:length], depth-1) {
-			return false
-		}
-		b = rest[length:]
 	}
 	return true
 }
 
-// ldapConn is a net.Conn for go-ldap that lets only whole, bounded messages through, and remembers what went wrong with
-// the connection: go-ldap's own errors tell it as text only.
+// ldapConn is a net.Conn for go-ldap that passes on only complete messages within the limits. It keeps the first error of the
+// connection, because go-ldap returns it only as text.
 type ldapConn struct {
 	net.Conn
-	in     *messages
+	in     *messageReader
 	unread []byte
 	failed atomic.Pointer[error]
 }
 
-func newLDAPConn(c net.Conn) *ldapConn { return &ldapConn{Conn: c, in: newMessages(c)} }
+func newLDAPConn(c net.Conn) *ldapConn { return &ldapConn{Conn: c, in: newMessageReader(c)} }
 
 func (c *ldapConn) Read(p []byte) (int, error) {
 	if len(c.unread) == 0 {
@@ -152,14 +164,14 @@ func (c *ldapConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// begin gives the next question its time and its bytes. The returned function ends it: between questions nothing may
-// run out, because go-ldap reads all the time.
+// begin sets the time limit and the byte limit of the next request. The returned function removes the time limit: go-ldap
+// reads all the time, and a session can be idle between two requests.
 func (c *ldapConn) begin(ctx context.Context, timeout time.Duration) (end func()) {
-	c.in.budget.Store(maxAnswer)
+	c.in.budget.Store(maxResponse)
 	return limit(ctx, c.Conn, timeout)
 }
 
-// limit gives an exchange on a connection a deadline and lets ctx end it early.
+// limit sets a deadline on a connection and interrupts the exchange when ctx is done.
 func limit(ctx context.Context, conn net.Conn, timeout time.Duration) (end func()) {
 	deadline := time.Now().Add(timeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
@@ -174,10 +186,9 @@ func limit(ctx context.Context, conn net.Conn, timeout time.Duration) (end func(
 	}
 }
 
-// roundTrip sends one LDAP operation and returns its one answer. It is for what comes before go-ldap may have the
-// connection: StartTLS and the SASL bind change what is below LDAP, and go-ldap, which reads ahead at all times, could
-// then be made to take what came in plain text for what was protected.
-func roundTrip(conn net.Conn, in *messages, id int64, operation *ber.Packet) (*ber.Packet, error) {
+// roundTrip sends one LDAP operation and returns its response. StartTLS and the SASL bind use it instead of go-ldap. They
+// change the layer below LDAP, and go-ldap reads ahead: an attacker could make it accept plain text as protected data.
+func roundTrip(conn net.Conn, in *messageReader, id int64, operation *ber.Packet) (*ber.Packet, error) {
 	request := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSequence, nil, "")
 	request.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagInteger, id, ""))
 	request.AppendChild(operation)
@@ -189,14 +200,14 @@ func roundTrip(conn net.Conn, in *messages, id int64, operation *ber.Packet) (*b
 		return nil, err
 	}
 	if in.r.Buffered() > 0 {
-		return nil, fmt.Errorf("the server sent more than the answer before the connection was protected")
+		return nil, fmt.Errorf("the server sent additional data before the connection was protected")
 	}
-	answer, err := ber.ReadPacket(bytes.NewReader(message))
-	if err != nil || len(answer.Children) < 2 || len(answer.Children[1].Children) < 3 {
-		return nil, errNoBER
+	response, err := ber.ReadPacket(bytes.NewReader(message))
+	if err != nil || len(response.Children) < 2 || len(response.Children[1].Children) < 3 {
+		return nil, errNotLDAP
 	}
-	if got, ok := answer.Children[0].Value.(int64); !ok || got != id {
-		return nil, errNoBER
+	if got, ok := response.Children[0].Value.(int64); !ok || got != id {
+		return nil, errNotLDAP
 	}
-	return answer, nil
+	return response, nil
 }

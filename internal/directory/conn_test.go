@@ -10,7 +10,7 @@ import (
 	ber "github.com/go-asn1-ber/asn1-ber"
 )
 
-// nested is a message of elements within elements.
+// nested returns a message of nested elements.
 func nested(depth int) []byte {
 	var b []byte
 	for i := depth - 1; i >= 0; i-- {
@@ -19,41 +19,57 @@ func nested(depth int) []byte {
 	return b
 }
 
-func TestOnlyWholeBoundedMessagesGetThrough(t *testing.T) {
+// decode reads one message and decodes it, as go-ldap does.
+func decode(in []byte) (*ber.Packet, error) {
+	message, err := newMessageReader(bytes.NewReader(in)).next()
+	if err != nil {
+		return nil, err
+	}
+	p, err := ber.DecodePacketErr(message)
+	if err != nil {
+		return nil, errors.Join(errNotLDAP, err)
+	}
+	return p, nil
+}
+
+func TestOnlyCompleteMessagesWithinTheLimitsAreDecoded(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   []byte
 		want error
 	}{
 		"nothing":              {nil, io.EOF},
-		"one byte":             {[]byte{0x30}, errCutOff},
-		"length cut off":       {[]byte{0x30, 0x84, 0, 0}, errCutOff},
-		"content cut off":      {[]byte{0x30, 10, 2, 1, 1}, errCutOff},
-		"another protocol":     {[]byte("HTTP/1.1 400 Bad Request\r\n"), errNoBER},
+		"one byte":             {[]byte{0x30}, errTruncated},
+		"length truncated":     {[]byte{0x30, 0x84, 0, 0}, errTruncated},
+		"content truncated":    {[]byte{0x30, 10, 2, 1, 1}, errTruncated},
+		"another protocol":     {[]byte("HTTP/1.1 400 Bad Request\r\n"), errNotLDAP},
 		"2 GiB announced":      {[]byte{0x30, 0x84, 0x7f, 0xff, 0xff, 0xff, 2, 1, 1}, errTooLarge},
 		"just too large":       {append([]byte{0x30, 0x84, 0, 0x10, 0, 1}, make([]byte, 1<<20+1)...), errTooLarge},
-		"64 bits of length":    {[]byte{0x30, 0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, errNoBER},
-		"indefinite length":    {[]byte{0x30, 0x80, 2, 1, 1, 0, 0}, errNoBER},
-		"indefinite inside":    {[]byte{0x30, 4, 0x30, 0x80, 0, 0}, errNoBER},
-		"child beyond parent":  {[]byte{0x30, 3, 2, 9, 1}, errNoBER},
-		"24 levels":            {nested(24), errNoBER},
-		"a hundred thousand":   {nested(100_000), errNoBER},
-		"tag of several bytes": {[]byte{0x30, 4, 0x3f, 0x81, 1, 0}, errNoBER},
+		"64 bits of length":    {[]byte{0x30, 0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, errNotLDAP},
+		"indefinite length":    {[]byte{0x30, 0x80, 2, 1, 1, 0, 0}, errNotLDAP},
+		"indefinite inside":    {[]byte{0x30, 4, 0x30, 0x80, 0, 0}, errNotLDAP},
+		"child beyond message": {[]byte{0x30, 3, 2, 9, 1}, errNotLDAP},
+		"child beyond parent":  {[]byte{0x30, 7, 0x30, 3, 2, 3, 1, 2, 3}, errNotLDAP},
+		"24 levels":            {nested(24), errNotLDAP},
+		"100,000 levels":       {nested(100_000), errNotLDAP},
+		"tag of many bytes":    {[]byte{0x30, 4, 0x3f, 0x81, 1, 0}, errNotLDAP},
 		"a message":            {[]byte{0x30, 3, 2, 1, 1}, nil},
 		"23 levels":            {nested(23), nil},
 	} {
-		got, err := newMessages(bytes.NewReader(c.in)).next()
-		if !errors.Is(err, c.want) {
+		if _, err := decode(c.in); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
-		if c.want == nil && !bytes.Equal(got, c.in) {
-			t.Errorf("%s: got %d bytes of %d", name, len(got), len(c.in))
+		if c.want != nil {
+			continue
+		}
+		if got, err := newMessageReader(bytes.NewReader(c.in)).next(); err != nil || !bytes.Equal(got, c.in) {
+			t.Errorf("%s: got %d bytes of %d, %v", name, len(got), len(c.in), err)
 		}
 	}
 }
 
-func TestOneQuestionCannotBeAnsweredForEver(t *testing.T) {
+func TestTheResponseToOneRequestIsLimited(t *testing.T) {
 	one := append([]byte{0x30, 0x84, 0, 0x10, 0, 0, 0x04, 0x84, 0, 0x0f, 0xff, 0xfa}, make([]byte, 1<<20-6)...)
-	m := newMessages(&endless{one: one})
+	m := newMessageReader(&endless{one: one})
 	for i := range 5 {
 		_, err := m.next()
 		if i < 3 && err != nil {
@@ -76,17 +92,17 @@ func (e *endless) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// What passes here is decoded by go-asn1-ber, which must not fail on it: it has no bounds of its own.
+// asn1-ber decodes each message that next returns, and must not panic.
 func FuzzMessages(f *testing.F) {
 	f.Add([]byte{0x30, 3, 2, 1, 1})
 	f.Add(nested(10))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		message, err := newMessages(bytes.NewReader(in)).next()
+		message, err := newMessageReader(bytes.NewReader(in)).next()
 		if err != nil {
 			return
 		}
 		if len(message) > len(in) {
-			t.Fatalf("%d bytes came of %d", len(message), len(in))
+			t.Fatalf("%d bytes from %d", len(message), len(in))
 		}
 		_, _ = ber.ReadPacket(bytes.NewReader(message))
 	})

@@ -150,7 +150,7 @@ func (c *sealedConn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if len(token) < int(length) {
-			return 0, errCutOff
+			return 0, errTruncated
 		}
 		if c.unread, err = c.w.unwrap(token, true); err != nil {
 			return 0, err
@@ -263,7 +263,7 @@ var errNotSealed = errors.New("it does not offer to seal the connection")
 // does not offer to seal is refused, whatever else it offers.
 func bindSealed(ctx context.Context, conn net.Conn, timeout time.Duration, t *ticket, realm string) (net.Conn, error) {
 	defer limit(ctx, conn, timeout)()
-	in := newMessages(conn)
+	in := newMessageReader(conn)
 	first, auth, err := apRequest(t, realm)
 	if err != nil {
 		return nil, err
@@ -302,7 +302,7 @@ func bindSealed(ctx context.Context, conn net.Conn, timeout time.Duration, t *ti
 }
 
 // bindStep sends one bind request with a token and returns the token of the answer, which must have the result code.
-func bindStep(conn net.Conn, in *messages, id int64, token []byte, want uint16) ([]byte, error) {
+func bindStep(conn net.Conn, in *messageReader, id int64, token []byte, want uint16) ([]byte, error) {
 	bind := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationBindRequest, nil, "")
 	bind.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagInteger, 3, ""))
 	bind.AppendChild(ber.NewString(ber.ClassUniversal, ber.TypePrimitive, ber.TagOctetString, "", ""))

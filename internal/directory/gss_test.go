@@ -104,7 +104,7 @@ func TestASealedConnectionBoundsWhatItReads(t *testing.T) {
 		want string
 	}{
 		"4 GiB announced": {[]byte{0xff, 0xff, 0xff, 0xff, 1, 2, 3}, errTooLarge.Error()},
-		"cut off":         {[]byte{0, 0, 0, 100, 1, 2, 3}, errCutOff.Error()},
+		"cut off":         {[]byte{0, 0, 0, 100, 1, 2, 3}, errTruncated.Error()},
 		"plain LDAP":      {[]byte{0, 0, 0, 5, 0x30, 3, 2, 1, 1}, "not a wrap token"},
 	} {
 		here, there := net.Pipe()

@@ -73,7 +73,7 @@ func (k kdc) send(ctx context.Context, request []byte) ([]byte, error) {
 	}
 	var head [4]byte
 	if _, err := io.ReadFull(conn, head[:]); errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, errCutOff
+		return nil, errTruncated
 	} else if err != nil { // io.EOF: it hung up without an answer
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (k kdc) send(ctx context.Context, request []byte) ([]byte, error) {
 		return nil, err
 	}
 	if len(answer) < int(length) || length == 0 {
-		return nil, errCutOff
+		return nil, errTruncated
 	}
 	const applicationError = 0x7e // [APPLICATION 30]
 	if answer[0] != applicationError {
