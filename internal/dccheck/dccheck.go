@@ -1,6 +1,6 @@
-// Package dccheck tells what this host can reach of an Active Directory domain: its domain controllers by DNS, the TCP ports
-// that a gMSA needs of each of them, and this host's clock, to be compared with theirs. It binds nowhere and sends nothing
-// but DNS questions; whether the controllers let anybody in is package directory's to tell.
+// Package dccheck checks the connectivity of this host to an Active Directory domain: the DNS look-up of its domain controllers
+// and the TCP ports that a gMSA needs. It also reports this host's clock. It sends DNS queries and no other data; package
+// directory authenticates.
 package dccheck
 
 import (
@@ -14,68 +14,68 @@ import (
 	"sync"
 	"text/tabwriter"
 	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
 )
 
-// Ports are the TCP ports that a gMSA needs of a domain controller: DNS, Kerberos, LDAP, LDAPS and Active Directory Web
+// Ports are the TCP ports of a domain controller that a gMSA needs: DNS, Kerberos, LDAP, LDAPS and Active Directory Web
 // Services.
 var Ports = []int{53, 88, 389, 636, 9389}
 
-// State is what became of a connection.
+// State is the result of a connection attempt.
 type State string
 
 const (
 	Open     State = "open"
-	Closed   State = "closed"   // refused: the host is there, and nothing listens
-	Filtered State = "filtered" // no answer, or a router's refusal: usually a firewall
+	Closed   State = "closed"   // refused: the host is up, and nothing listens
+	Filtered State = "filtered" // no answer, or rejected by a router: usually a firewall
 )
 
-// Options say what to look at.
+// Options select the domain.
 type Options struct {
 	Domain    string        // DNS name
-	DNSServer string        // address[:port] of the server to ask; "": the system's
-	Timeout   time.Duration // of one DNS question and of one connection; 0: DefaultTimeout
+	DNSServer string        // address[:port]; "": the system's
+	Timeout   time.Duration // for one DNS query and for one connection; 0: DefaultTimeout
 
-	ports []int // of tests, instead of Ports
+	ports []int // for tests, instead of Ports
 }
 
-// DefaultTimeout is longer than Windows takes to report a refused connection: it tries three times, half a second apart.
+// DefaultTimeout is longer than Windows needs to report a refused connection: it tries three times, half a second apart.
 const DefaultTimeout = 3 * time.Second
 
-// MaxServers is how many domain controllers are tried. A domain may have hundreds in its one DNS answer.
-const MaxServers = 16
-
-// maxAddresses is how many addresses of one domain controller are tried.
+// maxAddresses is the number of addresses to try for one domain controller.
 const maxAddresses = 4
 
-// Report is what was found.
+// Report is the result of Check.
 type Report struct {
 	Domain string `json:"domain"`
-	// Time is this host's clock when the check began: UTC, RFC 3339 with milliseconds.
+	// Time is this host's clock at the start of the check: UTC, RFC 3339 with milliseconds.
 	Time string `json:"time"`
-	// Found is how many domain controllers DNS names. Servers has the first MaxServers of them, in the order to try them.
+	// Found is the number of domain controllers in DNS. Servers contains the first srv.MaxServers, in the order to try them.
 	Found   int      `json:"found"`
 	Servers []Server `json:"servers"`
-	// Error is why there are no servers.
+	// Error is the reason why there are no servers.
 	Error string `json:"error,omitempty"`
 }
 
-// Server is one domain controller. Ports has the port's number as its key. Of several addresses, it is the one that answers best.
+// Server is one domain controller. The keys of Ports are port numbers. If the host has several addresses, Address is the one
+// with the most open ports.
 type Server struct {
 	Host    string          `json:"host"`
 	Address string          `json:"address,omitempty"`
 	Ports   map[string]Port `json:"ports,omitempty"`
-	Error   string          `json:"error,omitempty"` // why it has no address
+	Error   string          `json:"error,omitempty"` // the reason why there is no address
 }
 
 // Port is one TCP port.
 type Port struct {
 	State State   `json:"state"`
-	Ms    float64 `json:"ms"` // until it answered, or was given up
+	Ms    float64 `json:"ms"` // until the answer, or the timeout
 }
 
 const clockFormat = "2006-01-02T15:04:05.000Z07:00"
 
-// Check looks. What it cannot find stands in the report.
+// Check runs the check. The report contains the errors.
 func Check(ctx context.Context, o Options) Report {
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
@@ -89,47 +89,38 @@ func Check(ctx context.Context, o Options) Report {
 		r.Error = err.Error()
 		return r
 	}
-	name := "_ldap._tcp.dc._msdcs." + strings.TrimSuffix(o.Domain, ".") + "."
 	dns, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	_, records, err := resolver.LookupSRV(dns, "", "", name)
-	if err != nil && len(records) == 0 { // with some records in it, the error is about others
-		r.Error = fmt.Sprintf("the SRV record %s is not found: %v; domain controllers register it, so this host does not ask a DNS server "+
-			"that knows the domain, or the domain's name is wrong", strings.TrimSuffix(name, "."), err)
+	hosts, err := srv.DomainControllers(dns, resolver, o.Domain)
+	if err != nil {
+		r.Error = fmt.Sprintf("no domain controllers found with SRV record %s: %v; check the domain's name, and that this host uses a DNS "+
+			"server that knows the domain", srv.Name(o.Domain), err)
 		return r
 	}
-	r.Found = len(records)
-	records = records[:min(len(records), MaxServers)]
-	r.Servers = make([]Server, len(records))
+	r.Found = len(hosts)
+	hosts = hosts[:min(len(hosts), srv.MaxServers)]
+	r.Servers = make([]Server, len(hosts))
 	var wg sync.WaitGroup
-	for i, record := range records {
-		wg.Go(func() { r.Servers[i] = checkServer(ctx, o, resolver, strings.TrimSuffix(record.Target, ".")) })
+	for i, host := range hosts {
+		wg.Go(func() { r.Servers[i] = checkServer(ctx, o, resolver, host) })
 	}
 	wg.Wait()
 	return r
 }
 
-// newResolver returns the system's resolver, or one that asks a server of one's own.
+// newResolver returns the system's resolver, or one that queries the given server.
 func newResolver(server string) (*net.Resolver, error) {
 	if server == "" {
-		return net.DefaultResolver, nil
+		return srv.Resolver(""), nil
 	}
 	if net.ParseIP(server) != nil {
 		server = net.JoinHostPort(server, "53")
 	}
 	host, port, err := net.SplitHostPort(server)
 	if err != nil || net.ParseIP(host) == nil || port == "" {
-		return nil, fmt.Errorf("DNS server %q is not an address with or without a port; write for example 10.0.0.10 or 10.0.0.10:53", server)
+		return nil, fmt.Errorf("DNS server %q is not an IP address with or without a port; use for example 10.0.0.10 or 10.0.0.10:53", server)
 	}
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, network, server)
-		if err != nil && strings.HasPrefix(network, "udp") {
-			// Wine 8 lacks an option that Go sets on every UDP socket. DNS servers of a domain answer over TCP as well.
-			return d.DialContext(ctx, "tcp", server)
-		}
-		return conn, err
-	}}, nil
+	return srv.Resolver(server), nil
 }
 
 func checkServer(ctx context.Context, o Options, resolver *net.Resolver, host string) Server {
@@ -138,11 +129,11 @@ func checkServer(ctx context.Context, o Options, resolver *net.Resolver, host st
 	defer cancel()
 	addresses, err := resolver.LookupIPAddr(dns, host)
 	if err != nil {
-		s.Error = fmt.Sprintf("the address of domain controller %s is not found: %v", host, err)
+		s.Error = fmt.Sprintf("domain controller %s has no address: %v", host, err)
 		return s
 	}
-	// A domain controller may register addresses that lead nowhere from here, an IPv6 address above all. They are tried at the
-	// same time: one that does not answer takes the whole timeout.
+	// A domain controller can register addresses that are unreachable from here, often an IPv6 address. Each takes the whole
+	// timeout, so all addresses are tried at the same time.
 	list := inOrder(addresses)
 	list = list[:min(len(list), maxAddresses)]
 	ports := make([]map[string]Port, len(list))
@@ -161,7 +152,7 @@ func checkServer(ctx context.Context, o Options, resolver *net.Resolver, host st
 	return s
 }
 
-// inOrder is IPv4 first: many a network has IPv6 addresses and no way between them.
+// inOrder returns the IPv4 addresses first: many networks have IPv6 addresses without routes between them.
 func inOrder(addresses []net.IPAddr) []string {
 	var four, six []string
 	for _, a := range addresses {
@@ -174,7 +165,7 @@ func inOrder(addresses []net.IPAddr) []string {
 	return append(four, six...)
 }
 
-// rank tells how well an address answers: by its open ports and, where none is open, by those that say so.
+// rank orders addresses by the number of open ports, then by the number of closed ports.
 func rank(ports map[string]Port) int {
 	n := 0
 	for _, p := range ports {
@@ -220,7 +211,7 @@ func checkPort(ctx context.Context, address string, timeout time.Duration) Port 
 	return p
 }
 
-// Clock is the host's clock when the check began, the zero time if Time cannot be read.
+// Clock returns Time, or the zero time if Time is invalid.
 func (r Report) Clock() time.Time {
 	t, err := time.Parse(clockFormat, r.Time)
 	if err != nil {
@@ -229,7 +220,7 @@ func (r Report) Clock() time.Time {
 	return t
 }
 
-// Reachable tells whether a domain controller was found that answers on the ports of Kerberos and LDAP.
+// Reachable reports whether a domain controller has an open Kerberos port and an open LDAP or LDAPS port.
 func (r Report) Reachable() bool {
 	for _, s := range r.Servers {
 		if s.Ports["88"].State == Open && (s.Ports["389"].State == Open || s.Ports["636"].State == Open) {
@@ -239,7 +230,7 @@ func (r Report) Reachable() bool {
 	return false
 }
 
-// WriteText writes the report as a table for people.
+// WriteText writes the report as a table.
 func (r Report) WriteText(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(r.Servers) > 0 {
@@ -269,9 +260,9 @@ func (r Report) WriteText(w io.Writer) error {
 		fmt.Fprintln(&b, r.Error)
 	}
 	if r.Found > len(r.Servers) {
-		fmt.Fprintf(&b, "DNS names %d domain controllers; the first %d were tried\n", r.Found, len(r.Servers))
+		fmt.Fprintf(&b, "DNS has %d domain controllers; the first %d were checked\n", r.Found, len(r.Servers))
 	}
-	fmt.Fprintln(&b, "this host's clock:", r.Time)
+	fmt.Fprintln(&b, "Clock of this host:", r.Time)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

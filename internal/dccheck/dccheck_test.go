@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
 )
 
-// dnsServer answers on loopback with the SRV records of one domain. A real server of the domain is in the lab's Active
-// Directory; this one can name controllers that do not exist, hundreds of them, and none.
+// dnsServer answers on loopback with the SRV records of one domain. The lab's Active Directory has a real DNS server; this one
+// can return no domain controllers, hundreds of them, or some that do not exist.
 func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -57,7 +59,7 @@ func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
 	return conn.LocalAddr().String()
 }
 
-// ports returns one port of loopback that is open, and one that is closed.
+// ports returns an open and a closed port on loopback.
 func ports(t *testing.T) (open, closed int) {
 	t.Helper()
 	var got []int
@@ -75,7 +77,7 @@ func ports(t *testing.T) (open, closed int) {
 	return got[0], got[1]
 }
 
-func TestOpenAndClosedPortsOfADomainControllerAreToldApart(t *testing.T) {
+func TestOpenAndClosedPortsAreDistinguished(t *testing.T) {
 	t.Parallel()
 	open, closed := ports(t)
 	server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}})
@@ -99,7 +101,7 @@ func TestOpenAndClosedPortsOfADomainControllerAreToldApart(t *testing.T) {
 	}
 }
 
-func TestADomainThatDNSDoesNotKnowIsTold(t *testing.T) {
+func TestADomainUnknownToDNSIsReported(t *testing.T) {
 	t.Parallel()
 	server := dnsServer(t, "corp.example.com", nil)
 	r := Check(t.Context(), Options{Domain: "other.example.net", DNSServer: server})
@@ -107,13 +109,13 @@ func TestADomainThatDNSDoesNotKnowIsTold(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	if b, _ := json.Marshal(r); !strings.Contains(string(b), `"servers":[]`) {
-		t.Errorf("no list for those who read it: %s", b)
+		t.Errorf("JSON without a list of servers: %s", b)
 	}
 }
 
-func TestADNSServerThatDoesNotAnswerIsTold(t *testing.T) {
+func TestADNSServerThatDoesNotAnswerIsReported(t *testing.T) {
 	t.Parallel()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0") // takes every question, answers none
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0") // receives each query and answers none
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +127,7 @@ func TestADNSServerThatDoesNotAnswerIsTold(t *testing.T) {
 	}
 }
 
-func TestAControllerWithoutAnAddressDoesNotHideTheOthers(t *testing.T) {
+func TestADomainControllerWithoutAddressDoesNotHideTheOthers(t *testing.T) {
 	t.Parallel()
 	open, _ := ports(t)
 	hosts := map[string][]net.IP{"dc1.corp.example.com": {net.IPv4(127, 0, 0, 1)}, "gone.corp.example.com": nil}
@@ -144,11 +146,11 @@ func TestAControllerWithoutAnAddressDoesNotHideTheOthers(t *testing.T) {
 	}
 }
 
-// The first address that DNS names leads to another host, or nowhere.
-func TestADomainControllerIsLookedAtByTheAddressThatAnswers(t *testing.T) {
+// The first address in DNS belongs to another host, or to none.
+func TestTheAddressWithTheMostOpenPortsIsReported(t *testing.T) {
 	t.Parallel()
 	open, _ := ports(t)
-	for _, other := range []net.IP{net.IPv4(127, 77, 255, 1), net.IPv4(240, 0, 0, 1)} { // it refuses; no host may have it (RFC 1112 4)
+	for _, other := range []net.IP{net.IPv4(127, 77, 255, 1), net.IPv4(240, 0, 0, 1)} { // refuses connections; not assigned to any host (RFC 1112 4)
 		server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {other, net.IPv4(127, 0, 0, 1)}})
 		r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, Timeout: 500 * time.Millisecond, ports: []int{open}})
 		if len(r.Servers) != 1 || r.Servers[0].Address != "127.0.0.1" || r.Servers[0].Ports[strconv.Itoa(open)].State != Open {
@@ -165,7 +167,7 @@ func TestIPv4AddressesComeFirst(t *testing.T) {
 	}
 }
 
-func TestAnOpenPortCountsMoreThanAllThatAreClosed(t *testing.T) {
+func TestAnOpenPortOutranksAllClosedPorts(t *testing.T) {
 	t.Parallel()
 	of := func(states ...State) map[string]Port {
 		ports := map[string]Port{}
@@ -182,16 +184,16 @@ func TestAnOpenPortCountsMoreThanAllThatAreClosed(t *testing.T) {
 	}
 }
 
-func TestOnlyTheFirstOfManyControllersAreTried(t *testing.T) {
+func TestTheNumberOfDomainControllersIsLimited(t *testing.T) {
 	t.Parallel()
 	open, _ := ports(t)
 	hosts := map[string][]net.IP{}
-	for i := range MaxServers + 1 {
+	for i := range srv.MaxServers + 1 {
 		hosts["d"+strconv.Itoa(i)+".x.example"] = []net.IP{net.IPv4(127, 0, 0, 1)}
 	}
 	r := Check(t.Context(), Options{Domain: "x.example", DNSServer: dnsServer(t, "x.example", hosts), ports: []int{open}})
-	if r.Found != MaxServers+1 || len(r.Servers) != MaxServers {
-		t.Errorf("found %d, tried %d: %s", r.Found, len(r.Servers), r.Error)
+	if r.Found != srv.MaxServers+1 || len(r.Servers) != srv.MaxServers {
+		t.Errorf("found %d, checked %d: %s", r.Found, len(r.Servers), r.Error)
 	}
 }
 
@@ -209,7 +211,7 @@ func TestADNSServerMustBeAnAddress(t *testing.T) {
 	}
 }
 
-func TestReachableNeedsKerberosAndLDAPOfOneController(t *testing.T) {
+func TestReachableNeedsKerberosAndLDAPOnOneDomainController(t *testing.T) {
 	t.Parallel()
 	server := func(open ...string) Server {
 		s := Server{Ports: map[string]Port{}}
@@ -222,15 +224,15 @@ func TestReachableNeedsKerberosAndLDAPOfOneController(t *testing.T) {
 		servers []Server
 		want    bool
 	}{
-		"none":                    {nil, false},
-		"Kerberos alone":          {[]Server{server("88")}, false},
-		"LDAP":                    {[]Server{server("88", "389")}, true},
-		"LDAPS":                   {[]Server{server("88", "636")}, true},
-		"half of each":            {[]Server{server("88"), server("389")}, false},
-		"the second":              {[]Server{server(), server("88", "389")}, true},
-		"only web services, DNS":  {[]Server{server("53", "9389")}, false},
-		"LDAP without a KDC":      {[]Server{server("389", "636")}, false},
-		"the first has no answer": {[]Server{{Error: "x"}, server("88", "636")}, true},
+		"none":                     {nil, false},
+		"Kerberos alone":           {[]Server{server("88")}, false},
+		"LDAP":                     {[]Server{server("88", "389")}, true},
+		"LDAPS":                    {[]Server{server("88", "636")}, true},
+		"half of each":             {[]Server{server("88"), server("389")}, false},
+		"the second":               {[]Server{server(), server("88", "389")}, true},
+		"only web services, DNS":   {[]Server{server("53", "9389")}, false},
+		"LDAP without a KDC":       {[]Server{server("389", "636")}, false},
+		"the first has no address": {[]Server{{Error: "x"}, server("88", "636")}, true},
 	} {
 		if got := (Report{Servers: c.servers}).Reachable(); got != c.want {
 			t.Errorf("%s: %v", name, got)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// silentPort returns a port of loopback on which connections get no answer: a listener whose queue is full.
+// silentPort returns a port on loopback where connections get no answer, because the queue of the listener is full.
 func silentPort(t *testing.T) int {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
@@ -29,7 +29,7 @@ func silentPort(t *testing.T) int {
 		t.Fatal(err)
 	}
 	port := address.(*syscall.SockaddrInet4).Port
-	for range 8 { // the queue holds one or two
+	for range 8 { // the queue holds one or two connections
 		conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), 200*time.Millisecond)
 		if err != nil {
 			return port

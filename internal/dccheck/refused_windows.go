@@ -2,5 +2,5 @@ package dccheck
 
 import "golang.org/x/sys/windows"
 
-// Windows' own number: syscall.ECONNREFUSED is one that Go made up, and no call returns it.
+// syscall.ECONNREFUSED is a number that Go invented for Windows. No system call returns it.
 const connectionRefused = windows.WSAECONNREFUSED

@@ -8,10 +8,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
 )
 
-// fakeDNS answers every question with the SRV records, or with the code (RFC 1035 4.1.1) where it is not 0; every host is
-// at 127.0.0.1. A fake, because a real server refuses to answer in the wrong ways.
+// fakeDNS answers each query with the SRV records, or with the response code (RFC 1035 4.1.1) if it is not 0. Each host has the
+// address 127.0.0.1. It is a fake because a real server does not send wrong answers.
 func fakeDNS(t *testing.T, code byte, records ...string) string {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -27,10 +29,10 @@ func fakeDNS(t *testing.T, code byte, records ...string) string {
 			if err != nil {
 				return
 			}
-			if code == 255 { // silence
+			if code == 255 { // no answer
 				continue
 			}
-			end := 12 // of the question: a name, type and class
+			end := 12 // of the question: name, type and class
 			for end < n && buffer[end] != 0 {
 				end += int(buffer[end]) + 1
 			}
@@ -71,7 +73,7 @@ func fakeDNS(t *testing.T, code byte, records ...string) string {
 	return c.LocalAddr().String()
 }
 
-func TestDomainControllersComeByPriority(t *testing.T) {
+func TestDomainControllersAreOrderedByPriority(t *testing.T) {
 	t.Parallel()
 	dns := fakeDNS(t, 0, "20 100 389 dc3.corp.example.test.", "10 0 389 dc1.corp.example.test.", "15 0 389 dc2.corp.example.test.")
 	got, err := Locate(t.Context(), Config{Domain: "corp.example.test.", DNSServer: dns})
@@ -84,19 +86,19 @@ func TestDomainControllersComeByPriority(t *testing.T) {
 	}
 }
 
-func TestOfManyDomainControllersSomeAreTried(t *testing.T) {
+func TestTheNumberOfDomainControllersIsLimited(t *testing.T) {
 	t.Parallel()
 	var records []string
-	for i := range maxServers + 4 {
+	for i := range srv.MaxServers + 4 {
 		records = append(records, fmt.Sprintf("%d 0 389 dc%d.corp.example.test.", i, i))
 	}
 	got, err := Locate(t.Context(), Config{Domain: "corp.example.test", DNSServer: fakeDNS(t, 0, records...)})
-	if err != nil || len(got) != maxServers || got[0] != "dc0.corp.example.test" {
+	if err != nil || len(got) != srv.MaxServers || got[0] != "dc0.corp.example.test" {
 		t.Errorf("%q, %v", got, err)
 	}
 }
 
-func TestDNSAnswersWithoutADomainController(t *testing.T) {
+func TestDNSAnswersWithoutADomainControllerHaveACause(t *testing.T) {
 	t.Parallel()
 	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -107,13 +109,13 @@ func TestDNSAnswersWithoutADomainController(t *testing.T) {
 		dns  string
 		want *Cause
 	}{
-		"empty":        {fakeDNS(t, 0), DNSNotFound},
-		"NXDOMAIN":     {fakeDNS(t, 3), DNSNotFound},
-		"no service":   {fakeDNS(t, 0, "0 0 0 ."), DNSNotFound},
-		"SERVFAIL":     {fakeDNS(t, 2), DNSUnreachable},
-		"REFUSED":      {fakeDNS(t, 5), DNSUnreachable},
-		"silence":      {fakeDNS(t, 255), DNSUnreachable},
-		"nobody there": {closed.LocalAddr().String(), DNSUnreachable},
+		"empty":       {fakeDNS(t, 0), DNSNotFound},
+		"NXDOMAIN":    {fakeDNS(t, 3), DNSNotFound},
+		"no service":  {fakeDNS(t, 0, "0 0 0 ."), DNSNotFound},
+		"SERVFAIL":    {fakeDNS(t, 2), DNSUnreachable},
+		"REFUSED":     {fakeDNS(t, 5), DNSUnreachable},
+		"no answer":   {fakeDNS(t, 255), DNSUnreachable},
+		"not running": {closed.LocalAddr().String(), DNSUnreachable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
