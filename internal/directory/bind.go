@@ -166,7 +166,7 @@ func (c Config) bindKerberos(ctx context.Context, server, account string, cred c
 	service, err := k.serviceTicket(ctx, tgt, "ldap", s.root.host, c.Domain)
 	if err != nil {
 		e := k.explain(subject, false, err)
-		e.Err = fmt.Errorf("ticket for ldap/%s/%s: %w", said(s.root.host), c.Domain, e.Err)
+		e.Err = fmt.Errorf("ticket for ldap/%s/%s: %w", sanitize(s.root.host), c.Domain, e.Err)
 		return nil, e
 	}
 	raw, err := c.dial(ctx, ip, "389")
@@ -269,14 +269,14 @@ func startTLS(ctx context.Context, raw net.Conn, timeout time.Duration) error {
 
 func tlsError(subject, server string, err error) *Error {
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return CertificateNotTrusted.of(subject, server, errors.New(said(e.Err.Error()))) // it quotes the certificate
+		return CertificateNotTrusted.of(subject, server, errors.New(sanitize(e.Err.Error()))) // it quotes the certificate
 	}
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) {
 		return Timeout.of(subject, server, errors.New("no TLS in time"))
 	}
 	// A domain controller without a certificate listens on 636 and hangs up at the first byte, and answers StartTLS
 	// with "unavailable".
-	return EncryptionRefused.of(subject, server, errors.New(said("no TLS: "+err.Error())))
+	return EncryptionRefused.of(subject, server, errors.New(sanitize("no TLS: "+err.Error())))
 }
 
 func (c Config) session(conn net.Conn, server, ip, account string, security Security) *Session {
@@ -315,14 +315,14 @@ func (s *Session) readRoot(ctx context.Context) error {
 	}
 	e := entries[0]
 	s.root = rootDSE{
-		host: said(e.GetAttributeValue("dnsHostName")), domain: e.GetAttributeValue("defaultNamingContext"),
+		host: sanitize(e.GetAttributeValue("dnsHostName")), domain: e.GetAttributeValue("defaultNamingContext"),
 		forest: e.GetAttributeValue("rootDomainNamingContext"), configuration: e.GetAttributeValue("configurationNamingContext"),
 	}
 	if s.root.domain == "" || s.root.configuration == "" {
 		return AnswerInvalid.of(subject, s.server, errors.New("its root DSE names no domain: it is no domain controller"))
 	}
 	if name := dnsName(s.root.domain); !strings.EqualFold(name, s.config.Domain) {
-		return WrongDomain.of(subject, s.server, fmt.Errorf("it serves %q", said(name)))
+		return WrongDomain.of(subject, s.server, fmt.Errorf("it serves %q", sanitize(name)))
 	}
 	if t, err := time.Parse("20060102150405.0Z", e.GetAttributeValue("currentTime")); err == nil {
 		// The time has whole seconds, cut off: half a second more is the best guess.
@@ -404,7 +404,7 @@ func ldapError(subject, server string, err error, conn *ldapConn) *Error {
 	if errors.Is(err, ldap.ErrSizeLimitExceeded) {
 		return SizeLimit.of(subject, server, errors.New("it sends more than was asked for"))
 	}
-	var text error = &ldapRefusal{e.ResultCode, said(e.Err.Error())}
+	var text error = &ldapRefusal{e.ResultCode, sanitize(e.Err.Error())}
 	cause := Unexpected
 	switch e.ResultCode {
 	case ldap.LDAPResultInvalidCredentials:
@@ -426,9 +426,9 @@ func ldapError(subject, server string, err error, conn *ldapConn) *Error {
 	case ldap.LDAPResultBusy, ldap.LDAPResultUnavailable:
 		cause = DCUnreachable
 	case ldap.LDAPResultInsufficientAccessRights:
-		cause = NoRightToRead
+		cause = NoReadPermission
 	case ldap.ErrorNetwork, ldap.ErrorUnexpectedMessage, ldap.ErrorUnexpectedResponse, ldap.ErrorMalformedPacket:
-		cause, text = AnswerInvalid, errors.New(said(e.Err.Error()))
+		cause, text = AnswerInvalid, errors.New(sanitize(e.Err.Error()))
 	}
 	return cause.of(subject, server, text)
 }

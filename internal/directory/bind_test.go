@@ -121,11 +121,11 @@ func TestMisbehavingServersAreEndured(t *testing.T) {
 		"admin limit":    {searchResult(11, ""), SizeLimit},
 		"time limit":     {searchResult(3, ""), Timeout},
 		"no such object": {searchResult(32, ""), GMSANotFound},
-		"no right":       {searchResult(50, ""), NoRightToRead},
+		"no right":       {searchResult(50, ""), NoReadPermission},
 		"no key":         {searchResult(1, "8009000D: failed to find a suitable root key"), NoKDSKey},
 		"not found":      {entries(), GMSANotFound},
 		"a user":         {entries(entry{"CN=web01", attributes{"sAMAccountName": {"web01"}, "objectClass": {"top", "person", "user"}}}), NotAGMSA},
-		"not readable":   {entries(gmsaEntry(nil)), NoRightToRead},
+		"not readable":   {entries(gmsaEntry(nil)), NoReadPermission},
 		"damaged":        {entries(gmsaEntry(attributes{"msDS-ManagedPassword": {"m4rker"}})), ManagedPasswordDamaged},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestMisbehavingServersAreEndured(t *testing.T) {
 			if d := time.Since(start); d > 4*time.Second {
 				t.Errorf("it took %s", d)
 			}
-			if _, err := s.GMSA(t.Context(), "web01"); err == nil && c.want != NoRightToRead && c.want != ManagedPasswordDamaged {
+			if _, err := s.GMSA(t.Context(), "web01"); err == nil && c.want != NoReadPermission && c.want != ManagedPasswordDamaged {
 				t.Error("the gMSA was read all the same")
 			}
 		})

@@ -34,7 +34,7 @@ func TestCausesAreCompleteAndTellWhatToDo(t *testing.T) {
 	for _, name := range strings.Fields(`dns-unreachable dns-not-found dc-unreachable timeout wrong-domain certificate-not-trusted
 		encryption-refused unknown-account wrong-password account-disabled account-locked account-expired account-revoked
 		password-expired must-change-password logon-restricted clock-skew encryption-type-unsupported kdc-refused gmsa-not-found
-		not-a-gmsa gmsa-disabled no-right-to-read no-kds-key managed-password-damaged answer-invalid referral size-limit unexpected`) {
+		not-a-gmsa gmsa-disabled no-read-permission no-kds-key managed-password-damaged answer-invalid referral size-limit unexpected`) {
 		if !names[name] {
 			t.Errorf("%s is missing", name)
 		}
@@ -80,7 +80,7 @@ func TestTheDocumentationHasTheTableOfCauses(t *testing.T) {
 }
 
 func TestAnErrorIsOneSentenceWithoutControlCharacters(t *testing.T) {
-	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(said("80090308: data 52e\x00\x1b[31m\n"+strings.Repeat("x", 10_000))))
+	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(sanitize("80090308: data 52e\x00\x1b[31m\n"+strings.Repeat("x", 10_000))))
 	got := err.Error()
 	if !strings.HasPrefix(got, "account web@corp.example.com: The password is wrong (dc1.corp.example.com: 80090308: data 52e..[31m.xxx") {
 		t.Errorf("%.200q", got)

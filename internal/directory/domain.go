@@ -121,7 +121,7 @@ func (s *Session) GMSA(ctx context.Context, name string) (_ GMSA, err error) {
 func (s *Session) gmsa(ctx context.Context, name string, attributes ...string) (*ldap.Entry, error) {
 	name = strings.TrimSuffix(name, "$")
 	subject := fmt.Sprintf("gMSA %.80q", name)
-	if plain := said(name); plain == name {
+	if plain := sanitize(name); plain == name {
 		subject = "gMSA " + name
 	}
 	if name == "" {
@@ -147,7 +147,7 @@ func (s *Session) gmsa(ctx context.Context, name string, attributes ...string) (
 	}
 	if len(found) > 0 {
 		classes := found[0].GetAttributeValues("objectClass")
-		return nil, NotAGMSA.of(subject, s.server, fmt.Errorf("it is a %s", said(classes[max(0, len(classes)-1)])))
+		return nil, NotAGMSA.of(subject, s.server, fmt.Errorf("it is a %s", sanitize(classes[max(0, len(classes)-1)])))
 	}
 	return nil, GMSANotFound.of(subject, s.server, nil)
 }

@@ -55,7 +55,7 @@ func (e *kdcError) Error() string {
 		s += fmt.Sprintf(", NTSTATUS 0x%08X", e.status)
 	}
 	if e.text != "" {
-		s += ", " + said(e.text)
+		s += ", " + sanitize(e.text)
 	}
 	return s
 }

@@ -45,7 +45,7 @@ func (c Config) dnsError(err error) *Error {
 		if server == "" {
 			server = e.Server
 		}
-		err = fmt.Errorf("%s: %s", said(e.Name), said(e.Err))
+		err = fmt.Errorf("%s: %s", sanitize(e.Name), sanitize(e.Err))
 	}
 	return cause.of("domain "+c.Domain, server, err)
 }

@@ -55,7 +55,7 @@ func (s *Session) ManagedPassword(ctx context.Context, name string) (_ *ManagedP
 	subject := "gMSA " + e.GetAttributeValue("sAMAccountName")
 	blob := e.GetRawAttributeValue("msDS-ManagedPassword")
 	if len(blob) == 0 {
-		return nil, NoRightToRead.of(subject, s.server, fmt.Errorf("asked as %s", s.account))
+		return nil, NoReadPermission.of(subject, s.server, fmt.Errorf("asked as %s", s.account))
 	}
 	defer clear(blob)
 	m, err := ParseManagedPassword(blob)
@@ -165,7 +165,7 @@ func (s *Session) TicketAs(ctx context.Context, gmsa string, m *ManagedPassword)
 	if name == "" || name[len(name)-1] != '$' {
 		name += "$"
 	}
-	subject := "gMSA " + said(name)
+	subject := "gMSA " + sanitize(name)
 	k := kdc{config: s.config, host: s.server, ip: s.ip}
 	// RC4 is the last choice, and no risk for 128 random code units.
 	etypes := append(append([]int32{}, aes...), etypeID.RC4_HMAC)

@@ -167,7 +167,7 @@ func TestWhatLiesBetweenIsNotABrokenLink(t *testing.T) {
 	t.Parallel()
 	for cause, want := range map[*directory.Cause]State{
 		directory.DCUnreachable: NotLookedAt, directory.Timeout: NotLookedAt, directory.CertificateNotTrusted: NotLookedAt, directory.ClockSkew: NotLookedAt,
-		directory.WrongPassword: Failed, directory.NoRightToRead: Failed, directory.GMSADisabled: Failed, directory.DNSNotFound: NotLookedAt, directory.WrongDomain: NotLookedAt,
+		directory.WrongPassword: Failed, directory.NoReadPermission: Failed, directory.GMSADisabled: Failed, directory.DNSNotFound: NotLookedAt, directory.WrongDomain: NotLookedAt,
 		directory.AnswerInvalid: NotLookedAt, directory.Unexpected: NotLookedAt,
 	} {
 		s := fromDirectory(fmt.Errorf("wrapped: %w", &directory.Error{Cause: cause}))

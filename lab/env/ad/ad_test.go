@@ -172,14 +172,14 @@ func TestGMSAsBecomeWhatTheirCausesSay(t *testing.T) {
 	_, err = s.TicketAs(ctx, "free", free)
 	must(t, err)
 	_, err = s.ManagedPassword(ctx, "closed")
-	wantCause(t, err, "no-right-to-read")
+	wantCause(t, err, "no-read-permission")
 
 	must(t, d.Grant(ctx, "closed", d.Reader.Username))
 	_, err = s.ManagedPassword(ctx, "closed")
 	must(t, err)
 	must(t, d.Revoke(ctx, "closed", d.Reader.Username))
 	_, err = s.ManagedPassword(ctx, "closed")
-	wantCause(t, err, "no-right-to-read")
+	wantCause(t, err, "no-read-permission")
 
 	must(t, d.DisableGMSA(ctx, "free"))
 	_, err = s.TicketAs(ctx, "free", free)
@@ -194,7 +194,7 @@ func TestGMSAsBecomeWhatTheirCausesSay(t *testing.T) {
 	// Groups are those of the ticket, so a member that leaves is one until the next logon.
 	must(t, d.RemoveMember(ctx, Group, d.Reader.Username))
 	_, err = bound(t, d, directory.LDAPS).ManagedPassword(ctx, d.GMSA)
-	wantCause(t, err, "no-right-to-read")
+	wantCause(t, err, "no-read-permission")
 	must(t, d.AddMember(ctx, Group, d.Reader.Username))
 	_, err = bound(t, d, directory.LDAPS).ManagedPassword(ctx, d.GMSA)
 	must(t, err)

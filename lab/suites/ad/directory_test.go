@@ -296,7 +296,7 @@ func TestStatesOfAGMSAAreRecognised(t *testing.T) {
 	})
 	t.Run("no right to read", func(t *testing.T) {
 		try(t, corp.AddGMSA(t.Context(), "noright"))
-		wantCause(t, read(t, "noright"), directory.NoRightToRead)
+		wantCause(t, read(t, "noright"), directory.NoReadPermission)
 		g, err := s.GMSA(t.Context(), "noright")
 		if err != nil || slices.Contains(g.Readers, ad.Group) {
 			t.Errorf("%v, %v", g.Readers, err)
@@ -304,7 +304,7 @@ func TestStatesOfAGMSAAreRecognised(t *testing.T) {
 		try(t, corp.Grant(t.Context(), "noright", ad.Group))
 		wantCause(t, read(t, "noright"), nil)
 		try(t, corp.Revoke(t.Context(), "noright", ad.Group))
-		wantCause(t, read(t, "noright"), directory.NoRightToRead)
+		wantCause(t, read(t, "noright"), directory.NoReadPermission)
 	})
 	t.Run("disabled", func(t *testing.T) {
 		try(t, corp.AddGMSA(t.Context(), "disabled", ad.Group), corp.DisableGMSA(t.Context(), "disabled"))

@@ -137,7 +137,7 @@ func TestEachReleaseLeadsToATicketInItsOwnDomainAndToNoneInTheOther(t *testing.T
 	must(t, corp.RemoveMember(ctx, ad.Group, corp.Reader.Username))
 	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
 	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
-		if a := fetchSpec(t, s, web01); a.Event != 8 || a.Cause != "no-right-to-read" {
+		if a := fetchSpec(t, s, web01); a.Event != 8 || a.Cause != "no-read-permission" {
 			return errors.New(a.Error)
 		}
 		return nil

@@ -136,7 +136,7 @@ func TestVerifyNamesTheFirstBrokenLink(t *testing.T) {
 		"an unknown account":     {breaks: reader("nobody", "wrong"), step: "AD bind", cause: "unknown-account", after: []string{"right to read"}},
 		"another domain's SID":   {args: change(regexp.MustCompile(`S-1-5-21-[0-9-]+`).FindString(spec), "S-1-5-21-1-2-3"), step: "spec matches domain", cause: "credential-spec-of-another-domain"},
 		"a gMSA that is not":     {args: change(ad.GMSA, "web09"), step: "right to read", cause: "gmsa-not-found", after: []string{"managed password", "Kerberos ticket"}},
-		"a gMSA of other people": {args: change(ad.GMSA, ad.Unreadable), step: "right to read", cause: "no-right-to-read", after: []string{"managed password", "Kerberos ticket"}},
+		"a gMSA of other people": {args: change(ad.GMSA, ad.Unreadable), step: "right to read", cause: "no-read-permission", after: []string{"managed password", "Kerberos ticket"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if test.breaks != nil {
