@@ -19,12 +19,12 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// Session is a bound connection to one domain controller. It is for one goroutine at a time. Formatting it shows the
-// server only: it holds session keys.
+// Session is a bound connection to one domain controller. Only one goroutine at a time can use it. Its formatted form
+// contains only the server, because it holds session keys.
 type Session struct {
 	config   Config
-	account  string // user@domain, for messages
-	server   string // host name of the domain controller, or what was given for it
+	account  string // user@domain, for error messages
+	server   string // host name of the domain controller, or the configured name or address
 	ip       string
 	security Security
 
@@ -35,23 +35,24 @@ type Session struct {
 	offset time.Duration
 }
 
-// Server is the domain controller's host name.
+// Server returns the domain controller's host name.
 func (s *Session) Server() string { return s.server }
 
-// Security is how the connection is protected: Kerberos, LDAPS or StartTLS.
+// Security returns the protection of the connection: Kerberos, LDAPS or StartTLS.
 func (s *Session) Security() Security { return s.security }
 
-// Time is what the domain controller's clock showed when the session was bound, in whole seconds.
+// Time returns the domain controller's clock at the time of the bind, in whole seconds.
 func (s *Session) Time() time.Time { return s.root.time }
 
-// Offset is how far the domain controller's clock was ahead of this machine's, to a second; negative: behind.
+// Offset returns the difference between the domain controller's clock and this machine's, to a second. It is positive
+// if the domain controller's clock is ahead.
 func (s *Session) Offset() time.Duration { return s.offset }
 
-// Close ends the connection.
+// Close closes the connection.
 func (s *Session) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_ = s.conn.SetDeadline(time.Now().Add(time.Second)) // TLS says goodbye, to a server that may not listen
+	_ = s.conn.SetDeadline(time.Now().Add(time.Second)) // TLS sends an alert, and the server might not read it
 	_ = s.ldap.Close()
 }
 
@@ -59,15 +60,15 @@ func (s *Session) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "session with %s (%s)", s.server, s.security)
 }
 
-// Bind connects to a domain controller and proves the account's password to it. It tries the servers in turn, but sends
-// a password that one of them refused to no other: every refusal counts towards a lockout.
+// Bind connects to a domain controller and authenticates with the account's password. It tries the servers in order.
+// After one of them rejects the password it tries no other, because each rejection counts towards a lockout.
 func Bind(ctx context.Context, c Config, cred credential.Credential) (_ *Session, err error) {
 	defer func() { err = interrupted(ctx, err) }()
 	if c, err = c.complete(); err != nil {
 		return nil, err
 	}
 	account := cred.Username + "@" + c.Domain
-	if len(cred.Password.Reveal()) == 0 { // an LDAP server takes a bind without a password for an anonymous one
+	if len(cred.Password.Reveal()) == 0 { // for an LDAP server, a bind without password is anonymous
 		return nil, WrongPassword.of("account "+account, "", errors.New("the password is empty"))
 	}
 	servers, err := c.locate(ctx)
@@ -81,7 +82,7 @@ func Bind(ctx context.Context, c Config, cred credential.Credential) (_ *Session
 			return s, nil
 		}
 		failed = append(failed, err)
-		if !slices.Contains([]*Cause{DCUnreachable, DNSNotFound, DNSUnreachable, Timeout, CertificateNotTrusted, EncryptionRefused, AnswerInvalid}, CauseOf(err)) || ctx.Err() != nil {
+		if !slices.Contains(tryNextServer, CauseOf(err)) || ctx.Err() != nil {
 			return nil, err
 		}
 	}
@@ -93,7 +94,13 @@ func Bind(ctx context.Context, c Config, cred credential.Credential) (_ *Session
 		e := err.(*Error)
 		each = append(each, fmt.Sprintf("%s: %s: %v", e.Server, e.Cause.Name, e.Err))
 	}
-	return nil, CauseOf(failed[0]).of("domain "+c.Domain, "", fmt.Errorf("none of %d domain controllers: %s", len(servers), strings.Join(each, "; ")))
+	all := fmt.Errorf("all %d domain controllers failed: %s", len(servers), strings.Join(each, "; "))
+	return nil, CauseOf(failed[0]).of("domain "+c.Domain, "", all)
+}
+
+// tryNextServer lists the causes that are specific to one domain controller.
+var tryNextServer = []*Cause{
+	DCUnreachable, DNSNotFound, DNSUnreachable, Timeout, CertificateNotTrusted, EncryptionRefused, AnswerInvalid,
 }
 
 func (c Config) bind(ctx context.Context, server, account string, cred credential.Credential) (*Session, error) {
@@ -108,15 +115,18 @@ func (c Config) bind(ctx context.Context, server, account string, cred credentia
 		return s, nil
 	}
 	first := err.(*Error)
-	// Wherever the password was judged already, it is not sent again. What is left: Kerberos could not be asked, or
-	// its answer stands for several causes.
+	// A password that the domain controller has accepted or rejected is not sent again. LDAPS and StartTLS are tried
+	// only if Kerberos is unavailable or its answer can have several causes.
 	status, _ := errors.AsType[*kdcError](first)
 	if aboutAccount(first.Cause) && (first.Cause != PasswordExpired || status == nil || status.status != 0) {
 		return nil, first
 	}
 	var also []string
 	for _, security := range []Security{LDAPS, StartTLS} {
-		if d, ok := errors.AsType[*dialError](first); ok && d.port == "389" && security == StartTLS || ctx.Err() != nil {
+		if d, ok := errors.AsType[*dialError](first); ok && d.port == "389" && security == StartTLS {
+			continue
+		}
+		if ctx.Err() != nil {
 			continue
 		}
 		s, err := c.bindTLS(ctx, security, server, account, cred)
@@ -135,28 +145,33 @@ func (c Config) bind(ctx context.Context, server, account string, cred credentia
 	return nil, first
 }
 
-// aboutAccount tells whether a cause is a judgement on the account, which no other way to ask would change.
+// aboutAccount reports whether a cause is a property of the account. Another protocol would give the same result.
 func aboutAccount(c *Cause) bool {
-	return slices.Contains([]*Cause{UnknownAccount, WrongPassword, AccountDisabled, AccountLocked, AccountExpired, PasswordExpired, MustChangePassword, LogonRestricted, WrongDomain}, c)
+	return slices.Contains([]*Cause{
+		UnknownAccount, WrongPassword, AccountDisabled, AccountLocked, AccountExpired, PasswordExpired,
+		MustChangePassword, LogonRestricted, WrongDomain,
+	}, c)
 }
 
-func (c Config) bindKerberos(ctx context.Context, server, account string, cred credential.Credential) (*Session, error) {
+func (c Config) bindKerberos(
+	ctx context.Context, server, account string, cred credential.Credential,
+) (*Session, error) {
 	subject := "account " + account
-	// What the server is called is asked in plain text, of anybody. No harm: a service name that ends in the domain is
-	// given to the domain's controllers only ([MS-ADTS] 5.1.1.4), so nobody else can use the ticket.
+	// The request for the server's host name is in plain text and unauthenticated. That is safe: only the domain's
+	// controllers have service names that end in the domain ([MS-ADTS] 5.1.1.4), so no other server can use the ticket.
 	plain, err := c.dial(ctx, server, "389")
 	if err != nil {
-		return nil, about(err, subject)
+		return nil, withSubject(err, subject)
 	}
 	ip, _, _ := net.SplitHostPort(plain.RemoteAddr().String())
 	s := c.session(plain, server, ip, account, Kerberos)
 	err = s.readRoot(ctx)
 	s.Close()
 	if err != nil {
-		return nil, about(err, subject)
+		return nil, withSubject(err, subject)
 	}
 	if s.root.host == "" {
-		return nil, AnswerInvalid.of(subject, server, errors.New("it does not say its host name"))
+		return nil, AnswerInvalid.of(subject, server, errors.New("its root DSE has no host name"))
 	}
 	k := kdc{config: c, host: server, ip: ip}
 	tgt, err := k.login(ctx, cred.Username, aes, passwordKey(cred.Password.Reveal()))
@@ -171,7 +186,7 @@ func (c Config) bindKerberos(ctx context.Context, server, account string, cred c
 	}
 	raw, err := c.dial(ctx, ip, "389")
 	if err != nil {
-		return nil, about(err, subject)
+		return nil, withSubject(err, subject)
 	}
 	conn, err := bindSealed(ctx, raw, c.Timeout, service, c.realm())
 	if err != nil {
@@ -183,7 +198,7 @@ func (c Config) bindKerberos(ctx context.Context, server, account string, cred c
 			return nil, EncryptionRefused.of(subject, server, err)
 		}
 		e := ldapError(subject, server, err, nil)
-		if e.Cause == WrongPassword { // Kerberos took it
+		if e.Cause == WrongPassword { // but Kerberos accepted it
 			e.Cause = Unexpected
 		}
 		return nil, e
@@ -191,17 +206,21 @@ func (c Config) bindKerberos(ctx context.Context, server, account string, cred c
 	bound := c.session(conn, s.root.host, ip, account, Kerberos)
 	if err := bound.readRoot(ctx); err != nil {
 		bound.Close()
-		return nil, about(err, subject)
+		return nil, withSubject(err, subject)
 	}
 	return bound, nil
 }
 
-func (c Config) bindTLS(ctx context.Context, security Security, server, account string, cred credential.Credential) (*Session, error) {
+func (c Config) bindTLS(
+	ctx context.Context, security Security, server, account string, cred credential.Credential,
+) (*Session, error) {
 	subject := "account " + account
-	// A certificate proves a name, and where DNS gave the name, whoever forges DNS answers may own one and have a good
-	// certificate for it. So it must be a name that only the domain gives out. Kerberos needs no such rule.
-	if len(c.Servers) == 0 && !c.owns(server) {
-		return nil, CertificateNotTrusted.of(subject, server, fmt.Errorf("DNS names it as a domain controller, but its name is not within %s: name it with --dc if it is one", c.Domain))
+	// A certificate proves only a name. An attacker who forges DNS answers can return a name that he owns, with a valid
+	// certificate. So a name from DNS must be within the domain. Kerberos does not need this rule.
+	if len(c.Servers) == 0 && !c.contains(server) {
+		return nil, CertificateNotTrusted.of(subject, server,
+			fmt.Errorf("its name, from DNS, is not within %s: specify it with --dc if it is a domain controller",
+				c.Domain))
 	}
 	port := "636"
 	if security == StartTLS {
@@ -209,7 +228,7 @@ func (c Config) bindTLS(ctx context.Context, security Security, server, account 
 	}
 	raw, err := c.dial(ctx, server, port)
 	if err != nil {
-		return nil, about(err, subject)
+		return nil, withSubject(err, subject)
 	}
 	ip, _, _ := net.SplitHostPort(raw.RemoteAddr().String())
 	conn, err := c.handshake(ctx, raw, security, server)
@@ -220,9 +239,9 @@ func (c Config) bindTLS(ctx context.Context, security Security, server, account 
 		return nil, e
 	}
 	s := c.session(conn, server, ip, account, security)
-	if err := s.readRoot(ctx); err != nil { // before the password: a wrong domain would call it wrong
+	if err := s.readRoot(ctx); err != nil { // before the bind, which in a wrong domain would fail with WrongPassword
 		s.Close()
-		return nil, about(err, subject)
+		return nil, withSubject(err, subject)
 	}
 	if s.root.host != "" {
 		s.server = s.root.host
@@ -238,8 +257,8 @@ func (c Config) bindTLS(ctx context.Context, security Security, server, account 
 	return s, nil
 }
 
-// owns tells whether a host's name is within the domain's.
-func (c Config) owns(host string) bool {
+// contains reports whether a host's name is within the domain.
+func (c Config) contains(host string) bool {
 	return strings.HasSuffix(strings.ToLower(host), "."+strings.ToLower(c.Domain))
 }
 
@@ -251,11 +270,15 @@ func (c Config) handshake(ctx context.Context, raw net.Conn, security Security, 
 			return nil, err
 		}
 	}
-	conn := tls.Client(raw, &tls.Config{ServerName: strings.Trim(server, "[]"), RootCAs: c.RootCAs, MinVersion: tls.VersionTLS12})
+	conn := tls.Client(raw, &tls.Config{
+		ServerName: strings.Trim(server, "[]"),
+		RootCAs:    c.RootCAs,
+		MinVersion: tls.VersionTLS12,
+	})
 	return conn, conn.HandshakeContext(ctx)
 }
 
-// startTLS asks the server to go on in TLS (RFC 4511 4.14).
+// startTLS requests TLS on the connection (RFC 4511 4.14).
 func startTLS(ctx context.Context, raw net.Conn, timeout time.Duration) error {
 	defer limit(ctx, raw, timeout)()
 	request := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationExtendedRequest, nil, "")
@@ -269,43 +292,56 @@ func startTLS(ctx context.Context, raw net.Conn, timeout time.Duration) error {
 
 func tlsError(subject, server string, err error) *Error {
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return CertificateNotTrusted.of(subject, server, errors.New(sanitize(e.Err.Error()))) // it quotes the certificate
+		// The text contains names from the certificate.
+		return CertificateNotTrusted.of(subject, server, errors.New(sanitize(e.Err.Error())))
 	}
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) {
-		return Timeout.of(subject, server, errors.New("no TLS in time"))
+		return Timeout.of(subject, server, errors.New("the TLS handshake timed out"))
 	}
-	// A domain controller without a certificate listens on 636 and hangs up at the first byte, and answers StartTLS
-	// with "unavailable".
-	return EncryptionRefused.of(subject, server, errors.New(sanitize("no TLS: "+err.Error())))
+	// A domain controller without a certificate listens on port 636 and closes the connection at the first byte. It
+	// answers StartTLS with "unavailable".
+	return EncryptionRefused.of(subject, server, errors.New(sanitize("TLS is unavailable: "+err.Error())))
 }
 
 func (c Config) session(conn net.Conn, server, ip, account string, security Security) *Session {
-	s := &Session{config: c, account: account, server: server, ip: ip, security: security, conn: newLDAPConn(conn)}
+	s := &Session{
+		config:   c,
+		account:  account,
+		server:   server,
+		ip:       ip,
+		security: security,
+		conn:     newLDAPConn(conn),
+	}
 	s.ldap = ldap.NewConn(s.conn, security != Kerberos)
-	s.ldap.SetTimeout(c.Timeout + time.Second) // a second line: the connection's deadline comes first
+	s.ldap.SetTimeout(c.Timeout + time.Second) // defense in depth: the connection's deadline is earlier
 	s.ldap.Start()
 	return s
 }
 
-func about(err error, subject string) *Error {
+func withSubject(err error, subject string) *Error {
 	e := err.(*Error)
 	e.Subject = subject
 	return e
 }
 
-// rootDSE is what a domain controller says of itself ([MS-ADTS] 3.1.1.3.2).
+// rootDSE describes a domain controller ([MS-ADTS] 3.1.1.3.2).
 type rootDSE struct {
 	host, domain, forest, configuration string // the last three are distinguished names
 	time                                time.Time
 }
 
-// readRoot reads the root DSE and refuses a server of another domain.
+// readRoot reads the root DSE. It returns an error for a server of another domain.
 func (s *Session) readRoot(ctx context.Context) error {
 	subject := "domain " + s.config.Domain
-	asked := time.Now()
+	begin := time.Now()
 	entries, err := s.search(ctx, subject, &ldap.SearchRequest{
-		Scope: ldap.ScopeBaseObject, SizeLimit: 1, Filter: "(objectClass=*)",
-		Attributes: []string{"dnsHostName", "defaultNamingContext", "rootDomainNamingContext", "configurationNamingContext", "currentTime"},
+		Scope:     ldap.ScopeBaseObject,
+		SizeLimit: 1,
+		Filter:    "(objectClass=*)",
+		Attributes: []string{
+			"dnsHostName", "defaultNamingContext", "rootDomainNamingContext", "configurationNamingContext",
+			"currentTime",
+		},
 	})
 	if err != nil {
 		return err
@@ -315,24 +351,27 @@ func (s *Session) readRoot(ctx context.Context) error {
 	}
 	e := entries[0]
 	s.root = rootDSE{
-		host: sanitize(e.GetAttributeValue("dnsHostName")), domain: e.GetAttributeValue("defaultNamingContext"),
-		forest: e.GetAttributeValue("rootDomainNamingContext"), configuration: e.GetAttributeValue("configurationNamingContext"),
+		host:          sanitize(e.GetAttributeValue("dnsHostName")),
+		domain:        e.GetAttributeValue("defaultNamingContext"),
+		forest:        e.GetAttributeValue("rootDomainNamingContext"),
+		configuration: e.GetAttributeValue("configurationNamingContext"),
 	}
 	if s.root.domain == "" || s.root.configuration == "" {
-		return AnswerInvalid.of(subject, s.server, errors.New("its root DSE names no domain: it is no domain controller"))
+		return AnswerInvalid.of(subject, s.server,
+			errors.New("its root DSE contains no domain: it is not a domain controller"))
 	}
 	if name := dnsName(s.root.domain); !strings.EqualFold(name, s.config.Domain) {
-		return WrongDomain.of(subject, s.server, fmt.Errorf("it serves %q", sanitize(name)))
+		return WrongDomain.of(subject, s.server, fmt.Errorf("its domain is %q", sanitize(name)))
 	}
 	if t, err := time.Parse("20060102150405.0Z", e.GetAttributeValue("currentTime")); err == nil {
-		// The time has whole seconds, cut off: half a second more is the best guess.
+		// The server truncates the time to seconds. On average, half a second is missing.
 		s.root.time = t
-		s.offset = t.Add(time.Second / 2).Sub(asked.Add(time.Since(asked) / 2)).Round(time.Second)
+		s.offset = t.Add(time.Second / 2).Sub(begin.Add(time.Since(begin) / 2)).Round(time.Second)
 	}
 	return nil
 }
 
-// dnsName turns DC=corp,DC=example,DC=com into corp.example.com, and what is not of that form into "".
+// dnsName converts DC=corp,DC=example,DC=com to corp.example.com. It returns "" for any other form.
 func dnsName(dn string) string {
 	parsed, err := ldap.ParseDN(dn)
 	if err != nil {
@@ -348,8 +387,8 @@ func dnsName(dn string) string {
 	return strings.Join(labels, ".")
 }
 
-// search asks one question. Referrals among the results are passed over, and none is followed: Active Directory adds
-// them to a search of a whole domain, for its child domains and for the DNS zones.
+// search runs one search and ignores referrals in the result. Active Directory adds referrals for child domains and DNS
+// zones to a search of a whole domain.
 func (s *Session) search(ctx context.Context, subject string, request *ldap.SearchRequest) ([]*ldap.Entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -364,10 +403,10 @@ func (s *Session) search(ctx context.Context, subject string, request *ldap.Sear
 	return result.Entries, nil
 }
 
-// ldapData finds the Windows error code in the text of a refused bind, such as "…, data 52e, v3839".
+// ldapData finds the Windows error code in the text of a rejected bind, such as "…, data 52e, v3839".
 var ldapData = regexp.MustCompile(`data ([0-9a-fA-F]{1,8})\b`)
 
-// bindCause is what the code in a refused bind means ([MS-ERREF] 2.2).
+// bindCause maps the Windows error code of a rejected bind ([MS-ERREF] 2.2).
 var bindCause = map[uint64]*Cause{
 	0x525: UnknownAccount,
 	0x52e: WrongPassword,
@@ -382,29 +421,29 @@ var bindCause = map[uint64]*Cause{
 	0x775: AccountLocked,
 }
 
-// ldapRefusal is a result code other than success, with what the server says of it. It keeps nothing of the packet.
-type ldapRefusal struct {
+// ldapResult is a result code other than success, and the server's text. It does not reference the packet.
+type ldapResult struct {
 	code uint16
 	text string
 }
 
-func (e *ldapRefusal) Error() string { return fmt.Sprintf("LDAP result %d, %s", e.code, e.text) }
+func (e *ldapResult) Error() string { return fmt.Sprintf("LDAP result %d, %s", e.code, e.text) }
 
-// ldapError turns what an LDAP server answered, or what became of the connection, into an Error.
+// ldapError converts an LDAP result or a connection error to an Error.
 func ldapError(subject, server string, err error, conn *ldapConn) *Error {
 	if conn != nil {
 		if failed := conn.failed.Load(); failed != nil {
-			return transport(subject, server, *failed)
+			return transportError(subject, server, *failed)
 		}
 	}
 	e, ok := errors.AsType[*ldap.Error](err)
 	if !ok {
-		return transport(subject, server, err)
+		return transportError(subject, server, err)
 	}
 	if errors.Is(err, ldap.ErrSizeLimitExceeded) {
-		return SizeLimit.of(subject, server, errors.New("it sends more than was asked for"))
+		return SizeLimit.of(subject, server, errors.New("it returned more entries than requested"))
 	}
-	var text error = &ldapRefusal{e.ResultCode, sanitize(e.Err.Error())}
+	var text error = &ldapResult{e.ResultCode, sanitize(e.Err.Error())}
 	cause := Unexpected
 	switch e.ResultCode {
 	case ldap.LDAPResultInvalidCredentials:
@@ -415,7 +454,8 @@ func ldapError(subject, server string, err error, conn *ldapConn) *Error {
 				cause = Unexpected
 			}
 		}
-	case ldap.LDAPResultStrongAuthRequired, ldap.LDAPResultConfidentialityRequired, ldap.LDAPResultAuthMethodNotSupported, ldap.LDAPResultInappropriateAuthentication:
+	case ldap.LDAPResultStrongAuthRequired, ldap.LDAPResultConfidentialityRequired,
+		ldap.LDAPResultAuthMethodNotSupported, ldap.LDAPResultInappropriateAuthentication:
 		cause = EncryptionRefused
 	case ldap.LDAPResultReferral:
 		cause = Referral

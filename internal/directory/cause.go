@@ -223,9 +223,9 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// interrupted returns err or, if the caller cancelled ctx, an error without a cause. After a cancellation, the connection's
-// error looks like a server that does not answer. An error about the account keeps its cause, and a ctx whose deadline has
-// passed is a Timeout.
+// interrupted returns err or, if the caller cancelled ctx, an error without a cause. After a cancellation, the
+// connection's error looks like a server that does not answer. An error about the account keeps its cause, and a ctx
+// whose deadline has passed is a Timeout.
 func interrupted(ctx context.Context, err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || aboutAccount(e.Cause) || !errors.Is(ctx.Err(), context.Canceled) {

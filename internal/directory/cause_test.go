@@ -15,22 +15,22 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-var update = flag.Bool("update", false, "write the table of causes into docs/active-directory.md")
+var update = flag.Bool("update", false, "write the table of causes to docs/active-directory.md")
 
-func TestCausesAreCompleteAndTellWhatToDo(t *testing.T) {
+func TestCausesHaveStableNamesTextsAndRemedies(t *testing.T) {
 	names := map[string]bool{}
 	for _, c := range Causes {
 		if names[c.Name] || c.Name != strings.ToLower(c.Name) || strings.ContainsAny(c.Name, " _.") {
-			t.Errorf("%s: not a new name in kebab-case", c.Name)
+			t.Errorf("%s: the name is not unique or not in kebab case", c.Name)
 		}
 		names[c.Name] = true
 		for _, s := range []string{c.Text, c.Remedy} {
 			if !strings.HasSuffix(s, ".") || !unicode.IsUpper([]rune(s)[0]) {
-				t.Errorf("%s: %q is no sentence", c.Name, s)
+				t.Errorf("%s: %q is not a sentence", c.Name, s)
 			}
 		}
 	}
-	// Programs match on these names: one that was released stays.
+	// Scripts rely on these names. A released name must remain.
 	for _, name := range strings.Fields(`dns-unreachable dns-not-found dc-unreachable timeout wrong-domain certificate-not-trusted
 		encryption-refused unknown-account wrong-password account-disabled account-locked account-expired account-revoked
 		password-expired must-change-password logon-restricted clock-skew encryption-type-unsupported kdc-refused gmsa-not-found
@@ -41,11 +41,11 @@ func TestCausesAreCompleteAndTellWhatToDo(t *testing.T) {
 		delete(names, name)
 	}
 	for name := range names {
-		t.Errorf("%s is not listed in this test", name)
+		t.Errorf("%s is missing in this test", name)
 	}
 }
 
-func TestTheDocumentationHasTheTableOfCauses(t *testing.T) {
+func TestTheDocumentationContainsTheTableOfCauses(t *testing.T) {
 	const file = "../../docs/active-directory.md"
 	const head = "| cause | what it means | what to do |\n|---|---|---|\n"
 	var table strings.Builder
@@ -79,26 +79,28 @@ func TestTheDocumentationHasTheTableOfCauses(t *testing.T) {
 	}
 }
 
-func TestAnErrorIsOneSentenceWithoutControlCharacters(t *testing.T) {
-	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(sanitize("80090308: data 52e\x00\x1b[31m\n"+strings.Repeat("x", 10_000))))
+func TestAnErrorIsOneLineWithoutControlCharacters(t *testing.T) {
+	text := sanitize("80090308: data 52e\x00\x1b[31m\n" + strings.Repeat("x", 10_000))
+	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(text))
 	got := err.Error()
-	if !strings.HasPrefix(got, "account web@corp.example.com: The password is wrong (dc1.corp.example.com: 80090308: data 52e..[31m.xxx") {
+	const want = "account web@corp.example.com: The password is wrong (dc1.corp.example.com: 80090308: data 52e..[31m.xxx"
+	if !strings.HasPrefix(got, want) {
 		t.Errorf("%.200q", got)
 	}
 	if len(got) > 500 || strings.ContainsFunc(got, unicode.IsControl) {
 		t.Errorf("%d bytes: %.100q", len(got), got)
 	}
 	if CauseOf(fmt.Errorf("verify: %w", err)) != WrongPassword || CauseOf(errors.New("x")) != nil || CauseOf(nil) != nil {
-		t.Error("CauseOf does not look through a wrapped error")
+		t.Error("CauseOf does not unwrap errors")
 	}
 }
 
-// What is formatted or encoded by somebody who did not think of it shows no password and no key.
-func TestNothingShowsASecret(t *testing.T) {
+// Formatted and encoded values contain no password and no key.
+func TestFormattedValuesContainNoSecret(t *testing.T) {
 	const marker = "m4rker"
 	utf16 := []byte{'m', 0, '4', 0, 'r', 0, 'k', 0, 'e', 0, 'r', 0}
 	m := &ManagedPassword{Current: credential.NewPassword(utf16), Previous: credential.NewPassword([]byte(marker))}
-	s := &Session{server: "dc1", security: Kerberos, conn: newLDAPConn(&sealedConn{w: &wrapping{key: []byte(marker)}})}
+	s := &Session{server: "dc1", security: Kerberos, conn: newLDAPConn(&sealedConn{w: &gssContext{key: []byte(marker)}})}
 	var out strings.Builder
 	for _, v := range []any{m, *m, s, Config{}, Ticket{}, WrongPassword.of("account x", "", nil), []any{m, s}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
@@ -108,18 +110,22 @@ func TestNothingShowsASecret(t *testing.T) {
 			out.Write(b)
 		}
 	}
-	for _, form := range []string{marker, string(utf16), fmt.Sprintf("%x", marker), fmt.Sprintf("%x", utf16), fmt.Sprint([]byte(marker)), fmt.Sprint(utf16), fmt.Sprintf("%#v", []byte(marker))} {
+	for _, form := range []string{
+		marker, string(utf16), fmt.Sprintf("%x", marker), fmt.Sprintf("%x", utf16), fmt.Sprint([]byte(marker)),
+		fmt.Sprint(utf16), fmt.Sprintf("%#v", []byte(marker)),
+	} {
 		if strings.Contains(out.String(), strings.Trim(form, "[]")) {
-			t.Errorf("it got out as %q", form)
+			t.Errorf("the secret is in the output as %q", form)
 		}
 	}
 }
 
-// Whoever answers on port 636 chooses what is in the certificate.
-func TestNamesInACertificateDoNotReachTheTerminalAsTheyAre(t *testing.T) {
+// The server on port 636 can be any program. It chooses the content of its certificate.
+func TestNamesInACertificateAreSanitized(t *testing.T) {
 	t.Parallel()
-	refused := &tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"\x1b[2Jdc9"}}, Host: "dc1"}}
-	err := tlsError("account reader", "dc1", refused)
+	certificate := &x509.Certificate{DNSNames: []string{"\x1b[2Jdc9"}}
+	rejected := &tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: certificate, Host: "dc1"}}
+	err := tlsError("account reader", "dc1", rejected)
 	if text := err.Error(); strings.ContainsRune(text, 0x1b) || !strings.Contains(text, "dc9") {
 		t.Errorf("%q", text)
 	}

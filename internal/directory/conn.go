@@ -14,16 +14,16 @@ import (
 	ber "github.com/go-asn1-ber/asn1-ber"
 )
 
-// Limits for the data that a server sends. The largest expected response is a gMSA with its service principal names: about
-// 100 KiB.
+// Limits for the data that a server sends. The largest expected response is a gMSA with its service principal names:
+// about 100 KiB.
 const (
 	maxMessage  = 1 << 20 // bytes of one LDAP message, one sealed buffer or one Kerberos response
 	maxResponse = 4 << 20 // bytes of all messages that respond to one request
 	maxDepth    = 23      // levels of nested elements in one LDAP message
 )
 
-// asn1-ber decodes recursively, and a stack overflow would end the program. Its defaults allow 1000 levels and 2 GiB. These
-// limits also apply to values that go-ldap decodes separately, such as those of controls.
+// asn1-ber decodes recursively, and a stack overflow would end the program. Its defaults allow 1000 levels and 2 GiB.
+// These limits also apply to values that go-ldap decodes separately, such as those of controls.
 func init() {
 	ber.MaxNestingDepth = maxDepth
 	ber.MaxPacketLengthBytes = maxMessage
@@ -112,9 +112,9 @@ func definiteLength(b []byte) (length int64, n int) {
 	return length, n
 }
 
-// usesLDAPEncoding reports whether each element in b has a one-byte tag and a definite length within b. LDAP uses no other
-// encoding (RFC 4511 5.1), but asn1-ber accepts others. asn1-ber itself checks the depth, and each length against that of the
-// element around it.
+// usesLDAPEncoding reports whether each element in b has a one-byte tag and a definite length within b. LDAP uses no
+// other encoding (RFC 4511 5.1), but asn1-ber accepts others. asn1-ber itself checks the depth, and each length against
+// that of the element around it.
 func usesLDAPEncoding(b []byte) bool {
 	for len(b) > 0 {
 		tag := b[0]
@@ -131,8 +131,8 @@ func usesLDAPEncoding(b []byte) bool {
 	return true
 }
 
-// ldapConn is a net.Conn for go-ldap that passes on only complete messages within the limits. It keeps the first error of the
-// connection, because go-ldap returns it only as text.
+// ldapConn is a net.Conn for go-ldap that passes on only complete messages within the limits. It keeps the first error
+// of the connection, because go-ldap returns it only as text.
 type ldapConn struct {
 	net.Conn
 	in     *messageReader
@@ -164,8 +164,8 @@ func (c *ldapConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// begin sets the time limit and the byte limit of the next request. The returned function removes the time limit: go-ldap
-// reads all the time, and a session can be idle between two requests.
+// begin sets the time limit and the byte limit of the next request. The returned function removes the time limit:
+// go-ldap reads all the time, and a session can be idle between two requests.
 func (c *ldapConn) begin(ctx context.Context, timeout time.Duration) (end func()) {
 	c.in.budget.Store(maxResponse)
 	return limit(ctx, c.Conn, timeout)
@@ -186,8 +186,9 @@ func limit(ctx context.Context, conn net.Conn, timeout time.Duration) (end func(
 	}
 }
 
-// roundTrip sends one LDAP operation and returns its response. StartTLS and the SASL bind use it instead of go-ldap. They
-// change the layer below LDAP, and go-ldap reads ahead: an attacker could make it accept plain text as protected data.
+// roundTrip sends one LDAP operation and returns its response. StartTLS and the SASL bind use it instead of go-ldap.
+// They change the layer below LDAP, and go-ldap reads ahead: an attacker could make it accept plain text as protected
+// data.
 func roundTrip(conn net.Conn, in *messageReader, id int64, operation *ber.Packet) (*ber.Packet, error) {
 	request := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSequence, nil, "")
 	request.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagInteger, id, ""))

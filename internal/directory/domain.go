@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,7 +11,7 @@ import (
 	"github.com/go-ldap/ldap/v3"
 )
 
-// Domain is what a credential spec must say of the domain.
+// Domain contains the properties of a domain that a credential spec needs.
 type Domain struct {
 	SID           string // S-1-5-21-…
 	GUID          string // lower case, without braces
@@ -29,7 +28,10 @@ func (s *Session) Domain(ctx context.Context) (_ Domain, err error) {
 		return Domain{}, AnswerInvalid.of(subject, s.server, fmt.Errorf("%s: %w", what, err))
 	}
 	objects, err := s.search(ctx, subject, &ldap.SearchRequest{
-		BaseDN: s.root.domain, Scope: ldap.ScopeBaseObject, SizeLimit: 1, Filter: "(objectClass=*)",
+		BaseDN:     s.root.domain,
+		Scope:      ldap.ScopeBaseObject,
+		SizeLimit:  1,
+		Filter:     "(objectClass=*)",
 		Attributes: []string{"objectSid", "objectGUID"},
 	})
 	if err != nil {
@@ -38,10 +40,13 @@ func (s *Session) Domain(ctx context.Context) (_ Domain, err error) {
 	if len(objects) != 1 {
 		return damaged("domain object", errors.New("missing"))
 	}
-	// The cross-reference objects hold the names ([MS-ADTS] 6.1.1.2.1.1): one for this domain, one for the forest's root.
+	// The names are in crossRef objects ([MS-ADTS] 6.1.1.2.1.1): one for this domain, one for the forest's root domain.
 	crosses, err := s.search(ctx, subject, &ldap.SearchRequest{
-		BaseDN: "CN=Partitions," + s.root.configuration, Scope: ldap.ScopeSingleLevel, SizeLimit: 4,
-		Filter:     fmt.Sprintf("(&(objectClass=crossRef)(|(nCName=%s)(nCName=%s)))", ldap.EscapeFilter(s.root.domain), ldap.EscapeFilter(s.root.forest)),
+		BaseDN:    "CN=Partitions," + s.root.configuration,
+		Scope:     ldap.ScopeSingleLevel,
+		SizeLimit: 4,
+		Filter: fmt.Sprintf("(&(objectClass=crossRef)(|(nCName=%s)(nCName=%s)))",
+			ldap.EscapeFilter(s.root.domain), ldap.EscapeFilter(s.root.forest)),
 		Attributes: []string{"nCName", "nETBIOSName", "dnsRoot"},
 	})
 	if err != nil {
@@ -63,7 +68,11 @@ func (s *Session) Domain(ctx context.Context) (_ Domain, err error) {
 	if d.GUID, err = guidString(objects[0].GetRawAttributeValue("objectGUID")); err != nil {
 		return damaged("GUID", err)
 	}
-	for what, value := range map[string]string{"DNS name": d.DNSName, "NetBIOS name": d.NetBIOSName, "DNS name of the forest": d.ForestDNSName} {
+	for what, value := range map[string]string{
+		"DNS name":               d.DNSName,
+		"NetBIOS name":           d.NetBIOSName,
+		"DNS name of the forest": d.ForestDNSName,
+	} {
 		if value == "" {
 			return damaged(what, errors.New("missing"))
 		}
@@ -71,7 +80,7 @@ func (s *Session) Domain(ctx context.Context) (_ Domain, err error) {
 	return d, nil
 }
 
-// GMSA is a group Managed Service Account as everybody in the domain may see it.
+// GMSA contains the properties of a gMSA that each account of the domain can read.
 type GMSA struct {
 	Name             string // sAMAccountName without $
 	DN               string
@@ -79,15 +88,15 @@ type GMSA struct {
 	DNSHostName      string
 	Enabled          bool
 	SPNs             []string
-	EncryptionTypes  uint32        // msDS-SupportedEncryptionTypes ([MS-KILE] 2.2.7); 0: not set, the domain's default
-	PasswordInterval time.Duration // how long a password lasts
+	EncryptionTypes  uint32        // msDS-SupportedEncryptionTypes ([MS-KILE] 2.2.7); 0: the domain's default
+	PasswordInterval time.Duration // the lifetime of a password
 	PasswordLastSet  time.Time     // zero: never
-	Readers          []string      // who may read the password: names of the domain's accounts and groups, SIDs of others
+	Readers          []string      // can read the password: names of the domain's accounts and groups, SIDs of others
 }
 
 const gmsaClass = "msDS-GroupManagedServiceAccount"
 
-// GMSA reads a gMSA by its name, with or without the $ at its end.
+// GMSA reads a gMSA. The name can have a trailing $.
 func (s *Session) GMSA(ctx context.Context, name string) (_ GMSA, err error) {
 	defer func() { err = interrupted(ctx, err) }()
 	e, err := s.gmsa(ctx, name, "objectSid", "dNSHostName", "servicePrincipalName", "msDS-SupportedEncryptionTypes",
@@ -95,17 +104,22 @@ func (s *Session) GMSA(ctx context.Context, name string) (_ GMSA, err error) {
 	if err != nil {
 		return GMSA{}, err
 	}
+	const maxDays = 100 * 365 // so that the duration does not overflow
+	days := min(max(integer(e, "msDS-ManagedPasswordInterval"), 0), maxDays)
 	g := GMSA{
-		Name: strings.TrimSuffix(e.GetAttributeValue("sAMAccountName"), "$"), DN: e.DN, DNSHostName: e.GetAttributeValue("dNSHostName"),
-		Enabled: enabled(e), SPNs: e.GetAttributeValues("servicePrincipalName"),
+		Name:             strings.TrimSuffix(e.GetAttributeValue("sAMAccountName"), "$"),
+		DN:               e.DN,
+		DNSHostName:      e.GetAttributeValue("dNSHostName"),
+		Enabled:          enabled(e),
+		SPNs:             e.GetAttributeValues("servicePrincipalName"),
 		EncryptionTypes:  uint32(integer(e, "msDS-SupportedEncryptionTypes")),
-		PasswordInterval: time.Duration(min(max(integer(e, "msDS-ManagedPasswordInterval"), 0), 100*365)) * 24 * time.Hour,
+		PasswordInterval: time.Duration(days) * 24 * time.Hour,
 		PasswordLastSet:  fileTime(integer(e, "pwdLastSet")),
 	}
 	if g.SID, err = sidString(e.GetRawAttributeValue("objectSid")); err != nil {
 		return GMSA{}, AnswerInvalid.of("gMSA "+g.Name, s.server, fmt.Errorf("SID: %w", err))
 	}
-	if sd := e.GetRawAttributeValue("msDS-GroupMSAMembership"); len(sd) > 0 { // absent where the account may not see it
+	if sd := e.GetRawAttributeValue("msDS-GroupMSAMembership"); len(sd) > 0 { // absent if the account cannot see it
 		sids, err := allowedSIDs(sd)
 		if err != nil {
 			return GMSA{}, AnswerInvalid.of("gMSA "+g.Name, s.server, fmt.Errorf("msDS-GroupMSAMembership: %w", err))
@@ -117,7 +131,7 @@ func (s *Session) GMSA(ctx context.Context, name string) (_ GMSA, err error) {
 	return g, nil
 }
 
-// gmsa finds a gMSA. A name that belongs to an account of another kind is told apart from one that belongs to none.
+// gmsa finds a gMSA. It distinguishes a name of another kind of account (NotAGMSA) from an unknown name (GMSANotFound).
 func (s *Session) gmsa(ctx context.Context, name string, attributes ...string) (*ldap.Entry, error) {
 	name = strings.TrimSuffix(name, "$")
 	subject := fmt.Sprintf("gMSA %.80q", name)
@@ -129,20 +143,24 @@ func (s *Session) gmsa(ctx context.Context, name string, attributes ...string) (
 	}
 	escaped := ldap.EscapeFilter(name)
 	found, err := s.search(ctx, subject, &ldap.SearchRequest{
-		BaseDN: s.root.domain, Scope: ldap.ScopeWholeSubtree, SizeLimit: 4,
+		BaseDN:     s.root.domain,
+		Scope:      ldap.ScopeWholeSubtree,
+		SizeLimit:  4,
 		Filter:     fmt.Sprintf("(|(sAMAccountName=%s$)(sAMAccountName=%s))", escaped, escaped),
 		Attributes: append([]string{"sAMAccountName", "objectClass", "userAccountControl"}, attributes...),
 	})
 	if err != nil {
 		e := err.(*Error)
-		if l, ok := errors.AsType[*ldapRefusal](err); ok && l.code == ldap.LDAPResultNoSuchObject {
+		if l, ok := errors.AsType[*ldapResult](err); ok && l.code == ldap.LDAPResultNoSuchObject {
 			e.Cause = GMSANotFound
 		}
 		return nil, e
 	}
 	for _, e := range found {
-		if slices.ContainsFunc(e.GetAttributeValues("objectClass"), func(c string) bool { return strings.EqualFold(c, gmsaClass) }) {
-			return e, nil
+		for _, class := range e.GetAttributeValues("objectClass") {
+			if strings.EqualFold(class, gmsaClass) {
+				return e, nil
+			}
 		}
 	}
 	if len(found) > 0 {
@@ -152,11 +170,11 @@ func (s *Session) gmsa(ctx context.Context, name string, attributes ...string) (
 	return nil, GMSANotFound.of(subject, s.server, nil)
 }
 
-// names gives the SIDs of this domain their names, in one question. Whatever has none here stays a SID.
+// names resolves the SIDs of this domain in one search. Other SIDs remain SIDs.
 func (s *Session) names(ctx context.Context, subject string, sids [][]byte) ([]string, error) {
-	const most = 100
+	const maxSIDs = 100
 	var filter strings.Builder
-	for _, sid := range sids[:min(len(sids), most)] {
+	for _, sid := range sids[:min(len(sids), maxSIDs)] {
 		filter.WriteString("(objectSid=")
 		for _, b := range sid {
 			fmt.Fprintf(&filter, `\%02x`, b)
@@ -166,7 +184,10 @@ func (s *Session) names(ctx context.Context, subject string, sids [][]byte) ([]s
 	byName := map[string]string{}
 	if filter.Len() > 0 {
 		found, err := s.search(ctx, subject, &ldap.SearchRequest{
-			BaseDN: s.root.domain, Scope: ldap.ScopeWholeSubtree, SizeLimit: most, Filter: "(|" + filter.String() + ")",
+			BaseDN:     s.root.domain,
+			Scope:      ldap.ScopeWholeSubtree,
+			SizeLimit:  maxSIDs,
+			Filter:     "(|" + filter.String() + ")",
 			Attributes: []string{"sAMAccountName", "objectSid"},
 		})
 		if err != nil {
@@ -195,13 +216,14 @@ func enabled(e *ldap.Entry) bool {
 	return integer(e, "userAccountControl")&disabled == 0
 }
 
-// integer is the value of an attribute, or 0 if it is absent.
+// integer returns the value of an attribute, or 0 if it is absent.
 func integer(e *ldap.Entry, attribute string) int64 {
 	n, _ := strconv.ParseInt(e.GetAttributeValue(attribute), 10, 64)
 	return n
 }
 
-// fileTime converts the 100 nanosecond units since 1601 of [MS-DTYP] 2.3.3; 0 and "never" become the zero time.
+// fileTime converts a FILETIME: units of 100 nanoseconds since 1601 ([MS-DTYP] 2.3.3). 0 and "never" become the zero
+// time.
 func fileTime(n int64) time.Time {
 	const to1970 = 116444736000000000
 	if n <= 0 || n == 1<<63-1 {

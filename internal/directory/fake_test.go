@@ -21,23 +21,24 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// fakeDC is an LDAP server that misbehaves as a test tells it to. A fake, because no real domain controller cuts its
-// answers off, sends a byte a second or belongs to a forest of its own for each test. What a real one does is tested in
-// lab/directory.
+// fakeDC is an LDAP server whose errors a test selects. It is a fake because a real domain controller does not truncate
+// its responses, send one byte per second or have a different forest for each test. The suite lab/suites/ad tests with
+// a real one.
 type fakeDC struct {
-	answer map[string]func(c net.Conn, id int64) // by question: root, bind, domain, partitions, accounts, starttls
+	answer map[string]func(c net.Conn, id int64) // by request: root, bind, domain, partitions, accounts, starttls
 	ports  map[string]string
 	roots  *x509.CertPool
 
-	mu        sync.Mutex
-	questions []string // in the order in which they came
-	filter    string   // of the last search for accounts
+	mu       sync.Mutex
+	requests []string // in the order of arrival
+	filter   string   // of the last search for accounts
 }
 
 const fakeDomain = "corp.example.test"
 
-// stranger is a host outside the domain. The fake has a good certificate for it, as its owner would.
-const stranger = "dc.stranger.test"
+// outsideHost is a host outside the domain. The fake has a valid certificate for it, as the owner of the host would
+// have.
+const outsideHost = "dc.outside.test"
 
 func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fakeDC {
 	t.Helper()
@@ -51,10 +52,10 @@ func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fake
 			entry{"CN=CORP,CN=Partitions,CN=Configuration," + nc, attributes{"nCName": {nc}, "nETBIOSName": {"CORP"}, "dnsRoot": {fakeDomain}}}),
 		"accounts": entries(),
 	}, ports: map[string]string{}}
-	for question, a := range answer {
-		f.answer[question] = a
+	for request, a := range answer {
+		f.answer[request] = a
 	}
-	certificate, roots := newCertificate(t, fakeDomain, "127.0.0.1", stranger)
+	certificate, roots := newCertificate(t, fakeDomain, "127.0.0.1", outsideHost)
 	f.roots = roots
 	for port, wrap := range map[string]func(net.Conn) net.Conn{
 		"389": func(c net.Conn) net.Conn { return c },
@@ -68,7 +69,7 @@ func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fake
 	return f
 }
 
-// listen serves connections on a free port until the test ends, and waits for them then.
+// listen serves connections on a free port until the test ends. The cleanup waits for them.
 func listen(t *testing.T, serve func(c net.Conn)) (address, port string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -114,24 +115,24 @@ func (f *fakeDC) serve(c net.Conn, certificate *tls.Certificate) {
 		}
 		id, _ := request.Children[0].Value.(int64)
 		operation := request.Children[1]
-		question := "accounts"
+		kind := "accounts"
 		switch operation.Tag {
 		case ldap.ApplicationUnbindRequest:
 			return
 		case ldap.ApplicationBindRequest:
-			question = "bind"
+			kind = "bind"
 		case ldap.ApplicationExtendedRequest:
-			question = "starttls"
+			kind = "starttls"
 		case ldap.ApplicationSearchRequest:
 			base, _ := operation.Children[0].Value.(string)
 			scope, _ := operation.Children[1].Value.(int64)
 			switch {
 			case base == "":
-				question = "root"
+				kind = "root"
 			case strings.HasPrefix(base, "CN=Partitions,"):
-				question = "partitions"
+				kind = "partitions"
 			case scope == ldap.ScopeBaseObject:
-				question = "domain"
+				kind = "domain"
 			default:
 				filter, _ := ldap.DecompileFilter(operation.Children[6])
 				f.mu.Lock()
@@ -140,27 +141,38 @@ func (f *fakeDC) serve(c net.Conn, certificate *tls.Certificate) {
 			}
 		}
 		f.mu.Lock()
-		f.questions = append(f.questions, question)
+		f.requests = append(f.requests, kind)
 		f.mu.Unlock()
-		f.answer[question](c, id)
-		if question == "starttls" {
+		f.answer[kind](c, id)
+		if kind == "starttls" {
 			c = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{*certificate}})
 		}
 	}
 }
 
-func (f *fakeDC) asked() string {
+func (f *fakeDC) received() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return strings.Join(f.questions, " ")
+	return strings.Join(f.requests, " ")
 }
 
 func (f *fakeDC) config() Config {
-	return Config{Domain: fakeDomain, Servers: []string{"127.0.0.1"}, Security: LDAPS, RootCAs: f.roots, Timeout: time.Second, ports: f.ports}
+	return Config{
+		Domain:   fakeDomain,
+		Servers:  []string{"127.0.0.1"},
+		Security: LDAPS,
+		RootCAs:  f.roots,
+		Timeout:  time.Second,
+		ports:    f.ports,
+	}
 }
 
 func reader() credential.Credential {
-	return credential.Credential{DomainName: fakeDomain, Username: "reader", Password: credential.NewPassword([]byte("m4rker-password"))}
+	return credential.Credential{
+		DomainName: fakeDomain,
+		Username:   "reader",
+		Password:   credential.NewPassword([]byte("m4rker-password")),
+	}
 }
 
 func (f *fakeDC) bind(t *testing.T) *Session {
@@ -182,14 +194,20 @@ type entry struct {
 
 func rootEntry(domain, forest string) entry {
 	return entry{"", attributes{
-		"dnsHostName": {"dc1." + fakeDomain}, "defaultNamingContext": {domain}, "rootDomainNamingContext": {forest},
-		"configurationNamingContext": {"CN=Configuration," + forest}, "currentTime": {time.Now().UTC().Format("20060102150405.0Z")},
+		"dnsHostName":                {"dc1." + fakeDomain},
+		"defaultNamingContext":       {domain},
+		"rootDomainNamingContext":    {forest},
+		"configurationNamingContext": {"CN=Configuration," + forest},
+		"currentTime":                {time.Now().UTC().Format("20060102150405.0Z")},
 	}}
 }
 
 func gmsaEntry(more attributes) entry {
 	e := entry{"CN=web01,CN=Managed Service Accounts,DC=corp,DC=example,DC=test", attributes{
-		"sAMAccountName": {"web01$"}, "objectClass": {"top", gmsaClass}, "userAccountControl": {"4096"}, "objectSid": {sidOf(80)},
+		"sAMAccountName":     {"web01$"},
+		"objectClass":        {"top", gmsaClass},
+		"userAccountControl": {"4096"},
+		"objectSid":          {sidOf(80)},
 	}}
 	for k, v := range more {
 		e.attributes[k] = v
@@ -197,7 +215,7 @@ func gmsaEntry(more attributes) entry {
 	return e
 }
 
-// sidOf is a SID of the domain S-1-5-21-1-2-3; 1024 is added to the number.
+// sidOf returns a SID of the domain S-1-5-21-1-2-3. Its relative identifier is 1024 + rid.
 func sidOf(rid byte) string {
 	return "\x01\x05\x00\x00\x00\x00\x00\x05\x15\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00" + string([]byte{rid, 4, 0, 0})
 }
@@ -259,7 +277,7 @@ func searchResult(code int64, diagnostic string) func(net.Conn, int64) {
 	return result(ldap.ApplicationSearchResultDone, code, diagnostic)
 }
 
-// newCertificate makes a certificate for names and addresses, and the pool with its CA, which is itself.
+// newCertificate creates a self-signed certificate for names and addresses, and a pool that contains it as CA.
 func newCertificate(t *testing.T, names ...string) (tls.Certificate, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -267,9 +285,14 @@ func newCertificate(t *testing.T, names ...string) (tls.Certificate, *x509.CertP
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: names[0]},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
@@ -291,7 +314,7 @@ func newCertificate(t *testing.T, names ...string) (tls.Certificate, *x509.CertP
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
 
-// slowly sends what is to be sent at a byte every 50 ms: as a byte a second, with everything else 20 times as fast too.
+// slowly sends one byte every 50 ms. This corresponds to one byte per second with all timeouts 20 times as long.
 func slowly(message func(id int64) []byte) func(net.Conn, int64) {
 	return func(c net.Conn, id int64) {
 		for _, b := range message(id) {

@@ -22,31 +22,32 @@ import (
 	"github.com/jcmturner/gokrb5/v8/types"
 )
 
-// The messages and the cryptography of Kerberos are gokrb5's. Its client is not used: it takes no context and no
-// timeout, reserves as much memory as a server announces, renews tickets in the background, and hands on a KDC's
-// error code as text only.
+// This file uses the messages and the cryptography of gokrb5, but not its client. That client has no context and no
+// timeout, allocates as much memory as a server announces, renews tickets in the background, and returns a KDC's error
+// code only as text.
 
-// aes are the encryption types for a password that a person chose. RC4 is not among them: who pretends to be the KDC
-// could ask for it, and the answer would show a password to guessing much faster.
+// aes lists the encryption types for a password that a person chose. RC4 is excluded: a fake KDC could request it, and
+// the client's answer would make guessing the password much faster.
 var aes = []int32{etypeID.AES256_CTS_HMAC_SHA1_96, etypeID.AES128_CTS_HMAC_SHA1_96}
 
-// maxSkew is how much clocks may differ (RFC 4120 1.6; Active Directory's default policy).
+// maxSkew is the allowed clock difference (RFC 4120 1.6; Active Directory's default policy).
 const maxSkew = 5 * time.Minute
 
-// kdc is the Kerberos service of one domain controller, on TCP: answers with group memberships do not fit UDP.
+// kdc is the Kerberos service of one domain controller. It uses TCP: responses with group memberships are too large for
+// UDP.
 type kdc struct {
 	config Config
-	host   string // for messages
-	ip     string // where LDAP was reached, so that one domain controller answers for all
+	host   string // for error messages
+	ip     string // address of the LDAP connection, so that both go to the same domain controller
 }
 
 // kdcError is a KRB-ERROR (RFC 4120 5.9.1).
 type kdcError struct {
 	code   int32
-	status uint32 // NTSTATUS, where the KDC gives one ([MS-KILE] 2.2.2); else 0
+	status uint32 // NTSTATUS ([MS-KILE] 2.2.2); 0: none
 	time   time.Time
 	text   string
-	data   []byte // e-data: for PREAUTH_REQUIRED the ways to authenticate
+	data   []byte // e-data: for PREAUTH_REQUIRED, the authentication methods
 }
 
 func (e *kdcError) Error() string {
@@ -60,7 +61,7 @@ func (e *kdcError) Error() string {
 	return s
 }
 
-// send asks the KDC one thing (RFC 4120 7.2.2). A KRB-ERROR comes back as *kdcError.
+// send sends one request to the KDC (RFC 4120 7.2.2). For a KRB-ERROR it returns a *kdcError.
 func (k kdc) send(ctx context.Context, request []byte) ([]byte, error) {
 	conn, err := k.config.dial(ctx, k.ip, "88")
 	if err != nil {
@@ -74,44 +75,44 @@ func (k kdc) send(ctx context.Context, request []byte) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(conn, head[:]); errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, errTruncated
-	} else if err != nil { // io.EOF: it hung up without an answer
+	} else if err != nil { // io.EOF: the KDC closed the connection without a response
 		return nil, err
 	}
 	length := binary.BigEndian.Uint32(head[:])
 	if length > maxMessage {
 		return nil, errTooLarge
 	}
-	answer, err := io.ReadAll(io.LimitReader(conn, int64(length)))
+	response, err := io.ReadAll(io.LimitReader(conn, int64(length)))
 	if err != nil {
 		return nil, err
 	}
-	if len(answer) < int(length) || length == 0 {
+	if len(response) < int(length) || length == 0 {
 		return nil, errTruncated
 	}
 	const applicationError = 0x7e // [APPLICATION 30]
-	if answer[0] != applicationError {
-		return answer, nil
+	if response[0] != applicationError {
+		return response, nil
 	}
 	var e krb.KRBError
-	if err := e.Unmarshal(answer); err != nil {
-		return nil, fmt.Errorf("a Kerberos error that cannot be decoded")
+	if err := e.Unmarshal(response); err != nil {
+		return nil, errors.New("the Kerberos error cannot be decoded")
 	}
 	return nil, &kdcError{code: e.ErrorCode, status: statusOf(e.EData), time: e.STime, text: e.EText, data: e.EData}
 }
 
-// statusOf finds the NTSTATUS in the data of an error: a KERB-ERROR-DATA of type 3 whose value is a KERB_EXT_ERROR
-// ([MS-KILE] 2.2.1, 2.2.2). Windows sends it alone, Samba within a sequence, and both have the form of PA-DATA.
+// statusOf finds the NTSTATUS in an error's e-data. It is a KERB-ERROR-DATA of type 3 with a KERB_EXT_ERROR ([MS-KILE]
+// 2.2.1, 2.2.2), encoded as PA-DATA. Windows sends only this element, Samba sends it in a sequence.
 func statusOf(data []byte) uint32 {
 	const extendedError = 3
-	var several types.PADataSequence
-	if several.Unmarshal(data) != nil {
-		var one types.PAData
-		if one.Unmarshal(data) != nil {
+	var sequence types.PADataSequence
+	if sequence.Unmarshal(data) != nil {
+		var single types.PAData
+		if single.Unmarshal(data) != nil {
 			return 0
 		}
-		several = types.PADataSequence{one}
+		sequence = types.PADataSequence{single}
 	}
-	for _, d := range several {
+	for _, d := range sequence {
 		if d.PADataType == extendedError && len(d.PADataValue) == 12 {
 			return binary.LittleEndian.Uint32(d.PADataValue)
 		}
@@ -119,11 +120,11 @@ func statusOf(data []byte) uint32 {
 	return 0
 }
 
-// keyFrom makes the long-term key of an account.
-type keyFrom func(etype int32, salt, parameters string) ([]byte, error)
+// keyFunc derives the long-term key of an account.
+type keyFunc func(etype int32, salt, parameters string) ([]byte, error)
 
-// passwordKey is keyFrom for a password in UTF-8.
-func passwordKey(utf8 []byte) keyFrom {
+// passwordKey returns the keyFunc of a password in UTF-8.
+func passwordKey(utf8 []byte) keyFunc {
 	return func(etype int32, salt, parameters string) ([]byte, error) {
 		e, err := crypto.GetEtype(etype)
 		if err != nil {
@@ -139,7 +140,7 @@ type ticket struct {
 	key   types.EncryptionKey
 	part  krb.EncKDCRepPart
 	cname types.PrincipalName
-	etype int32 // of the key that opened the answer
+	etype int32 // of the key that decrypted the response
 }
 
 func (k kdc) requestConfig(etypes []int32) *config.Config {
@@ -152,17 +153,17 @@ func (k kdc) requestConfig(etypes []int32) *config.Config {
 	}}
 }
 
-// login gets a ticket-granting ticket: the AS exchange with an encrypted timestamp (RFC 4120 3.1, 5.2.7.2). It asks
-// without authentication first, because the answer names salt and encryption type, and counts as no attempt. So a
-// wrong password counts once.
-func (k kdc) login(ctx context.Context, user string, etypes []int32, key keyFrom) (*ticket, error) {
+// login gets a ticket-granting ticket in an AS exchange with an encrypted timestamp (RFC 4120 3.1, 5.2.7.2). The first
+// request is without authentication: the response contains salt and encryption type, and it does not count as a failed
+// logon. So a wrong password counts only once.
+func (k kdc) login(ctx context.Context, user string, etypes []int32, key keyFunc) (*ticket, error) {
 	realm := k.config.realm()
 	cname := types.PrincipalName{NameType: nametype.KRB_NT_PRINCIPAL, NameString: []string{user}}
 	request, err := krb.NewASReqForTGT(realm, k.requestConfig(etypes), cname)
 	if err != nil {
 		return nil, err
 	}
-	ask := func() ([]byte, error) {
+	exchange := func() ([]byte, error) {
 		b, err := request.Marshal()
 		if err != nil {
 			return nil, err
@@ -170,13 +171,13 @@ func (k kdc) login(ctx context.Context, user string, etypes []int32, key keyFrom
 		return k.send(ctx, b)
 	}
 	var longTerm types.EncryptionKey
-	answer, err := ask()
+	response, err := exchange()
 	if e, ok := errors.AsType[*kdcError](err); ok && e.code == errorcode.KDC_ERR_PREAUTH_REQUIRED {
-		var ways types.PADataSequence
-		if err := ways.Unmarshal(e.data); err != nil {
-			return nil, errors.New("the KDC's list of ways to authenticate cannot be decoded")
+		var methods types.PADataSequence
+		if err := methods.Unmarshal(e.data); err != nil {
+			return nil, errors.New("the KDC's list of authentication methods cannot be decoded")
 		}
-		if longTerm, err = chooseKey(ways, 0, etypes, key); err != nil {
+		if longTerm, err = chooseKey(methods, 0, etypes, key); err != nil {
 			return nil, err
 		}
 		stamp, err := types.GetPAEncTSEncAsnMarshalled()
@@ -192,7 +193,7 @@ func (k kdc) login(ctx context.Context, user string, etypes []int32, key keyFrom
 			return nil, err
 		}
 		request.PAData = types.PADataSequence{{PADataType: patype.PA_ENC_TIMESTAMP, PADataValue: value}}
-		if answer, err = ask(); err != nil {
+		if response, err = exchange(); err != nil {
 			return nil, err
 		}
 	} else if err != nil {
@@ -200,10 +201,10 @@ func (k kdc) login(ctx context.Context, user string, etypes []int32, key keyFrom
 	}
 
 	var reply krb.ASRep
-	if err := reply.Unmarshal(answer); err != nil {
-		return nil, errors.New("the KDC's answer cannot be decoded")
+	if err := reply.Unmarshal(response); err != nil {
+		return nil, errors.New("the KDC's response cannot be decoded")
 	}
-	if longTerm.KeyType != reply.EncPart.EType { // no authentication was asked for, or the KDC chose another key
+	if longTerm.KeyType != reply.EncPart.EType { // the KDC required no authentication, or chose another key
 		if longTerm, err = chooseKey(reply.PAData, reply.EncPart.EType, etypes, key); err != nil {
 			return nil, err
 		}
@@ -218,9 +219,9 @@ func (k kdc) login(ctx context.Context, user string, etypes []int32, key keyFrom
 	return t, nil
 }
 
-// chooseKey makes the key for an encryption type that the KDC offers (ETYPE-INFO2, RFC 4120 5.2.7.5). want 0 takes
-// the KDC's first that is among etypes.
-func chooseKey(offer types.PADataSequence, want int32, etypes []int32, key keyFrom) (types.EncryptionKey, error) {
+// chooseKey derives the key for an encryption type that the KDC offers (ETYPE-INFO2, RFC 4120 5.2.7.5). If want is 0,
+// it is the KDC's first type that is in etypes.
+func chooseKey(offer types.PADataSequence, want int32, etypes []int32, key keyFunc) (types.EncryptionKey, error) {
 	for _, d := range offer {
 		if d.PADataType != patype.PA_ETYPE_INFO2 {
 			continue
@@ -244,26 +245,26 @@ func chooseKey(offer types.PADataSequence, want int32, etypes []int32, key keyFr
 	return types.EncryptionKey{}, errNoCommonType
 }
 
-var errNoCommonType = errors.New("the KDC offers no encryption type that is wanted here")
+var errNoCommonType = errors.New("the KDC offers no supported encryption type")
 
-// keyParameters checks the number of iterations of AES' key derivation (RFC 3962 4). The offer is not authenticated:
-// fewer than usual would make a password easier to guess, and many more would keep this program busy.
+// keyParameters checks the iteration count of the AES key derivation (RFC 3962 4). It is not authenticated: a low count
+// would make the password easier to guess, and a very high count would keep this program busy.
 func keyParameters(p []byte) (string, error) {
-	const usual, most = 4096, 1 << 20
+	const standard, maximum = 4096, 1 << 20
 	if len(p) == 0 {
-		return fmt.Sprintf("%08x", usual), nil
+		return fmt.Sprintf("%08x", standard), nil
 	}
-	if len(p) != 4 || binary.BigEndian.Uint32(p) < usual || binary.BigEndian.Uint32(p) > most {
-		return "", fmt.Errorf("the KDC asks for a key derivation that no domain uses (%.8x)", p)
+	if len(p) != 4 || binary.BigEndian.Uint32(p) < standard || binary.BigEndian.Uint32(p) > maximum {
+		return "", fmt.Errorf("the KDC requests an invalid iteration count (%.8x)", p)
 	}
 	return hex.EncodeToString(p), nil
 }
 
-// serviceTicket gets a ticket for a service of the same realm: the TGS exchange (RFC 4120 3.3).
+// serviceTicket gets a ticket for a service of the same realm in a TGS exchange (RFC 4120 3.3).
 func (k kdc) serviceTicket(ctx context.Context, tgt *ticket, service ...string) (*ticket, error) {
 	sname := types.PrincipalName{NameType: nametype.KRB_NT_SRV_INST, NameString: service}
-	if len(tgt.SName.NameString) == 0 { // gokrb5 looks at the first part
-		return nil, errors.New("the KDC's ticket has no name")
+	if len(tgt.SName.NameString) == 0 { // gokrb5 reads the first element without a check
+		return nil, errors.New("the KDC's ticket has no service name")
 	}
 	request, err := krb.NewTGSReq(tgt.cname, k.config.realm(), k.requestConfig(aes), tgt.Ticket, tgt.key, sname, false)
 	if err != nil {
@@ -273,39 +274,39 @@ func (k kdc) serviceTicket(ctx context.Context, tgt *ticket, service ...string) 
 	if err != nil {
 		return nil, err
 	}
-	answer, err := k.send(ctx, b)
+	response, err := k.send(ctx, b)
 	if err != nil {
 		return nil, err
 	}
 	var reply krb.TGSRep
-	if err := reply.Unmarshal(answer); err != nil {
-		return nil, errors.New("the KDC's answer cannot be decoded")
+	if err := reply.Unmarshal(response); err != nil {
+		return nil, errors.New("the KDC's response cannot be decoded")
 	}
 	return open(reply.KDCRepFields, tgt.key, keyusage.TGS_REP_ENCPART_SESSION_KEY, request.ReqBody)
 }
 
-// open decrypts a KDC's answer and checks that it answers the request (RFC 4120 3.1.5, 3.3.4). The nonce within the
-// encrypted part is what proves that.
+// open decrypts a KDC's response and checks that it belongs to the request (RFC 4120 3.1.5, 3.3.4): its encrypted part
+// contains the nonce of the request.
 func open(reply krb.KDCRepFields, key types.EncryptionKey, usage uint32, request krb.KDCReqBody) (*ticket, error) {
 	if reply.EncPart.EType != key.KeyType {
 		return nil, errNoCommonType
 	}
 	plain, err := decrypt(key, reply.EncPart.Cipher, usage)
 	if err != nil {
-		return nil, errors.New("the KDC's answer does not open with the account's key")
+		return nil, errors.New("the KDC's response cannot be decrypted with the account's key")
 	}
 	var part krb.EncKDCRepPart
 	if err := part.Unmarshal(plain); err != nil {
-		return nil, errors.New("the KDC's answer cannot be decoded")
+		return nil, errors.New("the KDC's response cannot be decoded")
 	}
 	if part.Nonce != request.Nonce || part.SRealm != request.Realm || reply.CRealm != request.Realm ||
 		!slices.Equal(part.SName.NameString, request.SName.NameString) || len(reply.Ticket.SName.NameString) == 0 {
-		return nil, errors.New("the KDC answered another question")
+		return nil, errors.New("the KDC's response does not belong to the request")
 	}
 	return &ticket{Ticket: reply.Ticket, key: part.Key, part: part, cname: reply.CName, etype: key.KeyType}, nil
 }
 
-// decrypt opens what a server sent. gokrb5 slices before it checks the length.
+// decrypt checks the lengths first: gokrb5 slices before it checks them.
 func decrypt(key types.EncryptionKey, sealed []byte, usage uint32) ([]byte, error) {
 	e, err := crypto.GetEtype(key.KeyType)
 	if err != nil {
@@ -317,8 +318,8 @@ func decrypt(key types.EncryptionKey, sealed []byte, usage uint32) ([]byte, erro
 	return e.DecryptMessage(key.KeyValue, sealed, usage)
 }
 
-// explain turns what a KDC answered, or how it did not answer, into an Error. For a gMSA the causes differ: nobody
-// types its password, and nobody locks it out by mistake.
+// explain converts a KDC's error or a connection error to an Error. A gMSA has other causes than a user: no person
+// enters its password or locks it out by mistake.
 func (k kdc) explain(subject string, gmsa bool, err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok { // no connection
 		e.Subject, e.Server = subject, k.host
@@ -326,7 +327,7 @@ func (k kdc) explain(subject string, gmsa bool, err error) *Error {
 	}
 	e, ok := errors.AsType[*kdcError](err)
 	if !ok {
-		return transport(subject, k.host, err)
+		return transportError(subject, k.host, err)
 	}
 	cause := KDCRefused
 	switch e.code {
@@ -372,7 +373,7 @@ func (k kdc) explain(subject string, gmsa bool, err error) *Error {
 	return cause.of(subject, k.host, err)
 }
 
-// statusCause is what the NTSTATUS of a refused logon means ([MS-ERREF] 2.3.1).
+// statusCause maps the NTSTATUS of a rejected logon ([MS-ERREF] 2.3.1).
 var statusCause = map[uint32]*Cause{
 	0xC0000064: UnknownAccount,
 	0xC000006A: WrongPassword,
@@ -387,15 +388,15 @@ var statusCause = map[uint32]*Cause{
 	0xC0000413: LogonRestricted, // authentication policy
 }
 
-// transport is an Error for what is not an answer.
-func transport(subject, server string, err error) *Error {
+// transportError converts a failure without a complete response to an Error.
+func transportError(subject, server string, err error) *Error {
 	cause := AnswerInvalid
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || errors.Is(err, context.DeadlineExceeded) {
-		cause, err = Timeout, errors.New("no whole answer in time")
+		cause, err = Timeout, errors.New("no complete response before the timeout")
 	} else if errors.Is(err, errNoCommonType) {
 		cause = EncryptionTypeUnsupported
 	} else if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		cause, err = DCUnreachable, fmt.Errorf("the connection broke: %w", err)
+		cause, err = DCUnreachable, fmt.Errorf("the connection failed: %w", err)
 	}
 	return cause.of(subject, server, err)
 }

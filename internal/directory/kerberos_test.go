@@ -21,7 +21,7 @@ import (
 	"github.com/jcmturner/gokrb5/v8/types"
 )
 
-func TestWhatAKDCRefusesHasACause(t *testing.T) {
+func TestKDCErrorsHaveACause(t *testing.T) {
 	k := kdc{host: "dc1"}
 	for _, c := range []struct {
 		code         int32
@@ -58,17 +58,17 @@ func TestWhatAKDCRefusesHasACause(t *testing.T) {
 	}
 }
 
-func TestAClockThatDiffersIsSaidByHowMuch(t *testing.T) {
+func TestTheClockDifferenceIsReported(t *testing.T) {
 	for by, want := range map[time.Duration]string{10 * time.Minute: "10m0s ahead", -time.Hour: "1h0m0s behind"} {
 		err := kdc{host: "dc1"}.explain("account x", false, &kdcError{code: 37, time: time.Now().Add(by)})
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%v does not say %q", err, want)
+			t.Errorf("%v does not contain %q", err, want)
 		}
 	}
 }
 
-// Windows sends the status alone, Samba within a sequence ([MS-KILE] 2.2.1).
-func TestTheStatusIsFoundInBothForms(t *testing.T) {
+// Windows sends only the status, Samba sends it in a sequence ([MS-KILE] 2.2.1).
+func TestTheNTSTATUSIsFoundInBothForms(t *testing.T) {
 	extended := binary.LittleEndian.AppendUint32(nil, 0xC0000234)
 	extended = append(extended, 0, 0, 0, 0, 1, 0, 0, 0)
 	one := types.PAData{PADataType: 3, PADataValue: extended}
@@ -93,9 +93,18 @@ func TestTheStatusIsFoundInBothForms(t *testing.T) {
 	}
 }
 
-// The offer of salt and iterations is not authenticated.
-func TestWeakOrEndlessKeyDerivationIsRefused(t *testing.T) {
-	for p, ok := range map[string]bool{"": true, "\x00\x00\x10\x00": true, "\x00\x01\x00\x00": true, "\x00\x00\x00\x01": false, "\x00\x00\x0f\xff": false, "\x00\x00\x00\x00": false, "\xff\xff\xff\xff": false, "\x00\x10": false} {
+// Salt and iteration count from the KDC are not authenticated.
+func TestVeryLowAndHighIterationCountsAreRejected(t *testing.T) {
+	for p, ok := range map[string]bool{
+		"":                 true,
+		"\x00\x00\x10\x00": true,
+		"\x00\x01\x00\x00": true,
+		"\x00\x00\x00\x01": false,
+		"\x00\x00\x0f\xff": false,
+		"\x00\x00\x00\x00": false,
+		"\xff\xff\xff\xff": false,
+		"\x00\x10":         false,
+	} {
 		if _, err := keyParameters([]byte(p)); (err == nil) != ok {
 			t.Errorf("%x: %v", p, err)
 		}
@@ -109,12 +118,12 @@ func TestWeakOrEndlessKeyDerivationIsRefused(t *testing.T) {
 	}
 	offer := types.PADataSequence{{PADataType: 19, PADataValue: info}}
 	if _, err := chooseKey(offer, 0, aes, passwordKey([]byte("x"))); !errors.Is(err, errNoCommonType) {
-		t.Errorf("RC4 alone was taken: %v", err)
+		t.Errorf("RC4 was accepted as the only type: %v", err)
 	}
 }
 
-// Only what a KDC can do wrong before any key is involved: the rest is tested against a real one in lab/directory.
-func TestMisbehavingKDCsAreEndured(t *testing.T) {
+// This test covers errors of a KDC before a key is involved. The suite lab/suites/ad tests the others with a real KDC.
+func TestFaultyKDCsAreHandled(t *testing.T) {
 	t.Parallel()
 	read := func(c net.Conn) {
 		var head [4]byte
@@ -126,9 +135,9 @@ func TestMisbehavingKDCsAreEndured(t *testing.T) {
 		want  *Cause
 	}{
 		"silent":          {func(c net.Conn) { silent(c, 0) }, Timeout},
-		"hangs up":        {func(c net.Conn) {}, DCUnreachable},
+		"closes":          {func(c net.Conn) {}, DCUnreachable},
 		"4 GiB announced": {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0xff, 0xff, 0xff, 0xff}); silent(c, 0) }, AnswerInvalid},
-		"cut off":         {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 9, 0x7e}) }, AnswerInvalid},
+		"truncated":       {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 9, 0x7e}) }, AnswerInvalid},
 		"length only":     {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 0}) }, AnswerInvalid},
 		"not Kerberos":    {func(c net.Conn) { read(c); _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n")) }, AnswerInvalid},
 		"no Kerberos":     {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 3, 1, 2, 3}) }, AnswerInvalid},
@@ -148,17 +157,17 @@ func TestMisbehavingKDCsAreEndured(t *testing.T) {
 			_, err := Bind(t.Context(), config, reader())
 			wantCause(t, err, c.want)
 			if d := time.Since(start); d > 4*time.Second {
-				t.Errorf("it took %s", d)
+				t.Errorf("took %s", d)
 			}
-			if got := f.asked(); got != "root" {
-				t.Errorf("asked: %s", got)
+			if got := f.received(); got != "root" {
+				t.Errorf("requests: %s", got)
 			}
 		})
 	}
 }
 
-// With auto, a KDC that cannot be asked does not stand in the way, and its error is not lost where nothing else helps.
-func TestAutoGoesOnToTLS(t *testing.T) {
+// With auto, TLS is used if the KDC is unavailable. If TLS fails too, the error contains both.
+func TestAutoFallsBackToTLS(t *testing.T) {
 	t.Parallel()
 	f := newFakeDC(t, nil)
 	config := f.config()
@@ -176,23 +185,23 @@ func TestAutoGoesOnToTLS(t *testing.T) {
 	wantCause(t, err, DCUnreachable)
 	for _, want := range []string{"ldaps: certificate-not-trusted", "starttls: certificate-not-trusted"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%v does not say %q", err, want)
+			t.Errorf("%v does not contain %q", err, want)
 		}
 	}
 }
 
-// acceptor plays the server's side of a SASL bind with a ticket whose key the test knows. A fake, because a real domain
-// controller does not do these things wrong.
+// acceptor is the server's side of a SASL bind, with a ticket whose key the test knows. It is a fake because a real
+// domain controller does not make these errors.
 type acceptor struct {
 	key    types.EncryptionKey
 	offer  []byte
 	reply  func(part *apRepPart)
-	early  bool // ends the bind before a layer was agreed
-	forger bool // cannot open the ticket, and makes a proof with a key of its own
+	early  bool // completes the bind before a security layer is agreed
+	forger bool // cannot decrypt the ticket, and encrypts the AP-REP with another key
 	chosen []byte
 }
 
-// apRepPart is EncAPRepPart (RFC 4120 5.5.2), which gokrb5 can read only.
+// apRepPart is EncAPRepPart (RFC 4120 5.5.2), which gokrb5 can decode but not encode.
 type apRepPart struct {
 	CTime    time.Time           `asn1:"generalized,explicit,tag:0"`
 	Cusec    int                 `asn1:"explicit,tag:1"`
@@ -201,7 +210,7 @@ type apRepPart struct {
 }
 
 func (a *acceptor) serve(t *testing.T, c net.Conn) {
-	w := newWrapping(t)
+	w := newGSSContext(t)
 	for step := 1; ; step++ {
 		request, err := ber.ReadPacket(c)
 		if err != nil {
@@ -227,7 +236,7 @@ func (a *acceptor) serve(t *testing.T, c net.Conn) {
 			} else {
 				plain, err := crypto.DecryptEncPart(request.EncryptedAuthenticator, a.key, keyusage.AP_REQ_AUTHENTICATOR)
 				if err != nil || auth.Unmarshal(plain) != nil {
-					t.Error("the authenticator does not open", err)
+					t.Error("the authenticator cannot be decrypted", err)
 					return
 				}
 			}
@@ -268,23 +277,23 @@ func (a *acceptor) serve(t *testing.T, c net.Conn) {
 	}
 }
 
-func TestAServerThatDoesNotSealIsRefused(t *testing.T) {
+func TestAServerWithoutSealingOrValidProofIsRejected(t *testing.T) {
 	key := types.EncryptionKey{KeyType: aes[0], KeyValue: bytes.Repeat([]byte{9}, 32)}
 	for name, c := range map[string]struct {
 		a    acceptor
 		want string
 	}{
-		"in order":         {acceptor{offer: []byte{7, 0xff, 0xff, 0xff}}, ""},
-		"no layer":         {acceptor{offer: []byte{1, 0, 0, 0}}, "does not offer to seal"},
-		"signing only":     {acceptor{offer: []byte{3, 0xff, 0xff, 0xff}}, "does not offer to seal"},
-		"an empty offer":   {acceptor{offer: nil}, "does not offer to seal"},
-		"tiny buffers":     {acceptor{offer: []byte{7, 0, 0, 9}}, "too little"},
-		"ends early":       {acceptor{early: true}, "ends the bind early"},
-		"a replayed proof": {acceptor{reply: func(p *apRepPart) { p.Cusec ^= 1 }}, "another connection"},
-		"an older proof":   {acceptor{reply: func(p *apRepPart) { p.CTime = p.CTime.Add(-time.Hour) }}, "another connection"},
-		"an RC4 key":       {acceptor{reply: func(p *apRepPart) { p.Subkey.KeyType = 23 }}, "no encryption type"},
-		"a key cut off":    {acceptor{reply: func(p *apRepPart) { p.Subkey.KeyValue = p.Subkey.KeyValue[:5] }}, "wrong length"},
-		"a forged proof":   {acceptor{forger: true}, "does not prove who it is"},
+		"valid":             {acceptor{offer: []byte{7, 0xff, 0xff, 0xff}}, ""},
+		"no layer":          {acceptor{offer: []byte{1, 0, 0, 0}}, "does not support sealing"},
+		"only signing":      {acceptor{offer: []byte{3, 0xff, 0xff, 0xff}}, "does not support sealing"},
+		"an empty offer":    {acceptor{offer: nil}, "does not support sealing"},
+		"tiny buffers":      {acceptor{offer: []byte{7, 0, 0, 9}}, "too small"},
+		"early success":     {acceptor{early: true}, "completed the bind too early"},
+		"a replayed AP-REP": {acceptor{reply: func(p *apRepPart) { p.Cusec ^= 1 }}, "another connection"},
+		"an older AP-REP":   {acceptor{reply: func(p *apRepPart) { p.CTime = p.CTime.Add(-time.Hour) }}, "another connection"},
+		"an RC4 key":        {acceptor{reply: func(p *apRepPart) { p.Subkey.KeyType = 23 }}, "no supported encryption type"},
+		"a truncated key":   {acceptor{reply: func(p *apRepPart) { p.Subkey.KeyValue = p.Subkey.KeyValue[:5] }}, "wrong length"},
+		"a forged AP-REP":   {acceptor{forger: true}, "does not prove its identity"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -297,7 +306,12 @@ func TestAServerThatDoesNotSealIsRefused(t *testing.T) {
 				c.a.serve(t, there)
 			}()
 			ticket := &ticket{key: key, cname: types.PrincipalName{NameType: 1, NameString: []string{"reader"}}}
-			ticket.Ticket = krb.Ticket{TktVNO: 5, Realm: "CORP.EXAMPLE.TEST", SName: types.PrincipalName{NameType: 2, NameString: []string{"ldap", "dc1"}}, EncPart: types.EncryptedData{EType: 18, Cipher: []byte("opaque")}}
+			ticket.Ticket = krb.Ticket{
+				TktVNO:  5,
+				Realm:   "CORP.EXAMPLE.TEST",
+				SName:   types.PrincipalName{NameType: 2, NameString: []string{"ldap", "dc1"}},
+				EncPart: types.EncryptedData{EType: 18, Cipher: []byte("opaque")},
+			}
 			conn, err := bindSealed(context.Background(), here, 10*time.Second, ticket, "CORP.EXAMPLE.TEST")
 			_ = here.Close()
 			<-done
@@ -306,7 +320,7 @@ func TestAServerThatDoesNotSealIsRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 				if !bytes.Contains(c.a.chosen, []byte{4, 0x0f, 0xff, 0xff}) {
-					t.Errorf("chose %x", c.a.chosen)
+					t.Errorf("chosen layer: %x", c.a.chosen)
 				}
 				return
 			}
@@ -322,7 +336,7 @@ func FuzzStatus(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, data []byte) { _ = statusOf(data) })
 }
 
-// A token from a server that has proven nothing yet.
+// The token is from a server that is not authenticated yet.
 func FuzzEstablish(f *testing.F) {
 	f.Add(append([]byte{0x60, 0x20}, append(bytes.Clone(krb5OID), 2, 0, 0x6f, 0)...))
 	f.Add(append([]byte{0x60, 0x20}, append(bytes.Clone(krb5OID), 3, 0, 0x7e, 0)...))
@@ -330,13 +344,14 @@ func FuzzEstablish(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, token []byte) { _, _ = establish(token, t, types.Authenticator{}) })
 }
 
-func TestEncryptedPartsOfAnyLengthAreRefused(t *testing.T) {
+func TestEncryptedPartsOfAnyWrongLengthAreRejected(t *testing.T) {
 	key := types.EncryptionKey{KeyType: aes[0], KeyValue: make([]byte, 32)}
 	for n := range 80 {
 		if _, err := decrypt(key, make([]byte, n), 1); err == nil {
-			t.Errorf("%d bytes were opened", n)
+			t.Errorf("%d bytes were decrypted", n)
 		}
-		if _, err := decrypt(types.EncryptionKey{KeyType: aes[0], KeyValue: make([]byte, n%32)}, make([]byte, 64), 1); err == nil {
+		short := types.EncryptionKey{KeyType: aes[0], KeyValue: make([]byte, n%32)}
+		if _, err := decrypt(short, make([]byte, 64), 1); err == nil {
 			t.Errorf("a key of %d bytes was used", n%32)
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
 )
 
-// Locate returns the domain controllers in the order to try: Config.Servers or, if there are none, the first srv.MaxServers
-// hosts of the domain's SRV record.
+// Locate returns the domain controllers in the order to try: Config.Servers or, if there are none, the first
+// srv.MaxServers hosts of the domain's SRV record.
 func Locate(ctx context.Context, c Config) (_ []string, err error) {
 	defer func() { err = interrupted(ctx, err) }()
 	if c, err = c.complete(); err != nil {
@@ -34,8 +34,8 @@ func (c Config) locate(ctx context.Context) ([]string, error) {
 	return hosts[:min(len(hosts), srv.MaxServers)], nil
 }
 
-// dnsError converts the error of a DNS query. The text of a net.DNSError contains the system's DNS server, even if the query
-// went to another one.
+// dnsError converts the error of a DNS query. The text of a net.DNSError contains the system's DNS server, even if the
+// query went to another one.
 func (c Config) dnsError(err error) *Error {
 	cause, server := DNSNotFound, c.DNSServer
 	if e, ok := errors.AsType[*net.DNSError](err); ok {
@@ -58,7 +58,8 @@ func (c Config) dial(ctx context.Context, server, port string) (net.Conn, error)
 	if other := c.ports[port]; other != "" {
 		to = other
 	}
-	conn, err := (&net.Dialer{Resolver: srv.Resolver(c.DNSServer)}).DialContext(ctx, "tcp", net.JoinHostPort(strings.Trim(server, "[]"), to))
+	dialer := net.Dialer{Resolver: srv.Resolver(c.DNSServer)}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(strings.Trim(server, "[]"), to))
 	if err == nil {
 		return conn, nil
 	}
@@ -67,7 +68,8 @@ func (c Config) dial(ctx context.Context, server, port string) (net.Conn, error)
 	}
 	what := "nothing listens on TCP port " + port
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() || ctx.Err() != nil {
-		what = fmt.Sprintf("TCP port %s did not answer within %s: the server is down or a firewall drops the packets", port, c.Timeout)
+		what = fmt.Sprintf("TCP port %s did not answer within %s: the server is down or a firewall drops the packets",
+			port, c.Timeout)
 	} else if !isRefused(err) {
 		what = "TCP port " + port + ": " + err.Error()
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
 )
 
-// fakeDNS answers each query with the SRV records, or with the response code (RFC 1035 4.1.1) if it is not 0. Each host has the
-// address 127.0.0.1. It is a fake because a real server does not send wrong answers.
+// fakeDNS answers each query with the SRV records, or with the response code (RFC 1035 4.1.1) if it is not 0. Each host
+// has the address 127.0.0.1. It is a fake because a real server does not send wrong answers.
 func fakeDNS(t *testing.T, code byte, records ...string) string {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")

@@ -13,7 +13,7 @@ import (
 	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
 )
 
-// blobFile reads a blob that a Samba domain controller gave for a gMSA of a domain that is long gone.
+// blobFile reads a blob from a Samba domain controller, for a gMSA of a deleted domain.
 func blobFile(t testing.TB, name string) []byte {
 	t.Helper()
 	text, err := os.ReadFile("testdata/managed-password-" + name + ".txt")
@@ -29,7 +29,7 @@ func blobFile(t testing.TB, name string) []byte {
 
 func TestManagedPasswordsAreDecoded(t *testing.T) {
 	for name, want := range map[string]struct {
-		current, previous string // the RC4 keys; that domain's KDC took the current ones
+		current, previous string // RC4 keys; the domain's KDC accepted the current ones
 		query, unchanged  time.Duration
 	}{
 		"one": {"7ea74e498e84dd8053bb7752b337c204", "", 718*time.Hour + 32*time.Minute, 718*time.Hour + 27*time.Minute},
@@ -40,7 +40,7 @@ func TestManagedPasswordsAreDecoded(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		clear(blob) // what was decoded is a copy
+		clear(blob) // the passwords are copies
 		rc4 := func(b []byte) string {
 			if len(b) == 0 {
 				return ""
@@ -63,54 +63,54 @@ func TestManagedPasswordsAreDecoded(t *testing.T) {
 		held := m.Current.Reveal()
 		m.Wipe()
 		if !bytes.Equal(held, make([]byte, 256)) || len(m.Previous.Reveal()) > 0 && !bytes.Equal(m.Previous.Reveal(), make([]byte, 256)) {
-			t.Errorf("%s: Wipe left something", name)
+			t.Errorf("%s: Wipe did not overwrite all bytes", name)
 		}
 	}
 }
 
-func TestBlobsOfEveryWrongLengthAreRefused(t *testing.T) {
+func TestBlobsOfWrongLengthAreRejected(t *testing.T) {
 	for _, name := range []string{"one", "two"} {
 		blob := blobFile(t, name)
 		for n := range blob {
 			if m, err := ParseManagedPassword(bytes.Clone(blob[:n])); err == nil {
-				t.Errorf("%s cut off at %d: %v", name, n, m)
+				t.Errorf("%s truncated at %d: %v", name, n, m)
 			}
-			// The same with a length field that lies in step.
+			// The same with a matching length field.
 			cut := bytes.Clone(blob[:n])
 			if n >= 8 {
 				binary.LittleEndian.PutUint32(cut[4:], uint32(n))
 			}
 			if m, err := ParseManagedPassword(cut); err == nil {
-				t.Errorf("%s cut off at %d, with that length in it: %v", name, n, m)
+				t.Errorf("%s truncated at %d, with matching length field: %v", name, n, m)
 			}
 		}
 		if _, err := ParseManagedPassword(append(bytes.Clone(blob), 0)); err == nil {
-			t.Errorf("%s with a byte more was taken", name)
+			t.Errorf("%s with an additional byte was accepted", name)
 		}
 	}
 }
 
-func TestDamagedBlobsAreRefusedAndNotShown(t *testing.T) {
+func TestDamagedBlobsAreRejectedAndNotShown(t *testing.T) {
 	whole := blobFile(t, "two")
 	for name, c := range map[string]struct {
 		at   int
 		put  uint16
 		want string
 	}{
-		"version":                    {0, 2, "version 2"},
-		"length":                     {4, 0xffff, "says 65535"},
-		"current in the header":      {8, 15, "current password is at 15"},
-		"current missing":            {8, 0, "current password is at 0"},
-		"current beyond the end":     {8, 548, "current password is at 548"},
-		"current at the last byte":   {8, 547, "no end"},
-		"previous in the header":     {10, 2, "previous password is at 2"},
-		"previous beyond the end":    {10, 0xffff, "previous password is at 65535"},
-		"query beyond the end":       {12, 541, "query interval is at 541"},
-		"query in the header":        {12, 8, "query interval is at 8"},
-		"unchanged missing":          {14, 0, "unchanged interval is at 0"},
-		"unchanged of a password":    {14, 20, "longer than 292 years"},
-		"current empty":              {8, 272, "empty"},
-		"current is not in its form": {16, 0, "empty"},
+		"version":                  {0, 2, "version 2"},
+		"length":                   {4, 0xffff, "length field is 65535"},
+		"current in the header":    {8, 15, "current password is at 15"},
+		"current missing":          {8, 0, "current password is at 0"},
+		"current beyond the end":   {8, 548, "current password is at 548"},
+		"current at the last byte": {8, 547, "not terminated"},
+		"previous in the header":   {10, 2, "previous password is at 2"},
+		"previous beyond the end":  {10, 0xffff, "previous password is at 65535"},
+		"query beyond the end":     {12, 541, "query interval is at 541"},
+		"query in the header":      {12, 8, "query interval is at 8"},
+		"unchanged missing":        {14, 0, "unchanged interval is at 0"},
+		"unchanged in a password":  {14, 20, "longer than 292 years"},
+		"current empty":            {8, 272, "empty"},
+		"current starts with NUL":  {16, 0, "empty"},
 	} {
 		blob := bytes.Clone(whole)
 		binary.LittleEndian.PutUint16(blob[c.at:], c.put)
@@ -121,8 +121,8 @@ func TestDamagedBlobsAreRefusedAndNotShown(t *testing.T) {
 	}
 }
 
-// A code unit that is half of a pair becomes U+FFFD, as Windows does it: else AES keys of one password in eight differ.
-func TestKeysOfPasswordsThatAreNoUnicode(t *testing.T) {
+// An unpaired surrogate becomes U+FFFD, as on Windows. Otherwise the AES keys of one password in eight would be wrong.
+func TestKeysOfPasswordsThatAreNotUnicode(t *testing.T) {
 	lone := []byte{0x00, 0xd8, 'a', 0} // U+D800 alone, then a
 	got, err := managedKey(lone)(etypeID.AES256_CTS_HMAC_SHA1_96, "salt", "00001000")
 	if err != nil {

@@ -28,7 +28,7 @@ func TestSIDsAndGUIDsAreDecoded(t *testing.T) {
 	}
 	for _, bad := range []string{"", "01", "0105000000000005", "020100000000000512000000", "01010000000000051200000000", "0110000000000005" + hex.EncodeToString(make([]byte, 64))} {
 		if got, err := sidString(unhex(t, bad)); err == nil {
-			t.Errorf("%s was taken for %s", bad, got)
+			t.Errorf("%s was accepted as %s", bad, got)
 		}
 	}
 	if got, err := guidString(unhex(t, "81d132f5f79030479b6e3eb0a6190845")); err != nil || got != "f532d181-90f7-4730-9b6e-3eb0a6190845" {
@@ -36,12 +36,12 @@ func TestSIDsAndGUIDsAreDecoded(t *testing.T) {
 	}
 	for _, n := range []int{0, 15, 17} {
 		if got, err := guidString(make([]byte, n)); err == nil {
-			t.Errorf("%d bytes were taken for GUID %s", n, got)
+			t.Errorf("%d bytes were accepted as GUID %s", n, got)
 		}
 	}
 }
 
-// descriptor is a security descriptor with one entry of each given type and SID.
+// descriptor returns a security descriptor with one entry for each given type and SID.
 func descriptor(t testing.TB, entries ...string) []byte {
 	var aces []byte
 	for _, e := range entries {
@@ -56,7 +56,7 @@ func descriptor(t testing.TB, entries ...string) []byte {
 	return append(sd, aces...)
 }
 
-func TestReadersAreThoseWhoAreAllowed(t *testing.T) {
+func TestReadersAreTheAllowedSIDs(t *testing.T) {
 	const system, users = "010100000000000512000000", "01020000000000052000000021020000"
 	sids, err := allowedSIDs(descriptor(t, "00"+system, "01"+users, "00"+users))
 	if err != nil || len(sids) != 2 {
@@ -73,13 +73,13 @@ func TestReadersAreThoseWhoAreAllowed(t *testing.T) {
 	whole := descriptor(t, "00"+system)
 	for n := range whole {
 		if sids, err := allowedSIDs(whole[:n]); err == nil {
-			t.Errorf("cut off at %d: %x", n, sids)
+			t.Errorf("truncated at %d: %x", n, sids)
 		}
 	}
 }
 
-// A SID that says it is longer than its entry would take the next entry's bytes, or those after the end.
-func TestASIDEndsWithItsEntry(t *testing.T) {
+// A SID must not extend into the next entry or beyond the end.
+func TestASIDLongerThanItsEntryIsRejected(t *testing.T) {
 	const system = "010100000000000512000000"
 	for _, sd := range [][]byte{descriptor(t, "00"+system), descriptor(t, "00"+system, "00"+system)} {
 		sd[20+8+8+1] = 3 // the number of sub-authorities, in the first entry's SID

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// MaxServers is the number of domain controllers to try. A domain can have hundreds, and each unreachable one takes a timeout.
+// MaxServers is the number of domain controllers to try. A domain can have hundreds, and each unreachable one takes a
+// timeout.
 const MaxServers = 16
 
 // Resolver returns a resolver that queries the DNS server at address:port, or the system's resolver if server is "".
@@ -37,8 +38,8 @@ func Name(domain string) string {
 	return "_ldap._tcp.dc._msdcs." + strings.TrimSuffix(domain, ".")
 }
 
-// DomainControllers returns the host names of a domain's domain controllers, by priority and at random by weight. Without an
-// error there is at least one.
+// DomainControllers returns the host names of a domain's domain controllers, by priority and at random by weight.
+// Without an error there is at least one.
 func DomainControllers(ctx context.Context, r *net.Resolver, domain string) ([]string, error) {
 	// The trailing dot keeps the resolver from trying the machine's search domains.
 	_, records, err := r.LookupSRV(ctx, "", "", Name(domain)+".")
