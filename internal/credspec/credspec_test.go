@@ -31,13 +31,13 @@ func object(t testing.TB, name string, s Spec) string {
 	return string(o)
 }
 
-func TestNewTakesTheGMSAWithAndWithoutDollar(t *testing.T) {
+func TestNewAcceptsTheGMSAWithAndWithoutDollar(t *testing.T) {
 	if diff := cmp.Diff(New(domain, "web01", "a:b"), New(domain, "web01$", "a:b")); diff != "" {
 		t.Error(diff)
 	}
 }
 
-func TestObjectIsWhatKubectlApplies(t *testing.T) {
+func TestObjectIsAManifestForKubectl(t *testing.T) {
 	want := `apiVersion: windows.k8s.io/v1
 kind: GMSACredentialSpec
 metadata:
@@ -83,7 +83,7 @@ func TestGMSANameIsTheMachineAccountOrTheFirstGMSA(t *testing.T) {
 	}
 }
 
-func TestEveryGoodFormIsReadWithoutAProblem(t *testing.T) {
+func TestEachValidFormHasNoProblem(t *testing.T) {
 	s := good()
 	yamlObject := object(t, "web01", s)
 	asJSON, err := yaml.YAMLToJSON([]byte(yamlObject))
@@ -114,7 +114,7 @@ func TestEveryGoodFormIsReadWithoutAProblem(t *testing.T) {
 		"lines end with CR LF":         {strings.ReplaceAll(yamlObject, "\n", "\r\n"), []string{"web01"}},
 		"several":                      {"---\n" + yamlObject + "---\n# nothing\n--- # more\n" + strings.Replace(yamlObject, "name: web01", "name: web02", 1), []string{"web01", "web02"}},
 		"list":                         {`{"apiVersion":"v1","kind":"List","items":[` + string(asJSON) + "," + string(asJSON) + "]}", []string{"web01", "web01"}},
-		"beside its RBAC":              {"apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: use-web01}\n---\n" + yamlObject, []string{"web01"}},
+		"with its RBAC":                {"apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: use-web01}\n---\n" + yamlObject, []string{"web01"}},
 		"lower-case plugin GUID":       {strings.ReplaceAll(yamlObject, PluginGUID, strings.ToLower(PluginGUID)), []string{"web01"}},
 	} {
 		docs, err := Read([]byte(c.content))
@@ -140,7 +140,7 @@ func TestEveryGoodFormIsReadWithoutAProblem(t *testing.T) {
 	}
 }
 
-func TestReadSaysWhatIsNotACredentialSpecAtAll(t *testing.T) {
+func TestContentThatIsNotACredentialSpecIsReported(t *testing.T) {
 	for content, says := range map[string]string{
 		"":                "empty",
 		"# only a remark": "empty",
@@ -149,11 +149,11 @@ func TestReadSaysWhatIsNotACredentialSpecAtAll(t *testing.T) {
 		"{}\n---\na: [":   "document 2 is neither JSON nor YAML",
 	} {
 		if _, err := Read([]byte(content)); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%q: %v; want it to say %q", content, err, says)
+			t.Errorf("%q: %v; want it to contain %q", content, err, says)
 		}
 	}
 	for content, says := range map[string]string{
-		"hello":   "is a text, not a credential spec",
+		"hello":   "is a string, not a credential spec",
 		"[1]":     "is a list, not a credential spec",
 		"{}":      "neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig",
 		"a: b":    "neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig",
@@ -163,42 +163,42 @@ func TestReadSaysWhatIsNotACredentialSpecAtAll(t *testing.T) {
 	} {
 		docs, err := Read([]byte(content))
 		if err != nil || len(docs) != 1 || !wrong(docs[0]) || !strings.Contains(docs[0].Problems[0].String(), says) {
-			t.Errorf("%q: %v, %v; want it to say %q", content, docs, err, says)
+			t.Errorf("%q: %v, %v; want it to contain %q", content, docs, err, says)
 		}
 	}
 }
 
-// Each case changes one thing in a good credential spec by replacing text, and expects exactly these problems.
-func TestReadFindsWhatPeopleGetWrong(t *testing.T) {
+// Each case replaces text in a valid credential spec, and expects exactly these problems.
+func TestReadFindsCommonErrors(t *testing.T) {
 	const sid, guid = "Sid: S-1-5-21-702590844-1001920913-2680819671", "Guid: 56d9b66c-d746-4f87-bd26-26760cfdca2e"
 	const at, join, ad = "credspec.", "credspec.DomainJoinConfig.", "credspec.ActiveDirectoryConfig."
 	const host = ad + "HostAccountConfig."
 	type problems []string
 	for _, c := range []struct {
 		name, old, new string
-		want           problems // "w " in front of a warning
+		want           problems // with the prefix "w " for a warning
 	}{
 		{"the gMSA's SID", sid, sid + "-1105",
 			problems{join + `Sid: is "S-1-5-21-702590844-1001920913-2680819671-1105", the SID of an account (number 1105 in its domain), such as the gMSA's own; write the domain's SID, S-1-5-21-702590844-1001920913-2680819671, without the -1105`}},
 		{"a built-in SID", sid, "Sid: S-1-5-32-544",
-			problems{join + `Sid: is "S-1-5-32-544", which is no domain's SID`}},
-		{"a number of a SID too large", sid, "Sid: S-1-5-21-1-2-4294967296", problems{join + `Sid: is "S-1-5-21-1-2-4294967296", and 4294967296 is more`}},
+			problems{join + `Sid: is "S-1-5-32-544", which is not a domain's SID`}},
+		{"a number of a SID too large", sid, "Sid: S-1-5-21-1-2-4294967296", problems{join + `Sid: is "S-1-5-21-1-2-4294967296", but 4294967296 is too large`}},
 		{"no SID", sid, "", problems{join + "Sid: is missing or empty"}},
 		{"braces around the domain's GUID", guid, "Guid: '{56d9b66c-d746-4f87-bd26-26760cfdca2e}'",
 			problems{join + `Guid: is "{56d9b66c-d746-4f87-bd26-26760cfdca2e}", with braces; write 56d9b66c-d746-4f87-bd26-26760cfdca2e`}},
-		{"a GUID cut off", guid, "Guid: 56d9b66c-d746-4f87-bd26-26760cfdca2", problems{join + `Guid: is "56d9b66c-d746-4f87-bd26-26760cfdca2", which is no GUID`}},
+		{"a truncated GUID", guid, "Guid: 56d9b66c-d746-4f87-bd26-26760cfdca2", problems{join + `Guid: is "56d9b66c-d746-4f87-bd26-26760cfdca2", which is not a GUID`}},
 		{"a GUID of zeros", guid, "Guid: 00000000-0000-0000-0000-000000000000", problems{join + "Guid: is all zeros"}},
 		{"no GUID", guid, "", problems{join + "Guid: is missing or empty"}},
 		{"$ in the machine account", "MachineAccountName: web01", "MachineAccountName: web01$",
 			problems{join + `MachineAccountName: is "web01$", with a $; write web01, without $`}},
 		{"domain in the machine account", "MachineAccountName: web01", `MachineAccountName: CORP\web01`,
-			problems{join + `MachineAccountName: is "CORP\\web01"; write the gMSA's bare name`, `w ` + join + `MachineAccountName: is "CORP\\web01", which GroupManagedServiceAccounts does not name`}},
+			problems{join + `MachineAccountName: is "CORP\\web01"; write the gMSA's sAMAccountName, without domain`, `w ` + join + `MachineAccountName: is "CORP\\web01", which is not in GroupManagedServiceAccounts`}},
 		{"$ in a gMSA", "- Name: web01\n      Scope: CORP", "- Name: web01$\n      Scope: CORP",
 			problems{ad + `GroupManagedServiceAccounts[1].Name: is "web01$", with a $`}},
 		{"a long gMSA", "web01", "sixteen-letters-",
 			problems{join + `MachineAccountName: is "sixteen-letters-", 16 characters`, ad + `GroupManagedServiceAccounts[0].Name: is "sixteen-letters-", 16`, ad + `GroupManagedServiceAccounts[1].Name: is`}},
-		{"the machine account is no gMSA of the list", "MachineAccountName: web01", "MachineAccountName: web02",
-			problems{"w " + join + `MachineAccountName: is "web02", which GroupManagedServiceAccounts does not name`}},
+		{"the machine account is not in the list", "MachineAccountName: web01", "MachineAccountName: web02",
+			problems{"w " + join + `MachineAccountName: is "web02", which is not in GroupManagedServiceAccounts`}},
 		{"no NetBIOS scope", "    - Name: web01\n      Scope: CORP\n", "",
 			problems{ad + "GroupManagedServiceAccounts: has no entry for web01 with the domain's NetBIOS name as Scope; add {Name: web01, Scope: CORP}"}},
 		{"no DNS scope", "    - Name: web01\n      Scope: corp.example.com\n", "",
@@ -214,52 +214,52 @@ func TestReadFindsWhatPeopleGetWrong(t *testing.T) {
 		{"a NetBIOS name as DNS name", "DnsName: corp.example.com", "DnsName: CORP",
 			problems{"w " + join + `DnsName: is "CORP", which looks like a NetBIOS name`, "w " + ad + "GroupManagedServiceAccounts[0].Scope"}},
 		{"a dot at the end", "DnsName: corp.example.com", "DnsName: corp.example.com.",
-			problems{join + `DnsName: is "corp.example.com."; leave the dot at the end out`, "w " + ad + "GroupManagedServiceAccounts[0].Scope"}},
-		{"an address for a DNS name", "DnsTreeName: example.com", "DnsTreeName: https://example.com", problems{join + `DnsTreeName: is "https://example.com", which is no DNS name`}},
+			problems{join + `DnsName: is "corp.example.com."; remove the trailing dot`, "w " + ad + "GroupManagedServiceAccounts[0].Scope"}},
+		{"an address for a DNS name", "DnsTreeName: example.com", "DnsTreeName: https://example.com", problems{join + `DnsTreeName: is "https://example.com", which is not a DNS name`}},
 		{"no forest", "DnsTreeName: example.com", "", problems{join + "DnsTreeName: is missing or empty"}},
-		{"forest and domain swapped", "DnsTreeName: example.com", "DnsTreeName: a.corp.example.com", problems{"w " + join + `DnsTreeName: is "a.corp.example.com", below the domain`}},
+		{"forest and domain swapped", "DnsTreeName: example.com", "DnsTreeName: a.corp.example.com", problems{"w " + join + `DnsTreeName: is "a.corp.example.com", a child of the domain`}},
 		{"no braces around the plugin's GUID", "'{E4781092-F116-4B79-B55E-28EB6A224E26}'", "E4781092-F116-4B79-B55E-28EB6A224E26",
 			problems{host + `PluginGUID: is "E4781092-F116-4B79-B55E-28EB6A224E26", without braces; write "{E4781092-F116-4B79-B55E-28EB6A224E26}"`}},
 		{"the GUID of Microsoft's example", "{E4781092-F116-4B79-B55E-28EB6A224E26}", "{GDMA0342-266A-4D1P-831J-20990E82944F}",
-			problems{host + `PluginGUID: is "{GDMA0342-266A-4D1P-831J-20990E82944F}", which is no GUID`}},
-		{"a plugin nobody knows", "{E4781092-F116-4B79-B55E-28EB6A224E26}", "{E4781092-F116-4B79-B55E-28EB6A224E27}",
-			problems{host + `PluginGUID: is "{E4781092-F116-4B79-B55E-28EB6A224E27}", a plugin that is not known`}},
+			problems{host + `PluginGUID: is "{GDMA0342-266A-4D1P-831J-20990E82944F}", which is not a GUID`}},
+		{"an unknown plugin", "{E4781092-F116-4B79-B55E-28EB6A224E26}", "{E4781092-F116-4B79-B55E-28EB6A224E27}",
+			problems{host + `PluginGUID: is "{E4781092-F116-4B79-B55E-28EB6A224E27}", an unknown plugin`}},
 		{"our input for the plugin of AKS", "{E4781092-F116-4B79-B55E-28EB6A224E26}", "{ccc2a336-d7f3-4818-a213-272b7924213e}",
-			problems{host + `PluginGUID: is that of Microsoft's Azure Key Vault plugin, which AKS puts on its nodes, but PluginInput is meant for this plugin`}},
+			problems{host + `PluginGUID: is the class of Microsoft's Azure Key Vault plugin, which AKS installs on its nodes, but PluginInput has this plugin's format`}},
 		{"the plugin of AKS", "PluginGUID: '{E4781092-F116-4B79-B55E-28EB6A224E26}'\n      PluginInput: gmsa-system:web-creds", "PluginGUID: '{CCC2A336-D7F3-4818-A213-272B7924213E}'\n      PluginInput: ObjectId=1;SecretUri=https://v.vault.azure.net/secrets/s",
-			problems{"w " + host + "PluginGUID: is that of Microsoft's Azure Key Vault plugin"}},
+			problems{"w " + host + "PluginGUID: is the class of Microsoft's Azure Key Vault plugin"}},
 		{"the plugin of ECS", "PluginGUID: '{E4781092-F116-4B79-B55E-28EB6A224E26}'\n      PluginInput: gmsa-system:web-creds", "PluginGUID: '{859E1386-BDB4-49E8-85C7-3070B13920E1}'\n      PluginInput: 'arn:aws:secretsmanager:eu-west-1:1:secret:s'",
-			problems{"w " + host + "PluginGUID: is that of Amazon's plugin"}},
+			problems{"w " + host + "PluginGUID: is the class of Amazon's plugin"}},
 		{"version as a number", `PortableCcgVersion: "1"`, "PortableCcgVersion: 1", problems{host + `PortableCcgVersion: is the number 1; write it in quotes, "1"`}},
 		{"version 2", `PortableCcgVersion: "1"`, `PortableCcgVersion: "2"`, problems{host + `PortableCcgVersion: is "2"; write "1"`}},
 		{"no version", `PortableCcgVersion: "1"`, "", problems{host + "PortableCcgVersion: is missing or empty"}},
 		{"a release as input", "PluginInput: gmsa-system:web-creds", "PluginInput: gmsa-system/web",
-			problems{host + `PluginInput: is "gmsa-system/web", which names no Secret; write gmsa-system:web-creds, if gmsa-system/web is a release`}},
-		{"an input in capitals", "PluginInput: gmsa-system:web-creds", "PluginInput: Gmsa-System:web-creds", problems{host + `PluginInput: is "Gmsa-System:web-creds", which names no Secret; write gmsa-system:web-creds`}},
-		{"an input without namespace", "PluginInput: gmsa-system:web-creds", "PluginInput: web-creds", problems{host + `PluginInput: is "web-creds", which names no Secret; write <namespace>:<secret>`}},
+			problems{host + `PluginInput: is "gmsa-system/web", which does not specify a Secret; write gmsa-system:web-creds if gmsa-system/web is a release`}},
+		{"an input in capitals", "PluginInput: gmsa-system:web-creds", "PluginInput: Gmsa-System:web-creds", problems{host + `PluginInput: is "Gmsa-System:web-creds", which does not specify a Secret; write gmsa-system:web-creds`}},
+		{"an input without namespace", "PluginInput: gmsa-system:web-creds", "PluginInput: web-creds", problems{host + `PluginInput: is "web-creds", which does not specify a Secret; write <namespace>:<secret>`}},
 		{"no input", "PluginInput: gmsa-system:web-creds", "", problems{host + "PluginInput: is missing or empty"}},
-		{"an input that is a map", "PluginInput: gmsa-system:web-creds", "PluginInput: {CredentialArn: x}", problems{host + `PluginInput: is a map; write a text, <namespace>:<secret>`}},
-		{"CmsPlugins without ActiveDirectory", "- ActiveDirectory", "- Other", problems{"w " + at + `CmsPlugins[0]: is "Other"`, at + `CmsPlugins: does not name "ActiveDirectory"`}},
+		{"an input that is a map", "PluginInput: gmsa-system:web-creds", "PluginInput: {CredentialArn: x}", problems{host + `PluginInput: is a map; write a string, <namespace>:<secret>`}},
+		{"CmsPlugins without ActiveDirectory", "- ActiveDirectory", "- Other", problems{"w " + at + `CmsPlugins[0]: is "Other"`, at + `CmsPlugins: does not contain "ActiveDirectory"`}},
 		{"activeDirectory", "- ActiveDirectory", "- activeDirectory", problems{at + `CmsPlugins[0]: is "activeDirectory"; write ActiveDirectory`}},
-		{"CmsPlugins as a text", "CmsPlugins:\n  - ActiveDirectory", "CmsPlugins: ActiveDirectory", problems{at + `CmsPlugins: is a text`}},
-		{"cmsPlugins", "CmsPlugins:", "cmsPlugins:", problems{at + "cmsPlugins: is written in another case, and so not seen; write CmsPlugins"}},
-		{"pluginGuid", "PluginGUID:", "pluginGuid:", problems{host + "pluginGuid: is written in another case, and so not seen; write PluginGUID"}},
-		{"a problem below a key in the wrong case", "DomainJoinConfig:", "domainJoinConfig:\n    Foo: x", problems{at + "domainJoinConfig: is written in another case", at + "domainJoinConfig.Foo: is not known here"}},
-		{"an unknown key", "PortableCcgVersion:", "PortableCcgPlugin:", problems{host + "PortableCcgPlugin: is not known here; leave it out, or write one of PortableCcgVersion", host + "PortableCcgVersion: is missing or empty"}},
+		{"CmsPlugins as a string", "CmsPlugins:\n  - ActiveDirectory", "CmsPlugins: ActiveDirectory", problems{at + `CmsPlugins: is a string`}},
+		{"cmsPlugins", "CmsPlugins:", "cmsPlugins:", problems{at + "cmsPlugins: has the wrong case and is ignored; write CmsPlugins"}},
+		{"pluginGuid", "PluginGUID:", "pluginGuid:", problems{host + "pluginGuid: has the wrong case and is ignored; write PluginGUID"}},
+		{"a problem below a key in the wrong case", "DomainJoinConfig:", "domainJoinConfig:\n    Foo: x", problems{at + "domainJoinConfig: has the wrong case", at + "domainJoinConfig.Foo: is unknown here"}},
+		{"an unknown key", "PortableCcgVersion:", "PortableCcgPlugin:", problems{host + "PortableCcgPlugin: is unknown here; remove it, or write one of PortableCcgVersion", host + "PortableCcgVersion: is missing or empty"}},
 		{"a key at the wrong place", "    HostAccountConfig:\n      PluginGUID: '{E4781092-F116-4B79-B55E-28EB6A224E26}'\n      PluginInput: gmsa-system:web-creds\n      PortableCcgVersion: \"1\"\n", "  HostAccountConfig: {PortableCcgVersion: \"1\", PluginGUID: '{E4781092-F116-4B79-B55E-28EB6A224E26}', PluginInput: 'x'}\n",
-			problems{at + "HostAccountConfig: is not known here; move it to credspec.ActiveDirectoryConfig", at + `HostAccountConfig.PluginInput: is "x"`}},
-		{"a gMSA that looks like a truth value", "- Name: web01\n      Scope: CORP", "- Name: web01\n      Scope: NO", problems{ad + "GroupManagedServiceAccounts[1].Scope: is the truth value false; write it in quotes"}},
-		{"no gMSA", "\n    - Name: web01\n      Scope: corp.example.com\n    - Name: web01\n      Scope: CORP\n", " []\n", problems{ad + "GroupManagedServiceAccounts: names no gMSA"}},
-		{"a gMSA that is only a name", "- Name: web01\n      Scope: CORP", "- web01", problems{ad + "GroupManagedServiceAccounts[1]: is a text; write {Name", ad + "GroupManagedServiceAccounts: has no entry for web01 with the domain's NetBIOS"}},
+			problems{at + "HostAccountConfig: is unknown here; move it to credspec.ActiveDirectoryConfig", at + `HostAccountConfig.PluginInput: is "x"`}},
+		{"a gMSA that looks like a Boolean", "- Name: web01\n      Scope: CORP", "- Name: web01\n      Scope: NO", problems{ad + "GroupManagedServiceAccounts[1].Scope: is the Boolean false; write it in quotes"}},
+		{"no gMSA", "\n    - Name: web01\n      Scope: corp.example.com\n    - Name: web01\n      Scope: CORP\n", " []\n", problems{ad + "GroupManagedServiceAccounts: contains no gMSA"}},
+		{"a gMSA that is only a name", "- Name: web01\n      Scope: CORP", "- web01", problems{ad + "GroupManagedServiceAccounts[1]: is a string; write {Name", ad + "GroupManagedServiceAccounts: has no entry for web01 with the domain's NetBIOS"}},
 		{"v1alpha1", "windows.k8s.io/v1", "windows.k8s.io/v1alpha1", problems{`apiVersion: is "windows.k8s.io/v1alpha1", an early version`}},
 		{"another group", "windows.k8s.io/v1", "v1", problems{`apiVersion: is "v1"; write windows.k8s.io/v1`}},
 		{"another kind", "GMSACredentialSpec", "GmsaCredentialSpec", problems{`kind: is "GmsaCredentialSpec"; write GMSACredentialSpec`}},
-		{"spec instead of credspec", "credspec:", "spec:", problems{"spec: is not known here; write credspec instead of spec"}},
-		{"credSpec", "credspec:", "credSpec:", problems{"credSpec: is written in another case, and so not seen; write credspec"}},
+		{"spec instead of credspec", "credspec:", "spec:", problems{"spec: is unknown here; write credspec instead of spec"}},
+		{"credSpec", "credspec:", "credSpec:", problems{"credSpec: has the wrong case and is ignored; write credspec"}},
 		{"no name", "name: web01", "labels: {}", problems{"metadata.name: is missing or empty"}},
-		{"a name in capitals", "name: web01", "name: Web01", problems{`metadata.name: is "Web01", which Kubernetes does not take`}},
+		{"a name in capitals", "name: web01", "name: Web01", problems{`metadata.name: is "Web01", which is not a valid Kubernetes name`}},
 		{"a namespace", "  name: web01", "  name: web01\n  namespace: x", problems{"w metadata.namespace: is set"}},
-		{"a key twice", "DnsTreeName: example.com", "DnsTreeName: example.com\n    DnsTreeName: example.com", problems{"DnsTreeName: stands twice"}},
+		{"a key twice", "DnsTreeName: example.com", "DnsTreeName: example.com\n    DnsTreeName: example.com", problems{"DnsTreeName: occurs twice"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			text := object(t, "web01", good())
@@ -268,7 +268,7 @@ func TestReadFindsWhatPeopleGetWrong(t *testing.T) {
 				text, n = strings.Replace(text, "name: web01", "name: x", 1), -1
 			}
 			if !strings.Contains(text, c.old) {
-				t.Fatalf("a good spec has no %q", c.old)
+				t.Fatalf("the valid spec does not contain %q", c.old)
 			}
 			docs, err := Read([]byte(strings.Replace(text, c.old, c.new, n)))
 			if err != nil || len(docs) != 1 {
@@ -303,7 +303,7 @@ func TestCheckDomainComparesEveryNameAndIdentifier(t *testing.T) {
 	}
 }
 
-func TestPathsAreAsTheUserWroteThem(t *testing.T) {
+func TestPathsHaveTheUsersSpelling(t *testing.T) {
 	docs, err := Read([]byte(strings.Replace(object(t, "web01", good()), "DomainJoinConfig", "domainJoinConfig", 1)))
 	if err != nil {
 		t.Fatal(err)
@@ -334,7 +334,7 @@ func wrong(d Document) bool {
 }
 
 // A small file must not become a large report.
-func TestOfVeryManyProblemsTheFirstAreTold(t *testing.T) {
+func TestTheNumberOfProblemsIsLimited(t *testing.T) {
 	many := func(item string) string { return strings.TrimSuffix(strings.Repeat(item+",", 10_000), ",") }
 	for name, content := range map[string]string{
 		"empty gMSAs":   `{"CmsPlugins": ["ActiveDirectory"], "ActiveDirectoryConfig": {"GroupManagedServiceAccounts": [` + many("{}") + `]}}`,
@@ -351,7 +351,7 @@ func TestOfVeryManyProblemsTheFirstAreTold(t *testing.T) {
 			t.Errorf("%s: %d problems, the last is %+v", name, len(problems), problems[len(problems)-1])
 		}
 		if n := len(docs[0].at.written); n > 1000 {
-			t.Errorf("%s: %d paths are kept", name, n)
+			t.Errorf("%s: %d paths are stored", name, n)
 		}
 	}
 	docs, err := Read([]byte(`{"kind": "List", "items": [` + many("{}") + `]}`))
@@ -360,7 +360,7 @@ func TestOfVeryManyProblemsTheFirstAreTold(t *testing.T) {
 	}
 }
 
-func TestASpecForHostsOfTheDomainIsOnlyDoubtful(t *testing.T) {
+func TestASpecOnlyForDomainJoinedHostsIsAWarning(t *testing.T) {
 	s := good()
 	s.ActiveDirectoryConfig.HostAccountConfig = nil
 	docs, err := Read(s.JSON())
@@ -383,7 +383,7 @@ func TestAMissingSectionIsOneProblem(t *testing.T) {
 	}
 }
 
-func TestForeignPluginsAreWrittenAsWindowsWritesThem(t *testing.T) {
+func TestForeignPluginGUIDsHaveTheFormatOfWindows(t *testing.T) {
 	for _, p := range Foreign {
 		if p.GUID != strings.ToUpper(p.GUID) || !guidForm.MatchString(strings.Trim(p.GUID, "{}")) || len(p.GUID) != 38 {
 			t.Errorf("%s: %s", p.Name, p.GUID)
@@ -394,7 +394,7 @@ func TestForeignPluginsAreWrittenAsWindowsWritesThem(t *testing.T) {
 	}
 }
 
-// What is read and written again is read the same, and nothing panics.
+// A spec that is read, written and read again is unchanged, and nothing panics.
 func FuzzRead(f *testing.F) {
 	f.Add([]byte(object(f, "web01", good())))
 	f.Add(good().JSON())
@@ -410,11 +410,11 @@ func FuzzRead(f *testing.F) {
 		for _, d := range docs {
 			for _, p := range d.Problems {
 				if p.Text == "" || p.Remedy == "" {
-					t.Errorf("a problem says too little: %+v", p)
+					t.Errorf("a problem without text or remedy: %+v", p)
 				}
 			}
 			if !json.Valid(d.Spec.JSON()) {
-				t.Fatalf("no JSON: %s", d.Spec.JSON())
+				t.Fatalf("invalid JSON: %s", d.Spec.JSON())
 			}
 			if empty(d.Spec) {
 				continue // writes nothing that a reader could tell from another document

@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 )
 
-// UseRBACManifest returns the RBAC objects that grant a ServiceAccount the `use` permission on one GMSACredentialSpec: a
-// ClusterRole, and a RoleBinding in the ServiceAccount's namespace. The result is a List in JSON, on one line and without
-// single quotes, so that a shell command can contain it between single quotes. Commands need the complete objects because
-// `kubectl create clusterrole` rejects the verb `use`.
+// UseRBACManifest returns the RBAC objects that grant a ServiceAccount the `use` permission on one GMSACredentialSpec:
+// a ClusterRole, and a RoleBinding in the ServiceAccount's namespace. The result is a List in JSON, on one line and
+// without single quotes, so that a shell command can contain it between single quotes. Commands need the complete
+// objects because `kubectl create clusterrole` rejects the verb `use`.
 func UseRBACManifest(credentialSpec, namespace, serviceAccount string) []byte {
 	type object = map[string]any
 	const group = "rbac.authorization.k8s.io"

@@ -2,6 +2,7 @@ package credspec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,23 +24,24 @@ type Document struct {
 	Spec     Spec
 	Problems []Problem
 
-	at *reader // which knows how the fields are written
+	at *reader // has the user's spelling of the fields
 }
 
-// Path returns the path of a field of the Spec, such as DomainJoinConfig.Sid, as the user wrote it.
+// Path returns the path of a field of the Spec, such as DomainJoinConfig.Sid, in the user's spelling.
 func (d Document) Path(field string) string {
 	if d.at == nil {
 		return field
 	}
-	return d.at.as(field)
+	return d.at.pathOf(field)
 }
 
-// Read reads credential specs from JSON or YAML: GMSACredentialSpecs, one or several, also as a List, or the plain form. Of more
-// than 100 problems of a document, and of more than 100 objects that are no credential specs, the first are told, and that
-// there are more.
-// It returns an error only for what is neither. Everything else that is wrong is a problem of its document, and a value
-// whose meaning is plain is used all the same: under a key in the wrong case, or of the wrong type. Objects of other kinds
-// are passed over if there is a credential spec beside them.
+// Read reads credential specs from JSON or YAML: one or more GMSACredentialSpecs, also in a List, or the plain form. It
+// returns an error only if the content is neither JSON nor YAML. Each other error is a problem of its document. Read
+// still uses a value whose meaning is clear, such as one with a key in the wrong case or of the wrong type.
+//
+// Read ignores objects of other kinds if there is at least one credential spec. If a document has more than 100
+// problems, or if there are more than 100 objects that are not credential specs, it returns the first 100 and a note
+// that there are more.
 func Read(content []byte) ([]Document, error) {
 	trees, err := parse(content)
 	if err != nil {
@@ -53,7 +55,11 @@ func Read(content []byte) ([]Document, error) {
 				if len(d.Problems) > maxProblems {
 					break
 				}
-				d.Problems = append(d.Problems, Problem{Field: key, Text: "stands twice in the same place", Remedy: "leave one of them out; readers do not agree on which counts"})
+				d.Problems = append(d.Problems, Problem{
+					Field:  key,
+					Text:   "occurs twice in the same object",
+					Remedy: "remove one of them; programs differ in which one they use",
+				})
 			}
 			switch {
 			case !other:
@@ -61,7 +67,8 @@ func Read(content []byte) ([]Document, error) {
 			case len(others) < maxProblems:
 				others = append(others, d)
 			case len(others) == maxProblems:
-				others = append(others, Document{Problems: []Problem{{Text: fmt.Sprintf("there are more objects than these %d that are no credential specs", maxProblems)}}})
+				text := fmt.Sprintf("there are more objects than these %d that are not credential specs", maxProblems)
+				others = append(others, Document{Problems: []Problem{{Text: text}}})
 			}
 		}
 	}
@@ -75,15 +82,15 @@ func Read(content []byte) ([]Document, error) {
 }
 
 type tree struct {
-	value    any      // as encoding/json gives it, with json.Number
-	repeated []string // keys that stand twice in one map
+	value    any      // decoded by encoding/json, with json.Number
+	repeated []string // keys that occur twice in one map
 }
 
 var repeatedKey = regexp.MustCompile(`key "([^"]*)" already set in map`)
 
 func parse(content []byte) ([]tree, error) {
 	text := decodeText(content)
-	// JSON goes past the YAML parser where it can: tabs and some escapes are good in JSON only.
+	// JSON is parsed as JSON if possible: tabs and some escapes are not valid in YAML.
 	if trees, ok := parseJSON(text); ok {
 		return trees, nil
 	}
@@ -130,7 +137,7 @@ func decode(d *json.Decoder) (any, error) {
 	return v, err
 }
 
-// repeated asks the strict parser, which says no more than the first.
+// repeated returns the first repeated key: the strict parser stops there.
 func repeated(doc []byte) []string {
 	if _, err := yaml.YAMLToJSONStrict(doc); err != nil {
 		if m := repeatedKey.FindStringSubmatch(err.Error()); m != nil {
@@ -157,12 +164,13 @@ func decodeText(content []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// documents splits YAML at its document markers. A line that begins with --- is one even in the middle of a text.
+// documents splits YAML at its document markers. Each line that begins with --- is a marker, even in a block scalar.
 func documents(text []byte) [][]byte {
 	var docs [][]byte
 	var doc []byte
 	for line := range bytes.Lines(text) {
-		if rest, ok := bytes.CutPrefix(line, []byte("---")); ok && (len(rest) == 0 || bytes.ContainsAny(rest[:1], " \t\r\n")) {
+		rest, ok := bytes.CutPrefix(line, []byte("---"))
+		if ok && (len(rest) == 0 || bytes.ContainsAny(rest[:1], " \t\r\n")) {
 			docs = append(docs, doc)
 			doc = slices.Clone(rest)
 			continue
@@ -186,7 +194,7 @@ func items(v any) []any {
 	return list
 }
 
-// The keys of each map of a Spec, by the map's path; "" is the top.
+// The keys of each map of a Spec, by the map's path; "" is the top level.
 var specKeys = map[string][]string{
 	"":            {"CmsPlugins", "DomainJoinConfig", "ActiveDirectoryConfig"},
 	fieldDomain:   {"Sid", "MachineAccountName", "Guid", "DnsTreeName", "DnsName", "NetBiosName"},
@@ -197,12 +205,13 @@ var specKeys = map[string][]string{
 
 var objectKeys = []string{"apiVersion", "kind", "metadata", "credspec"}
 
-// read reads one object. It reports whether it is an object of another kind altogether.
+// read reads one object and reports whether the object is of another kind.
 func read(v any) (Document, bool) {
-	r := &reader{written: map[string]string{}, told: map[string]bool{}}
+	r := &reader{written: map[string]string{}, reported: map[string]bool{}}
 	m, ok := v.(map[string]any)
 	if !ok {
-		r.wrong("", "write a GMSACredentialSpec or the JSON of a plain credential spec", "is %s, not a credential spec", typeOf(v))
+		r.fail("", "use a GMSACredentialSpec or a plain credential spec in JSON",
+			"is %s, not a credential spec", typeOf(v))
 		return Document{Problems: r.problems}, true
 	}
 	_, hasAPIVersion := m["apiVersion"]
@@ -210,7 +219,8 @@ func read(v any) (Document, bool) {
 	_, hasBody := find(m, "credspec")
 	if !hasAPIVersion && !hasKind && !hasBody {
 		if !looksLikeSpec(m) {
-			r.wrong("", "write a GMSACredentialSpec or the JSON of a plain credential spec", "has neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig, so it is no credential spec")
+			r.fail("", "use a GMSACredentialSpec or a plain credential spec in JSON",
+				"has neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig, so it is not a credential spec")
 			return Document{Problems: r.problems}, true
 		}
 		return Document{Spec: r.spec(m), Problems: r.problems, at: r}, false
@@ -224,9 +234,9 @@ func looksLikeSpec(m map[string]any) bool {
 
 type reader struct {
 	checker
-	prefix  string            // path of the Spec in the document, with a dot at its end, or ""
-	written map[string]string // path of a field in the Spec -> path as the user wrote it, where that differs
-	told    map[string]bool   // fields of the Spec of which a problem is told already
+	prefix   string            // path of the Spec in the document, with a trailing dot, or ""
+	written  map[string]string // path of a field in the Spec -> path in the user's spelling, if different
+	reported map[string]bool   // fields of the Spec with a reported problem
 }
 
 func (r *reader) object(m map[string]any, hasBody bool) (Document, bool) {
@@ -236,21 +246,23 @@ func (r *reader) object(m map[string]any, hasBody bool) (Document, bool) {
 	group, _, _ := strings.Cut(apiVersion, "/")
 	if !hasBody && group != "windows.k8s.io" && !strings.EqualFold(kind, Kind) {
 		if inner, ok := m["spec"].(map[string]any); !ok || !looksLikeSpec(inner) {
-			r.wrong("kind", "name a file with a GMSACredentialSpec or a plain credential spec", "is %q, not %s", kind, Kind)
+			r.fail("kind", "specify a file with a GMSACredentialSpec or a plain credential spec",
+				"is %q, not %s", kind, Kind)
 			return Document{Problems: r.problems}, true
 		}
 	}
 	switch {
 	case apiVersion == APIVersion:
 	case apiVersion == "":
-		r.wrong("apiVersion", "write "+APIVersion, "is missing or empty")
+		r.fail("apiVersion", "write "+APIVersion, "is missing or empty")
 	case strings.HasPrefix(apiVersion, "windows.k8s.io/v1alpha"):
-		r.wrong("apiVersion", "write "+APIVersion, "is %q, an early version that clusters of today do not have", apiVersion)
+		r.fail("apiVersion", "write "+APIVersion,
+			"is %q, an early version that current clusters do not support", apiVersion)
 	default:
-		r.wrong("apiVersion", "write "+APIVersion, "is %q", apiVersion)
+		r.fail("apiVersion", "write "+APIVersion, "is %q", apiVersion)
 	}
 	if kind != Kind {
-		r.wrong("kind", "write "+Kind, "is %q", kind)
+		r.fail("kind", "write "+Kind, "is %q", kind)
 	}
 	d.Name = r.metadata(m["metadata"])
 
@@ -258,7 +270,7 @@ func (r *reader) object(m map[string]any, hasBody bool) (Document, bool) {
 		if key == "spec" {
 			return "write credspec instead of spec"
 		}
-		if at, ok := home(key); ok {
+		if at, ok := sectionOf(key); ok {
 			return "move it to credspec" + dotted(at)
 		}
 		return ""
@@ -268,15 +280,17 @@ func (r *reader) object(m map[string]any, hasBody bool) (Document, bool) {
 		body, ok = entry{"spec", m["spec"]}, true
 	}
 	if !ok || body.value == nil {
-		r.wrong("credspec", "write the credential spec under it, beginning with CmsPlugins, DomainJoinConfig and ActiveDirectoryConfig", "is missing or empty")
+		r.fail("credspec",
+			"write the credential spec under it, with CmsPlugins, DomainJoinConfig and ActiveDirectoryConfig",
+			"is missing or empty")
 		d.Problems = r.problems
 		return d, false
 	}
 	r.prefix = body.path + "."
 	inner, ok := body.value.(map[string]any)
 	if !ok {
-		// What the runtime reads is the spec as text, and that is what people paste.
-		r.wrong(body.path, "write the credential spec itself, as YAML or JSON, not as text", "is %s", typeOf(body.value))
+		// Users paste the spec as a string, because the container runtime gets it as a string.
+		r.fail(body.path, "write the credential spec as YAML or JSON, not as a string", "is %s", typeOf(body.value))
 		d.Problems = r.problems
 		return d, false
 	}
@@ -290,18 +304,21 @@ func (r *reader) metadata(v any) string {
 	name, ok := m["name"].(string)
 	switch {
 	case m["name"] != nil && !ok:
-		r.wrong("metadata.name", "write it in quotes", "is %s", typeOf(m["name"]))
+		r.fail("metadata.name", "write it in quotes", "is %s", typeOf(m["name"]))
 		name = scalar(m["name"])
 	case name == "":
-		r.wrong("metadata.name", "give the GMSACredentialSpec a name: pods name it in windowsOptions.gmsaCredentialSpecName", "is missing or empty")
+		r.fail("metadata.name",
+			"set the name of the GMSACredentialSpec: pods reference it in windowsOptions.gmsaCredentialSpecName",
+			"is missing or empty")
 	default:
 		// A Secret's name and this one have the same form: RFC 1123 subdomain.
 		if _, err := credential.NewReference("x", name); err != nil {
-			r.wrong("metadata.name", "write lower-case letters, digits, hyphens and dots only", "is %q, which Kubernetes does not take for a name", name)
+			r.fail("metadata.name", "use only lower-case letters, digits, hyphens and dots",
+				"is %q, which is not a valid Kubernetes name", name)
 		}
 	}
 	if m["namespace"] != nil {
-		r.doubtful("metadata.namespace", "leave it out", "is set, but a GMSACredentialSpec is in no namespace")
+		r.warn("metadata.namespace", "remove it", "is set, but a GMSACredentialSpec is cluster-scoped")
 	}
 	return name
 }
@@ -327,7 +344,7 @@ func (r *reader) spec(m map[string]any) Spec {
 	host := ad["HostAccountConfig"]
 	if misplaced, ok := m["HostAccountConfig"]; ok && host.value == nil {
 		host = entry{r.prefix + "HostAccountConfig", misplaced}
-		r.writtenAs(fieldHost, host.path)
+		r.setPath(fieldHost, host.path)
 	}
 	if host.value != nil {
 		h := r.section(fieldHost, host)
@@ -338,12 +355,12 @@ func (r *reader) spec(m map[string]any) Spec {
 		}
 	}
 	for _, p := range s.Check() {
-		// A number where a text belongs is told once, with the remedy that fits.
-		if r.isTold(p.Field) {
+		// A number instead of a string is reported once, with the appropriate remedy.
+		if r.isReported(p.Field) {
 			continue
 		}
 		if p.Field != "" {
-			p.Field = r.as(p.Field)
+			p.Field = r.pathOf(p.Field)
 		}
 		r.add(p)
 	}
@@ -356,12 +373,12 @@ func (r *reader) accountList(e entry) []Account {
 	}
 	list, ok := e.value.([]any)
 	if !ok {
-		// One gMSA without the list around it.
+		// One gMSA that is not in a list.
 		if _, isMap := e.value.(map[string]any); !isMap {
 			r.mistyped(fieldAccounts, e, "write a list of {Name: …, Scope: …}")
 			return nil
 		}
-		r.wrong(e.path, "write a list, also for one entry", "is %s", typeOf(e.value))
+		r.fail(e.path, "write a list, even for one entry", "is %s", typeOf(e.value))
 		list = []any{e.value}
 	}
 	var accounts []Account
@@ -371,10 +388,10 @@ func (r *reader) accountList(e entry) []Account {
 			break
 		}
 		path := fmt.Sprintf("%s[%d]", e.path, i)
-		r.writtenAs(field, path)
+		r.setPath(field, path)
 		m, ok := v.(map[string]any)
 		if !ok {
-			r.wrong(path, "write {Name: …, Scope: …}", "is %s", typeOf(v))
+			r.fail(path, "write {Name: …, Scope: …}", "is %s", typeOf(v))
 			continue
 		}
 		keys := r.specMap(fieldAccounts, field, m)
@@ -387,7 +404,7 @@ func (r *reader) accountList(e entry) []Account {
 }
 
 type entry struct {
-	path  string // as written
+	path  string // in the user's spelling
 	value any
 }
 
@@ -408,21 +425,22 @@ func (r *reader) section(field string, e entry) map[string]entry {
 func (r *reader) specMap(kind, field string, m map[string]any) map[string]entry {
 	path := strings.TrimSuffix(r.prefix, ".")
 	if field != "" {
-		path = r.as(field)
+		path = r.pathOf(field)
 	}
 	found := r.keys(path, m, specKeys[kind], func(key string) string {
-		if at, ok := home(key); ok && at != kind {
-			return "move it to " + strings.TrimPrefix(or(strings.TrimSuffix(r.prefix, ".")+dotted(at), "the top"), ".")
+		if at, ok := sectionOf(key); ok && at != kind {
+			target := cmp.Or(strings.TrimSuffix(r.prefix, ".")+dotted(at), "the top level")
+			return "move it to " + strings.TrimPrefix(target, ".")
 		}
 		return ""
 	})
 	for key, e := range found {
-		r.writtenAs(join(field, key), e.path)
+		r.setPath(join(field, key), e.path)
 	}
 	return found
 }
 
-// keys finds the known keys of a map in whatever case they are written, and tells of the wrong case and of unknown keys.
+// keys finds the known keys of a map, ignoring case. It reports keys with the wrong case and unknown keys.
 func (r *reader) keys(path string, m map[string]any, known []string, remedy func(key string) string) map[string]entry {
 	found := map[string]entry{}
 	for _, written := range slices.Sorted(maps.Keys(m)) {
@@ -430,11 +448,12 @@ func (r *reader) keys(path string, m map[string]any, known []string, remedy func
 		at := join(path, written)
 		switch {
 		case i < 0:
-			r.wrong(at, or(remedy(written), "leave it out, or write one of "+strings.Join(known, ", ")), "is not known here")
+			r.fail(at, cmp.Or(remedy(written), "remove it, or write one of "+strings.Join(known, ", ")),
+				"is unknown here")
 		case written == known[i]:
 			found[known[i]] = entry{at, m[written]}
 		default:
-			r.wrong(at, "write "+known[i], "is written in another case, and so not seen")
+			r.fail(at, "write "+known[i], "has the wrong case and is ignored")
 			if _, exact := m[known[i]]; !exact {
 				found[known[i]] = entry{at, m[written]}
 			}
@@ -443,8 +462,8 @@ func (r *reader) keys(path string, m map[string]any, known []string, remedy func
 	return found
 }
 
-// home returns the path of the map that a key of a Spec belongs to.
-func home(key string) (string, bool) {
+// sectionOf returns the path of the map that a key of a Spec belongs to.
+func sectionOf(key string) (string, bool) {
 	for _, at := range []string{"", fieldDomain, fieldAD, fieldHost} {
 		if slices.ContainsFunc(specKeys[at], func(k string) bool { return strings.EqualFold(k, key) }) {
 			return at, true
@@ -465,12 +484,12 @@ func (r *reader) texts(field string, e entry) []string {
 			}
 			f := fmt.Sprintf("%s[%d]", field, i)
 			path := fmt.Sprintf("%s[%d]", e.path, i)
-			r.writtenAs(f, path)
+			r.setPath(f, path)
 			list = append(list, r.text(f, entry{path, item}))
 		}
 		return list
 	case string:
-		r.wrong(e.path, "write a list, also for one entry", "is a text")
+		r.fail(e.path, "write a list, even for one entry", "is a string")
 		return []string{v}
 	default:
 		r.mistyped(field, e, "write a list")
@@ -478,7 +497,7 @@ func (r *reader) texts(field string, e entry) []string {
 	}
 }
 
-// text returns a text, or what a number or a truth value looks like.
+// text returns a string, or the text form of a number or Boolean.
 func (r *reader) text(field string, e entry) string {
 	switch v := e.value.(type) {
 	case nil:
@@ -489,20 +508,21 @@ func (r *reader) text(field string, e entry) string {
 		r.mistyped(field, e, `write it in quotes`+map[bool]string{true: `, "1"`}[field == fieldCcgVersion])
 		return scalar(v)
 	default:
-		r.mistyped(field, e, "write a text"+map[bool]string{true: ", " + credential.InputForm}[field == fieldPluginInput])
+		r.mistyped(field, e,
+			"write a string"+map[bool]string{true: ", " + credential.InputForm}[field == fieldPluginInput])
 		return ""
 	}
 }
 
 func (r *reader) mistyped(field string, e entry, remedy string) {
-	r.told[field] = true
-	r.wrong(e.path, remedy, "is %s", typeOf(e.value))
+	r.reported[field] = true
+	r.fail(e.path, remedy, "is %s", typeOf(e.value))
 }
 
-// isTold reports whether a problem of the field, or of what it is in, is told already.
-func (r *reader) isTold(field string) bool {
+// isReported reports whether the field, or a section that contains it, has a reported problem.
+func (r *reader) isReported(field string) bool {
 	for {
-		if r.told[field] {
+		if r.reported[field] {
 			return true
 		}
 		i := strings.LastIndexAny(field, ".[")
@@ -513,21 +533,21 @@ func (r *reader) isTold(field string) bool {
 	}
 }
 
-// as returns the path of a field as the user wrote it; one that is not there gets the right name at the place where it
-// belongs.
-func (r *reader) as(field string) string {
+// pathOf returns the path of a field in the user's spelling. For a missing field, it is the correct path.
+func (r *reader) pathOf(field string) string {
 	if w, ok := r.written[field]; ok {
 		return w
 	}
 	if i := strings.LastIndexAny(field, ".["); i >= 0 {
-		return r.as(field[:i]) + field[i:]
+		return r.pathOf(field[:i]) + field[i:]
 	}
 	return r.prefix + field
 }
 
-// writtenAs notes the path of a field as the user wrote it, if as would not find it: lists may be long.
-func (r *reader) writtenAs(field, path string) {
-	if r.as(field) != path {
+// setPath stores the user's spelling of a path, unless pathOf returns it anyway. Lists can be long, so this limits the
+// map.
+func (r *reader) setPath(field, path string) {
+	if r.pathOf(field) != path {
 		r.written[field] = path
 	}
 }
@@ -570,11 +590,11 @@ func typeOf(v any) string {
 	case nil:
 		return "empty"
 	case string:
-		return "a text"
+		return "a string"
 	case json.Number:
 		return "the number " + v.String()
 	case bool:
-		return fmt.Sprintf("the truth value %t", v)
+		return fmt.Sprintf("the Boolean %t", v)
 	case []any:
 		return "a list"
 	default:
