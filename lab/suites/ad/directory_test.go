@@ -22,10 +22,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/ad"
 )
 
-// The standard domains, for tests that change accounts of their own only.
+// The standard domains, shared by tests that change only their own accounts.
 var corp, other *ad.Domain
 
-// corpDir is where corp's files are.
+// corpDir is the directory of corp's files.
 var corpDir string
 
 func TestMain(m *testing.M) {
@@ -46,22 +46,22 @@ func TestMain(m *testing.M) {
 		defer corp.Stop()
 		defer other.Stop()
 		code := m.Run()
-		if leaked := said.search(); leaked != "" {
-			fmt.Fprintln(os.Stderr, "FAIL: a password is in what was said: ", leaked)
+		if leaked := output.search(); leaked != "" {
+			fmt.Fprintln(os.Stderr, "FAIL: the output contains a password: ", leaked)
 			return 1
 		}
 		return code
 	}())
 }
 
-// transcript collects what the package says, and the passwords that must not be in it.
+// transcript collects the output of the package, and the passwords that it must not contain.
 type transcript struct {
 	mu      sync.Mutex
 	text    strings.Builder
 	secrets [][]byte
 }
 
-var said transcript
+var output transcript
 
 func (s *transcript) add(values ...any) {
 	s.mu.Lock()
@@ -82,13 +82,15 @@ func (s *transcript) secret(b []byte) {
 	s.secrets = append(s.secrets, bytes.Clone(b))
 }
 
-// search returns a form in which a secret got out, or "".
+// search returns the form of a secret that is in the output, or "".
 func (s *transcript) search() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	text := s.text.String()
 	for _, b := range s.secrets {
-		for _, form := range []string{string(b), fmt.Sprintf("%x", b), strings.Trim(fmt.Sprint(b), "[]"), strings.Trim(fmt.Sprintf("%#v", b), "[]byte{}")} {
+		for _, form := range []string{
+			string(b), fmt.Sprintf("%x", b), strings.Trim(fmt.Sprint(b), "[]"), strings.Trim(fmt.Sprintf("%#v", b), "[]byte{}"),
+		} {
 			if len(form) > 6 && strings.Contains(text, form) {
 				return form
 			}
@@ -110,9 +112,9 @@ func config(t testing.TB, d *ad.Domain, security directory.Security) directory.C
 
 func bind(t testing.TB, c directory.Config, who credential.Credential) (*directory.Session, error) {
 	t.Helper()
-	said.secret(who.Password.Reveal())
+	output.secret(who.Password.Reveal())
 	s, err := directory.Bind(t.Context(), c, who)
-	said.add(c, s, err)
+	output.add(c, s, err)
 	if err == nil {
 		t.Cleanup(s.Close)
 	}
@@ -131,18 +133,18 @@ func mustBind(t testing.TB, d *ad.Domain, security directory.Security) *director
 func managedPassword(t testing.TB, s *directory.Session, gmsa string) *directory.ManagedPassword {
 	t.Helper()
 	m, err := s.ManagedPassword(t.Context(), gmsa)
-	said.add(m, err)
+	output.add(m, err)
 	if err != nil {
 		t.Fatal(err)
 	}
-	said.secret(m.Current.Reveal())
-	said.secret(m.Previous.Reveal())
+	output.secret(m.Current.Reveal())
+	output.secret(m.Previous.Reveal())
 	return m
 }
 
 func wantCause(t testing.TB, err error, want *directory.Cause) {
 	t.Helper()
-	said.add(err)
+	output.add(err)
 	got := directory.CauseOf(err)
 	if want == nil {
 		if err != nil {
@@ -164,7 +166,7 @@ func try(t testing.TB, errs ...error) {
 	}
 }
 
-func TestTheWholeWayInEveryProtection(t *testing.T) {
+func TestAllStepsSucceedWithEachProtection(t *testing.T) {
 	for _, security := range []directory.Security{directory.Auto, directory.Kerberos, directory.LDAPS, directory.StartTLS} {
 		t.Run(string(security), func(t *testing.T) {
 			start := time.Now()
@@ -177,7 +179,7 @@ func TestTheWholeWayInEveryProtection(t *testing.T) {
 			k, err := s.TicketAs(t.Context(), corp.GMSA, m)
 			try(t, err)
 			t.Logf("bind, domain, gMSA, managed password and ticket took %s", time.Since(start).Round(time.Millisecond))
-			said.add(d, g, k)
+			output.add(d, g, k)
 
 			if want := security; s.Security() != want && (want != directory.Auto || s.Security() != directory.Kerberos) {
 				t.Errorf("bound with %s", s.Security())
@@ -206,7 +208,7 @@ func TestTheWholeWayInEveryProtection(t *testing.T) {
 	}
 }
 
-func BenchmarkTheWholeWay(b *testing.B) {
+func BenchmarkAllSteps(b *testing.B) {
 	c := config(b, corp, directory.Auto)
 	for b.Loop() {
 		s, err := directory.Bind(b.Context(), c, corp.Reader)
@@ -223,30 +225,30 @@ func BenchmarkTheWholeWay(b *testing.B) {
 	}
 }
 
-// Each state of an account is made for real, and asked for in each way.
-func TestStatesOfAnAccountAreRecognised(t *testing.T) {
+// The test sets each state on a real account, and binds with each protection.
+func TestAccountStatesHaveACause(t *testing.T) {
 	type states struct{ kerberos, ldaps, auto *directory.Cause }
 	same := func(c *directory.Cause) states { return states{c, c, c} }
 	for name, c := range map[string]struct {
 		prepare func(ctx context.Context, user string) error
 		want    states
 	}{
-		"in order":            {func(context.Context, string) error { return nil }, same(nil)},
+		"valid":               {func(context.Context, string) error { return nil }, same(nil)},
 		"disabled":            {corp.Disable, same(directory.AccountDisabled)},
 		"locked":              {corp.Lock, same(directory.AccountLocked)},
 		"expired":             {corp.Expire, same(directory.AccountExpired)},
 		"password expired":    {corp.ExpirePassword, same(directory.PasswordExpired)},
 		"no hours":            {corp.RestrictLogonHours, same(directory.LogonRestricted)},
-		"another workstation": {corp.RestrictWorkstations, states{nil, directory.LogonRestricted, nil}}, // Samba's KDC does not ask where from
+		"another workstation": {corp.RestrictWorkstations, states{nil, directory.LogonRestricted, nil}}, // Samba's KDC ignores the workstation
 		"must change password": {func(ctx context.Context, user string) error {
 			return corp.MustChange(ctx, user, credential.NewPassword([]byte(password)))
 		}, same(directory.MustChangePassword)},
 		"wrong password": {func(ctx context.Context, user string) error {
 			return corp.SetPassword(ctx, user, ad.NewPassword())
 		}, same(directory.WrongPassword)},
-		// Over LDAP Active Directory does not tell an unknown user from a wrong password.
+		// Over LDAP, Active Directory does not distinguish an unknown user from a wrong password.
 		"unknown": {corp.Remove, states{directory.UnknownAccount, directory.WrongPassword, directory.UnknownAccount}},
-		// As one whose password is older than the domain's AES keys.
+		// This is the state of an account whose password is older than the domain's AES support.
 		"RC4 key only": {removeAESKeys, states{directory.EncryptionTypeUnsupported, nil, nil}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -263,7 +265,8 @@ func TestStatesOfAnAccountAreRecognised(t *testing.T) {
 
 const password = "M4rker-Passwörd-𝄞 \"'\\"
 
-// removeAESKeys leaves a user the RC4 key. Samba's interfaces have no way to do that: it is done to the file.
+// removeAESKeys removes all keys of a user except the RC4 key. Samba has no interface for that, so it changes the
+// database file.
 func removeAESKeys(ctx context.Context, user string) error {
 	base := "DC=" + strings.ReplaceAll(corp.DNSName, ".", ",DC=")
 	cmd := exec.CommandContext(ctx, "/usr/bin/python3", "-c", `
@@ -278,7 +281,7 @@ db.modify(m)`, filepath.Join(corpDir, "private", "sam.ldb.d", strings.ToUpper(ba
 	return nil
 }
 
-func TestStatesOfAGMSAAreRecognised(t *testing.T) {
+func TestGMSAStatesHaveACause(t *testing.T) {
 	s := mustBind(t, corp, directory.Kerberos)
 	read := func(t *testing.T, gmsa string) error {
 		_, err := s.ManagedPassword(t.Context(), gmsa)
@@ -294,17 +297,17 @@ func TestStatesOfAGMSAAreRecognised(t *testing.T) {
 			wantCause(t, read(t, name), directory.NotAGMSA)
 		}
 	})
-	t.Run("no right to read", func(t *testing.T) {
-		try(t, corp.AddGMSA(t.Context(), "noright"))
-		wantCause(t, read(t, "noright"), directory.NoReadPermission)
-		g, err := s.GMSA(t.Context(), "noright")
+	t.Run("no read permission", func(t *testing.T) {
+		try(t, corp.AddGMSA(t.Context(), "unreadable"))
+		wantCause(t, read(t, "unreadable"), directory.NoReadPermission)
+		g, err := s.GMSA(t.Context(), "unreadable")
 		if err != nil || slices.Contains(g.Readers, ad.Group) {
 			t.Errorf("%v, %v", g.Readers, err)
 		}
-		try(t, corp.Grant(t.Context(), "noright", ad.Group))
-		wantCause(t, read(t, "noright"), nil)
-		try(t, corp.Revoke(t.Context(), "noright", ad.Group))
-		wantCause(t, read(t, "noright"), directory.NoReadPermission)
+		try(t, corp.Grant(t.Context(), "unreadable", ad.Group))
+		wantCause(t, read(t, "unreadable"), nil)
+		try(t, corp.Revoke(t.Context(), "unreadable", ad.Group))
+		wantCause(t, read(t, "unreadable"), directory.NoReadPermission)
 	})
 	t.Run("disabled", func(t *testing.T) {
 		try(t, corp.AddGMSA(t.Context(), "disabled", ad.Group), corp.DisableGMSA(t.Context(), "disabled"))
@@ -327,13 +330,13 @@ func TestStatesOfAGMSAAreRecognised(t *testing.T) {
 		try(t, corp.RollManagedPassword(t.Context(), "rolled"))
 		after := managedPassword(t, s, "rolled")
 		if !bytes.Equal(after.Previous.Reveal(), before.Current.Reveal()) || bytes.Equal(after.Current.Reveal(), before.Current.Reveal()) {
-			t.Error("the password of before is not the previous one of now")
+			t.Error("the old current password is not the new previous password")
 		}
 		k, err := s.TicketAs(t.Context(), "rolled", after)
 		if err != nil || k.Previous {
 			t.Errorf("%+v, %v", k, err)
 		}
-		// As in the minutes before a change: the current password does not count yet.
+		// This is the state in the minutes before a change: the current password is not valid yet.
 		k, err = s.TicketAs(t.Context(), "rolled", &directory.ManagedPassword{Current: credential.NewPassword(bytes.Repeat([]byte{'x', 0}, 128)), Previous: after.Current})
 		if err != nil || !k.Previous {
 			t.Errorf("%+v, %v", k, err)
@@ -369,10 +372,10 @@ func TestUsersOfAnyNameAndPassword(t *testing.T) {
 	}
 }
 
-func TestTwoDomainsEachHaveTheirOwn(t *testing.T) {
+func TestTwoDomainsAreIndependent(t *testing.T) {
 	t.Parallel()
 	sids := map[string]bool{}
-	for d, stranger := range map[*ad.Domain]*ad.Domain{corp: other, other: corp} {
+	for d, foreign := range map[*ad.Domain]*ad.Domain{corp: other, other: corp} {
 		s := mustBind(t, d, directory.Auto)
 		domain, err := s.Domain(t.Context())
 		if err != nil || domain.DNSName != d.DNSName {
@@ -381,15 +384,15 @@ func TestTwoDomainsEachHaveTheirOwn(t *testing.T) {
 		sids[domain.SID] = true
 		_, err = s.TicketAs(t.Context(), d.GMSA, managedPassword(t, s, d.GMSA))
 		wantCause(t, err, nil)
-		_, err = s.ManagedPassword(t.Context(), stranger.GMSA)
+		_, err = s.ManagedPassword(t.Context(), foreign.GMSA)
 		wantCause(t, err, directory.GMSANotFound)
 
-		_, err = bind(t, config(t, d, directory.Auto), stranger.Reader)
+		_, err = bind(t, config(t, d, directory.Auto), foreign.Reader)
 		wantCause(t, err, directory.UnknownAccount)
 		for _, security := range []directory.Security{directory.Auto, directory.LDAPS} {
 			c := config(t, d, security)
-			c.Servers = []string{stranger.Address}
-			c.RootCAs = config(t, stranger, security).RootCAs
+			c.Servers = []string{foreign.Address}
+			c.RootCAs = config(t, foreign, security).RootCAs
 			_, err = bind(t, c, d.Reader)
 			wantCause(t, err, directory.WrongDomain)
 		}
@@ -399,21 +402,21 @@ func TestTwoDomainsEachHaveTheirOwn(t *testing.T) {
 	}
 }
 
-func TestWaysThatDoNotLeadToADomainController(t *testing.T) {
+func TestUnreachableDomainControllersHaveACause(t *testing.T) {
 	t.Parallel()
-	const nobody = "127.78.0.1"
+	const unused = "127.78.0.1"
 	for name, c := range map[string]struct {
 		change func(*directory.Config)
 		want   *directory.Cause
 		text   string
 	}{
-		"domain that DNS does not know":  {func(c *directory.Config) { c.Domain = "nosuch." + corp.DNSName }, directory.DNSNotFound, "_ldap._tcp.dc._msdcs.nosuch."},
-		"DNS server that is not there":   {func(c *directory.Config) { c.DNSServer = nobody }, directory.DNSUnreachable, nobody},
-		"host that DNS does not know":    {func(c *directory.Config) { c.Servers = []string{"dc9." + corp.DNSName} }, directory.DNSNotFound, "dc9."},
-		"host where nothing listens":     {func(c *directory.Config) { c.Servers = []string{nobody} }, directory.DCUnreachable, "nothing listens on TCP port 389"},
+		"unknown domain":                 {func(c *directory.Config) { c.Domain = "nosuch." + corp.DNSName }, directory.DNSNotFound, "_ldap._tcp.dc._msdcs.nosuch."},
+		"DNS server that does not run":   {func(c *directory.Config) { c.DNSServer = unused }, directory.DNSUnreachable, unused},
+		"unknown host":                   {func(c *directory.Config) { c.Servers = []string{"dc9." + corp.DNSName} }, directory.DNSNotFound, "dc9."},
+		"host where nothing listens":     {func(c *directory.Config) { c.Servers = []string{unused} }, directory.DCUnreachable, "nothing listens on TCP port 389"},
 		"CA of another domain":           {func(c *directory.Config) { c.RootCAs, c.Security = config(t, other, "").RootCAs, directory.LDAPS }, directory.CertificateNotTrusted, "unknown authority"},
 		"CA of another domain, StartTLS": {func(c *directory.Config) { c.RootCAs, c.Security = config(t, other, "").RootCAs, directory.StartTLS }, directory.CertificateNotTrusted, "unknown authority"},
-		"CA of another, auto":            {func(c *directory.Config) { c.RootCAs = config(t, other, "").RootCAs }, nil, ""},
+		"CA of another domain, auto":     {func(c *directory.Config) { c.RootCAs = config(t, other, "").RootCAs }, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -422,14 +425,14 @@ func TestWaysThatDoNotLeadToADomainController(t *testing.T) {
 			_, err := bind(t, config, corp.Reader)
 			wantCause(t, err, c.want)
 			if err != nil && !strings.Contains(err.Error(), c.text) {
-				t.Errorf("%v does not say %q", err, c.text)
+				t.Errorf("%v does not contain %q", err, c.text)
 			}
 		})
 	}
 }
 
-// A firewall that drops packets is played by the kernel: it drops connections to a listener whose queue is full.
-func TestFilteredIsToldFromRefused(t *testing.T) {
+// The kernel drops connections to a listener whose queue is full, as a firewall does.
+func TestFilteredPortsAreDistinguishedFromClosedPorts(t *testing.T) {
 	t.Parallel()
 	const address = "127.78.0.2"
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -453,7 +456,7 @@ func TestFilteredIsToldFromRefused(t *testing.T) {
 	}
 }
 
-func TestADeadDomainControllerOfTwoIsPassedOver(t *testing.T) {
+func TestADomainControllerThatIsDownIsSkipped(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "d")
 	d, err := ad.Start(t.Context(), dir, ad.Corp)
@@ -462,7 +465,7 @@ func TestADeadDomainControllerOfTwoIsPassedOver(t *testing.T) {
 	dead, err := d.AddDeadDC(t.Context(), "dc0", 0)
 	try(t, err)
 	first := false
-	for range 20 { // chance decides which comes first
+	for range 20 { // the order is random
 		servers, err := directory.Locate(t.Context(), config(t, d, directory.Auto))
 		try(t, err)
 		if len(servers) != 2 {
@@ -477,10 +480,10 @@ func TestADeadDomainControllerOfTwoIsPassedOver(t *testing.T) {
 		first = first || servers[0] == dead
 	}
 	if !first {
-		t.Error("the dead one never came first")
+		t.Error("the domain controller that is down was never the first")
 	}
 
-	t.Run("one that dies between bind and search", func(t *testing.T) {
+	t.Run("killed between bind and search", func(t *testing.T) {
 		s := mustBind(t, d, directory.Kerberos)
 		d.Kill()
 		_, err := s.GMSA(t.Context(), d.GMSA)
@@ -489,7 +492,7 @@ func TestADeadDomainControllerOfTwoIsPassedOver(t *testing.T) {
 		_, err = mustBind(t, d, directory.Kerberos).GMSA(t.Context(), d.GMSA)
 		wantCause(t, err, nil)
 	})
-	t.Run("one that stops answering", func(t *testing.T) {
+	t.Run("stops answering", func(t *testing.T) {
 		s := mustBind(t, d, directory.Kerberos)
 		try(t, syscall.Kill(d.PID(), syscall.SIGSTOP))
 		defer func() { _ = syscall.Kill(d.PID(), syscall.SIGCONT) }()
@@ -503,16 +506,17 @@ func TestADeadDomainControllerOfTwoIsPassedOver(t *testing.T) {
 		_, err = bind(t, c, d.Reader)
 		wantCause(t, err, directory.Timeout)
 		if time.Since(start) > 4*time.Second {
-			t.Errorf("it took %s", time.Since(start))
+			t.Errorf("took %s", time.Since(start))
 		}
 	})
-	t.Run("one without a certificate", func(t *testing.T) {
+	t.Run("without a certificate", func(t *testing.T) {
 		conf := filepath.Join(dir, "smb.conf")
 		text, err := os.ReadFile(conf)
 		try(t, err)
 		d.Kill()
 		try(t, os.WriteFile(conf, bytes.Replace(text, []byte("[global]\n"), []byte("[global]\n\ttls enabled = no\n"), 1), 0o600))
-		// Windows without a certificate listens on 636 all the same, and hangs up. It says no to StartTLS; Samba ends.
+		// Windows without a certificate listens on port 636 and closes each connection, and rejects StartTLS. Samba
+		// would exit.
 		l, err := net.Listen("tcp", d.Address+":636")
 		try(t, err)
 		defer func() { _ = l.Close() }()
@@ -536,7 +540,7 @@ func TestADeadDomainControllerOfTwoIsPassedOver(t *testing.T) {
 	})
 }
 
-func TestADomainWithoutARootKey(t *testing.T) {
+func TestADomainWithoutARootKeyHasACause(t *testing.T) {
 	t.Parallel()
 	d, err := ad.Start(t.Context(), filepath.Join(t.TempDir(), "d"), ad.Corp)
 	try(t, err)
@@ -546,7 +550,7 @@ func TestADomainWithoutARootKey(t *testing.T) {
 	wantCause(t, err, directory.NoKDSKey)
 }
 
-func TestClocksThatDiffer(t *testing.T) {
+func TestAClockDifferenceHasACause(t *testing.T) {
 	t.Parallel()
 	o := ad.Corp
 	o.ClockOffset = 10 * time.Minute
@@ -556,9 +560,9 @@ func TestClocksThatDiffer(t *testing.T) {
 	_, err = bind(t, config(t, d, directory.Kerberos), d.Reader)
 	wantCause(t, err, directory.ClockSkew)
 	if err != nil && !strings.Contains(err.Error(), "10m0s ahead") && !strings.Contains(err.Error(), "9m59s ahead") {
-		t.Errorf("%v does not say by how much", err)
+		t.Errorf("%v does not contain the difference", err)
 	}
-	// LDAPS does without; the ticket does not.
+	// LDAPS does not depend on the clock, but the ticket does.
 	s := mustBind(t, d, directory.Auto)
 	if s.Security() != directory.LDAPS || (s.Offset()-10*time.Minute).Abs() > 2*time.Second {
 		t.Errorf("%s, %s", s.Security(), s.Offset())

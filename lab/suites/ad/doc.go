@@ -1,3 +1,3 @@
-// Package directory holds the tests of the product's package of that name against the lab's Active Directory: what a real
-// domain controller answers, and whether it is recognised. It needs root, as the domain controllers do.
+// Package directory tests the product's package directory against the lab's Active Directory: each answer of a real
+// domain controller must lead to the correct result or cause. It needs root, because the domain controllers do.
 package directory
