@@ -1,9 +1,9 @@
-// Package ad runs a real Active Directory: Samba's domain controller, with group managed service accounts, on a loopback
-// address of its own. Domains are made once, kept packed in the lab's cache, and unpacked for every start, so that a start
-// takes a second and nothing of an earlier run is in it. It needs root, for ports below 1024.
+// Package ad runs a real Active Directory with gMSAs: a Samba domain controller on its own loopback address. It
+// provisions a domain once and stores it as an archive in the lab's cache. Each start unpacks the archive, so that a
+// start takes a second and has no state of an earlier run. It needs root for ports below 1024.
 //
-// What is not as on Windows: one domain controller in a forest of one domain; no AD Web Services on port 9389; no SMB and no
-// RPC; wrong passwords lock nobody, unless Lock does it.
+// Differences from Windows: there is one domain controller in a forest of one domain; there are no AD Web Services on
+// port 9389, no SMB and no RPC; wrong passwords lock an account only during Lock.
 package ad
 
 import (
@@ -27,21 +27,22 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// Options say which domain. Its fixtures are a user, who is in a group, which may read a gMSA's password.
+// Options select the domain. It has a user, a group that contains the user, and a gMSA whose password the group can
+// read.
 type Options struct {
 	DNSName string // corp.example.com
 	NetBIOS string // CORP
 	Reader  string // gmsa-reader: the impersonation account, in the group GmsaReaders
 	GMSA    string // web01
 
-	// Forwarder is the address of a DNS server that is asked for the names of other domains; "": they do not exist. Two that
-	// forward to each other ask each other for ever.
+	// Forwarder is the address of a DNS server for the names of other domains; "": they do not exist. Two servers that
+	// forward to each other loop.
 	Forwarder string
-	// ClockOffset is how far the domain controller's clock is ahead of this machine's.
+	// ClockOffset is added to the domain controller's clock.
 	ClockOffset time.Duration
 }
 
-// Group is the group of those who may read the password of a domain's gMSA.
+// Group is the group that can read the password of a domain's gMSA.
 const Group = "GmsaReaders"
 
 // The standard domains.
@@ -58,9 +59,9 @@ type Domain struct {
 	Address string // loopback address of the domain controller and its DNS server
 	CA      string // PEM file of the CA that signed its certificate
 
-	Reader        credential.Credential // the impersonation account, with a password of this start's own
+	Reader        credential.Credential // the impersonation account, with a new password for each start
 	Administrator credential.Credential
-	GMSA          string // the gMSA that Reader may read
+	GMSA          string // the gMSA whose password Reader can read
 
 	dir     string
 	options Options
@@ -69,10 +70,10 @@ type Domain struct {
 	samba   *child.Process
 }
 
-// host is the domain controller's name in its domain.
+// host is the domain controller's host name, without domain.
 const host = "dc1"
 
-// Start makes dir, which must not exist, a domain's and starts it. The domain dies with this process.
+// Start unpacks a domain into dir, which must not exist, and starts it. The domain ends with this process.
 func Start(ctx context.Context, dir string, o Options) (*Domain, error) {
 	template, err := Template(ctx, o, os.Stderr)
 	if err != nil {
@@ -83,17 +84,24 @@ func Start(ctx context.Context, dir string, o Options) (*Domain, error) {
 		return nil, err
 	}
 	if _, err := os.Lstat(dir); err == nil {
-		return nil, fmt.Errorf("%s exists; a domain is unpacked anew", dir)
+		return nil, fmt.Errorf("%s exists; a domain needs a new directory", dir)
 	}
 	address, release, err := takeAddress()
 	if err != nil {
 		return nil, err
 	}
 	d := &Domain{
-		DNSName: o.DNSName, NetBIOS: o.NetBIOS, DC: host + "." + o.DNSName, Address: address, CA: filepath.Join(dir, "private", "tls", "ca.pem"),
+		DNSName:       o.DNSName,
+		NetBIOS:       o.NetBIOS,
+		DC:            host + "." + o.DNSName,
+		Address:       address,
+		CA:            filepath.Join(dir, "private", "tls", "ca.pem"),
 		Reader:        credential.Credential{DomainName: o.DNSName, Username: o.Reader, Password: newPassword()},
 		Administrator: credential.Credential{DomainName: o.DNSName, Username: "Administrator", Password: newPassword()},
-		GMSA:          o.GMSA, dir: dir, options: o, release: release,
+		GMSA:          o.GMSA,
+		dir:           dir,
+		options:       o,
+		release:       release,
 	}
 	if err := d.start(ctx, template); err != nil {
 		d.Stop()
@@ -118,15 +126,21 @@ func (d *Domain) start(ctx context.Context, template string) error {
 	}
 	settled := make(chan error, 1)
 	go func() {
-		settled <- d.do(ctx, "settle", with{"old": provisionAddress, "new": d.Address, "gmsa": d.GMSA, "passwords": map[string]string{
-			d.Reader.Username: string(d.Reader.Password.Reveal()), d.Administrator.Username: string(d.Administrator.Password.Reveal()),
-		}})
+		settled <- d.do(ctx, "settle", with{
+			"old":  provisionAddress,
+			"new":  d.Address,
+			"gmsa": d.GMSA,
+			"passwords": map[string]string{
+				d.Reader.Username:        string(d.Reader.Password.Reveal()),
+				d.Administrator.Username: string(d.Administrator.Password.Reveal()),
+			},
+		})
 	}()
 	if err := errors.Join(d.serve(ctx), <-settled); err != nil {
 		return err
 	}
-	// The gMSA's passwords are made now, lest the first who reads them waits for it.
-	return d.do(ctx, "look", with{"name": d.GMSA, "address": d.Address})
+	// Generate the gMSA's passwords now, so that the first reader does not wait for them.
+	return d.do(ctx, "touch", with{"name": d.GMSA, "address": d.Address})
 }
 
 // serve starts the domain controller and waits until its ports are open.
@@ -136,10 +150,12 @@ func (d *Domain) serve(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("/usr/sbin/samba", "-F", "--no-process-group", "-M", "single", "--configfile="+filepath.Join(d.dir, "smb.conf"), "--debug-stdout")
+	cmd := exec.Command("/usr/sbin/samba", "-F", "--no-process-group", "-M", "single",
+		"--configfile="+filepath.Join(d.dir, "smb.conf"), "--debug-stdout")
 	cmd.Env, cmd.Dir = environment, d.dir
 	if d.options.ClockOffset != 0 {
-		cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "LD_PRELOAD="+faketime, fmt.Sprintf("FAKETIME=%+d", int(d.options.ClockOffset.Seconds())))
+		cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "LD_PRELOAD="+faketime,
+			fmt.Sprintf("FAKETIME=%+d", int(d.options.ClockOffset.Seconds())))
 	}
 	cmd.Stdout, cmd.Stderr = log, log
 	if d.samba, err = child.Start(cmd, syscall.SIGKILL); err != nil {
@@ -154,9 +170,9 @@ func (d *Domain) serve(ctx context.Context) error {
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("port %d did not open: %w\n%s", port, ctx.Err(), d.said())
+				return fmt.Errorf("port %d did not open: %w\n%s", port, ctx.Err(), d.logTail())
 			case <-d.samba.Done:
-				return fmt.Errorf("samba ended: %w\n%s", d.samba.Err, d.said())
+				return fmt.Errorf("samba exited: %w\n%s", d.samba.Err, d.logTail())
 			case <-time.After(10 * time.Millisecond):
 			}
 		}
@@ -164,13 +180,13 @@ func (d *Domain) serve(ctx context.Context) error {
 	return nil
 }
 
-// said is the end of what the domain controller printed.
-func (d *Domain) said() []byte {
+// logTail returns the end of the domain controller's log.
+func (d *Domain) logTail() []byte {
 	b, _ := os.ReadFile(filepath.Join(d.dir, "log", "samba.log"))
 	return b[max(0, len(b)-4096):]
 }
 
-// Stop ends the domain for good. Its files stay in its directory.
+// Stop stops the domain permanently. Its files remain in its directory.
 func (d *Domain) Stop() {
 	d.end(syscall.SIGTERM)
 	if d.console != nil {
@@ -183,10 +199,10 @@ func (d *Domain) Stop() {
 	}
 }
 
-// Kill ends the domain controller as a power failure would. Accounts can be changed meanwhile, and Restart starts it again.
+// Kill stops the domain controller like a power failure. Accounts can still be changed, and Restart starts it again.
 func (d *Domain) Kill() { d.end(syscall.SIGKILL) }
 
-// Restart starts the domain controller again, after ending it if it runs, at the same address and with all that was changed.
+// Restart stops the domain controller if it runs, and starts it at the same address and with all changes.
 func (d *Domain) Restart(ctx context.Context) error {
 	d.end(syscall.SIGTERM)
 	return d.serve(ctx)
@@ -206,7 +222,7 @@ func (d *Domain) end(signal syscall.Signal) {
 	d.samba = nil
 }
 
-// Config is how the domain is reached: by its own DNS server, and trusting its own CA.
+// Config returns a configuration with the domain's own DNS server and CA.
 func (d *Domain) Config(security directory.Security) (directory.Config, error) {
 	pem, err := os.ReadFile(d.CA)
 	if err != nil {
@@ -217,15 +233,16 @@ func (d *Domain) Config(security directory.Security) (directory.Config, error) {
 	return directory.Config{Domain: d.DNSName, DNSServer: d.Address, Security: security, RootCAs: pool}, nil
 }
 
-// PID is the process of the domain controller, all of which is in it.
+// PID returns the ID of the domain controller's only process.
 func (d *Domain) PID() int { return d.samba.PID() }
 
-// newPassword is a random password that the domain's rules take: three kinds of characters, no name of an account in it.
+// newPassword returns a random password that meets the domain's policy: three kinds of characters, and no account name
+// in it.
 func newPassword() credential.Password {
 	return credential.NewPassword([]byte("Pw-" + strings.ToLower(rand.Text())))
 }
 
-// StartPair starts the standard domains side by side, below dir. The DNS server of the first, Corp, knows both.
+// StartPair starts both standard domains below dir. The DNS server of Corp resolves the names of both.
 func StartPair(ctx context.Context, dir string) (corp, other *Domain, err error) {
 	if other, err = Start(ctx, filepath.Join(dir, Other.DNSName), Other); err != nil {
 		return nil, nil, err
@@ -239,9 +256,11 @@ func StartPair(ctx context.Context, dir string) (corp, other *Domain, err error)
 	return corp, other, nil
 }
 
-// writeConfig writes the configuration of the domain controller, everything in the domain's own directory.
+// writeConfig writes the configuration of the domain controller. All its paths are in the domain's directory.
 func writeConfig(dir string, o Options, address string) error {
-	for _, sub := range []string{"private/tls", "state/sysvol/" + o.DNSName + "/scripts", "cache", "lock", "run", "log", "bind-dns", "ncalrpc"} {
+	for _, sub := range []string{
+		"private/tls", "state/sysvol/" + o.DNSName + "/scripts", "cache", "lock", "run", "log", "bind-dns", "ncalrpc",
+	} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return err
 		}
@@ -251,12 +270,14 @@ func writeConfig(dir string, o Options, address string) error {
 		forwarder = "none"
 	}
 	var conf bytes.Buffer
-	fmt.Fprintf(&conf, smbConf, strings.ToUpper(o.DNSName), o.NetBIOS, strings.ToUpper(host), address, forwarder, o.DNSName)
+	fmt.Fprintf(&conf, smbConf, strings.ToUpper(o.DNSName), o.NetBIOS, strings.ToUpper(host), address, forwarder,
+		o.DNSName)
 	return os.WriteFile(filepath.Join(dir, "smb.conf"), conf.Bytes(), 0o600)
 }
 
-// Paths go by the working directory, which is the domain's: those of sockets may have 107 bytes, and directories of tests are
-// long. Without "old password allowed period" a simple bind takes the old password for an hour after a change.
+// Paths use the working directory, which is the domain's directory: the path of a socket can have 107 bytes, and test
+// directories have long paths. Without "old password allowed period = 0", a simple bind accepts the old password for an
+// hour after a change.
 const smbConf = `[global]
 	realm = %[1]s
 	workgroup = %[2]s

@@ -68,7 +68,7 @@ func wantCause(t *testing.T, err error, names ...string) {
 	t.Errorf("got %v, want one of %q", err, names)
 }
 
-func TestAGMSAsPasswordIsReadAndRollsAsTimeWouldRollIt(t *testing.T) {
+func TestAManagedPasswordCanBeReadAndChanged(t *testing.T) {
 	t.Parallel()
 	d := start(t, Corp)
 	ctx := t.Context()
@@ -83,44 +83,44 @@ func TestAGMSAsPasswordIsReadAndRollsAsTimeWouldRollIt(t *testing.T) {
 		}
 		must(t, d.RollManagedPassword(ctx, d.GMSA))
 		if _, err := s.TicketAs(ctx, d.GMSA, before); err == nil {
-			t.Error("the old password still opens the account")
+			t.Error("the old password is still valid")
 		}
 		after, err := s.ManagedPassword(ctx, d.GMSA)
 		must(t, err)
 		if bytes.Equal(after.Current.Reveal(), before.Current.Reveal()) || !bytes.Equal(after.Previous.Reveal(), before.Current.Reveal()) {
-			t.Fatal("after the roll the old password is not the previous one")
+			t.Fatal("after the change, the old password is not the previous one")
 		}
 		before = after
 	}
-	if err := d.RollManagedPassword(ctx, d.GMSA); err == nil || !strings.Contains(err.Error(), "as often as it can") {
-		t.Errorf("the sixth roll: %v", err)
+	if err := d.RollManagedPassword(ctx, d.GMSA); err == nil || !strings.Contains(err.Error(), "supports no further change") {
+		t.Errorf("the sixth change: %v", err)
 	}
 	if _, err := s.TicketAs(ctx, d.GMSA, before); err != nil {
-		t.Errorf("after the roll that could not be: %v", err)
+		t.Errorf("after the failed change: %v", err)
 	}
 }
 
-// Within five minutes before a roll a domain controller gives the password that is to come as the current one. Rolls are at
-// full hours, so the domain controller's clock is set, which Kerberos would not bear: only LDAPS.
-func TestJustBeforeARollTheFuturePasswordIsTheCurrentOne(t *testing.T) {
+// In the five minutes before a change, a domain controller returns the next password as the current one. Changes are at
+// full hours, so the test sets the domain controller's clock. Kerberos rejects the difference, so the test uses LDAPS.
+func TestTheNextPasswordIsReturnedAsCurrentJustBeforeAChange(t *testing.T) {
 	t.Parallel()
 	const cycle = 10 * time.Hour
 	sinceFILETIME := time.Since(time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)) + 11644473600%36000*time.Second
 	o := Corp
 	o.ClockOffset = cycle - sinceFILETIME%cycle - 2*time.Minute
 	d := start(t, o)
-	must(t, d.do(t.Context(), "backdate", with{"gmsa": d.GMSA, "cycles": 71})) // of 72, and two minutes are left
+	must(t, d.do(t.Context(), "backdate", with{"gmsa": d.GMSA, "cycles": 71})) // of 72; two minutes remain
 	m, err := bound(t, d, directory.LDAPS).ManagedPassword(t.Context(), d.GMSA)
 	must(t, err)
 	if m.Query > 2*time.Minute || m.Unchanged < 29*24*time.Hour {
-		t.Errorf("query in %s, unchanged for %s: want at most 2 minutes, and some 30 days", m.Query, m.Unchanged)
+		t.Errorf("query in %s, unchanged for %s: want at most 2 minutes, and about 30 days", m.Query, m.Unchanged)
 	}
 	if len(m.Previous.Reveal()) != 256 || bytes.Equal(m.Previous.Reveal(), m.Current.Reveal()) {
-		t.Error("the password in force is not the previous one")
+		t.Error("the valid password is not the previous one")
 	}
 }
 
-func TestAccountsBecomeWhatTheirCausesSay(t *testing.T) {
+func TestAccountStatesLeadToTheirCauses(t *testing.T) {
 	t.Parallel()
 	d := start(t, Corp)
 	ctx := t.Context()
@@ -139,7 +139,7 @@ func TestAccountsBecomeWhatTheirCausesSay(t *testing.T) {
 		"must": {func(ctx context.Context, n string) error { return d.MustChange(ctx, n, password) },
 			"must-change-password", "must-change-password"},
 		"hours":    {d.RestrictLogonHours, "logon-restricted", "logon-restricted"},
-		"station":  {d.RestrictWorkstations, "", "logon-restricted"}, // a Kerberos request need not say from where
+		"station":  {d.RestrictWorkstations, "", "logon-restricted"}, // a Kerberos request does not need to contain the workstation
 		"other":    {func(ctx context.Context, n string) error { return d.SetPassword(ctx, n, NewPassword()) }, "wrong-password", "wrong-password"},
 		"gone":     {d.Remove, "unknown-account", "wrong-password"},
 		"o'zażółć": {func(context.Context, string) error { return nil }, "", ""},
@@ -151,7 +151,7 @@ func TestAccountsBecomeWhatTheirCausesSay(t *testing.T) {
 		for security, want := range map[directory.Security]string{directory.Kerberos: test.kerberos, directory.LDAPS: test.ldap, directory.StartTLS: test.ldap} {
 			_, err := bind(t, d, security, credential.Credential{DomainName: d.DNSName, Username: name, Password: password})
 			if cause := directory.CauseOf(err); (err == nil) != (want == "") || cause != nil && cause.Name != want {
-				// Kerberos has one code for an expired password and for one that must change.
+				// Kerberos has the same code for an expired password and for one that must be changed.
 				if !(security == directory.Kerberos && want == "must-change-password" && cause == directory.PasswordExpired) {
 					t.Errorf("%s over %s: %v, want %q", name, security, err, want)
 				}
@@ -160,7 +160,7 @@ func TestAccountsBecomeWhatTheirCausesSay(t *testing.T) {
 	}
 }
 
-func TestGMSAsBecomeWhatTheirCausesSay(t *testing.T) {
+func TestGMSAStatesLeadToTheirCauses(t *testing.T) {
 	t.Parallel()
 	d := start(t, Corp)
 	ctx := t.Context()
@@ -191,7 +191,7 @@ func TestGMSAsBecomeWhatTheirCausesSay(t *testing.T) {
 	_, err = s.GMSA(ctx, "free")
 	wantCause(t, err, "gmsa-not-found")
 
-	// Groups are those of the ticket, so a member that leaves is one until the next logon.
+	// The groups are in the ticket, so a removed member has access until the next logon.
 	must(t, d.RemoveMember(ctx, Group, d.Reader.Username))
 	_, err = bound(t, d, directory.LDAPS).ManagedPassword(ctx, d.GMSA)
 	wantCause(t, err, "no-read-permission")
@@ -203,7 +203,7 @@ func TestGMSAsBecomeWhatTheirCausesSay(t *testing.T) {
 	_, err = s.ManagedPassword(ctx, d.GMSA)
 	wantCause(t, err, "no-kds-key")
 	if err := d.AddGMSA(ctx, "late"); err == nil {
-		t.Error("a gMSA was made without a KDS root key")
+		t.Error("a gMSA was created without a KDS root key")
 	}
 	must(t, d.AddKDSKey(ctx))
 	must(t, d.AddGMSA(ctx, "late", d.Reader.Username))
@@ -211,7 +211,7 @@ func TestGMSAsBecomeWhatTheirCausesSay(t *testing.T) {
 	must(t, err)
 }
 
-func TestTwoDomainsStandSideBySideAndOneDNSServerKnowsBoth(t *testing.T) {
+func TestTwoDomainsRunTogetherAndOneDNSServerResolvesBoth(t *testing.T) {
 	t.Parallel()
 	labtest.Require(t)
 	ctx := t.Context()
@@ -231,7 +231,7 @@ func TestTwoDomainsStandSideBySideAndOneDNSServerKnowsBoth(t *testing.T) {
 		ticket, err := s.TicketAs(ctx, d.GMSA, m)
 		must(t, err)
 		if want := d.GMSA + "$@" + strings.ToUpper(d.DNSName); ticket.Client != want {
-			t.Errorf("the ticket is %s's, want %s's", ticket.Client, want)
+			t.Errorf("the ticket is for %s, want %s", ticket.Client, want)
 		}
 	}
 	_, err = bind(t, other, directory.Kerberos, corp.Reader)
@@ -247,7 +247,7 @@ func TestTwoDomainsStandSideBySideAndOneDNSServerKnowsBoth(t *testing.T) {
 	}
 }
 
-func TestADeadDomainControllerIsPassedOver(t *testing.T) {
+func TestADomainControllerThatIsDownIsSkipped(t *testing.T) {
 	t.Parallel()
 	d := start(t, Corp)
 	ctx := t.Context()
@@ -258,7 +258,7 @@ func TestADeadDomainControllerIsPassedOver(t *testing.T) {
 	both, err := directory.Locate(ctx, config)
 	must(t, err)
 	if len(both) != 2 || !strings.Contains(strings.Join(both, " "), dead) {
-		t.Fatalf("DNS names %q", both)
+		t.Fatalf("domain controllers in DNS: %q", both)
 	}
 	config.Servers = []string{dead, d.DC}
 	s, err := directory.Bind(ctx, config, d.Reader)
@@ -269,7 +269,7 @@ func TestADeadDomainControllerIsPassedOver(t *testing.T) {
 	wantCause(t, err, "dc-unreachable")
 }
 
-func TestADomainControllerIsKilledAndComesBack(t *testing.T) {
+func TestAKilledDomainControllerCanBeRestarted(t *testing.T) {
 	t.Parallel()
 	d := start(t, Corp)
 	ctx := t.Context()
@@ -278,13 +278,13 @@ func TestADomainControllerIsKilledAndComesBack(t *testing.T) {
 	if _, err := s.GMSA(ctx, d.GMSA); err == nil {
 		t.Error("a killed domain controller answers")
 	}
-	must(t, d.SetPassword(ctx, d.Reader.Username, NewPassword())) // beside it
+	must(t, d.SetPassword(ctx, d.Reader.Username, NewPassword())) // while it is down
 	must(t, d.Restart(ctx))
 	_, err := bound(t, d, directory.Kerberos).ManagedPassword(ctx, d.GMSA)
 	must(t, err)
 }
 
-func TestAClockThatIsWrongIsRecognized(t *testing.T) {
+func TestAWrongClockHasACause(t *testing.T) {
 	t.Parallel()
 	o := Corp
 	o.ClockOffset = 20 * time.Minute
@@ -297,7 +297,7 @@ func TestAClockThatIsWrongIsRecognized(t *testing.T) {
 	}
 }
 
-func TestPathsMayBeLong(t *testing.T) {
+func TestPathsCanBeLong(t *testing.T) {
 	t.Parallel()
 	labtest.Require(t)
 	d, err := Start(t.Context(), filepath.Join(t.TempDir(), strings.Repeat("a-long-name-", 12), "ad"), Corp)
@@ -306,8 +306,8 @@ func TestPathsMayBeLong(t *testing.T) {
 	bound(t, d, directory.Kerberos)
 }
 
-// A process that starts a domain and is killed leaves nothing that runs, and its address is free again.
-func TestADomainDiesWithTheProcessThatStartedIt(t *testing.T) {
+// If a process that started a domain is killed, the domain's processes end and its address is free.
+func TestADomainEndsWithTheProcessThatStartedIt(t *testing.T) {
 	if dir := os.Getenv("AD_TEST_DIR"); dir != "" {
 		d, err := Start(t.Context(), dir, Corp)
 		must(t, err)
@@ -337,7 +337,7 @@ func TestADomainDiesWithTheProcessThatStartedIt(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("processes %d and %d, or the ports of %s, are still there", samba, console, address)
+			t.Fatalf("processes %d and %d, or the ports of %s, are still in use", samba, console, address)
 		}
 	}
 }

@@ -11,11 +11,11 @@ import (
 	"syscall"
 )
 
-// The ports on which a domain controller is looked for. None of them can be moved.
+// The ports of a domain controller. They are fixed.
 var ports = []int{53, 88, 389, 636}
 
-// takeAddress finds a loopback address on which nobody listens, and holds it against other runs of the lab with a lock that
-// the kernel gives back when this process ends.
+// takeAddress reserves an unused loopback address. A file lock protects it from other runs of the lab; the kernel
+// releases the lock when this process ends.
 func takeAddress() (address string, release func(), err error) {
 	dir := filepath.Join(os.TempDir(), "ccgrkc-addresses")
 	if err := takeDir(dir); err != nil {
@@ -35,15 +35,15 @@ func takeAddress() (address string, release func(), err error) {
 		}
 		f.Close()
 		if errors.Is(err, os.ErrPermission) {
-			return "", nil, fmt.Errorf("a domain controller listens on ports below 1024, which needs root: %w", err)
+			return "", nil, fmt.Errorf("ports below 1024 need root: %w", err)
 		}
 		busy = err
 	}
 	return "", nil, fmt.Errorf("no free address in 127.77.0.0/16: %w", busy)
 }
 
-// takeDir makes a directory, or takes one that is there, if nobody else can put anything into it: its name is known to all who
-// may write beside it, and a link within it would have this process, which is root, open any file.
+// takeDir creates a directory, or accepts an existing one to which no other user can write. Its path is predictable,
+// and a link in it would make this process, which is root, open any file.
 func takeDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -53,7 +53,8 @@ func takeDir(dir string) error {
 		return err
 	}
 	if owner := info.Sys().(*syscall.Stat_t).Uid; info.Mode() != os.ModeDir|0o700 || int(owner) != os.Getuid() {
-		return fmt.Errorf("%s is %s of user %d, not a directory of user %d with mode 0700: remove it", dir, info.Mode(), owner, os.Getuid())
+		return fmt.Errorf("%s is %s of user %d, not a directory of user %d with mode 0700: remove it",
+			dir, info.Mode(), owner, os.Getuid())
 	}
 	return nil
 }

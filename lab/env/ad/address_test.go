@@ -10,8 +10,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// What somebody else put where the locks are to be is not used.
-func TestLocksAreKeptWhereNobodyElseWrites(t *testing.T) {
+// A directory that another user could have created or changed is rejected.
+func TestTheLockDirectoryIsProtected(t *testing.T) {
 	t.Parallel()
 	labtest.Require(t) // root: it gives a directory to another user
 	for name, puts := range map[string]func(dir string) error{
@@ -22,7 +22,7 @@ func TestLocksAreKeptWhereNobodyElseWrites(t *testing.T) {
 		"a link": func(dir string) error {
 			return errors.Join(mkdir(dir+"-target", 0o700), os.Symlink(dir+"-target", dir))
 		},
-		"a link to nobody": func(dir string) error { return os.Symlink(dir+"-target", dir) },
+		"a dangling link": func(dir string) error { return os.Symlink(dir+"-target", dir) },
 	} {
 		dir := filepath.Join(t.TempDir(), "addresses")
 		must(t, puts(dir))
@@ -32,10 +32,10 @@ func TestLocksAreKeptWhereNobodyElseWrites(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "addresses")
 	must(t, takeDir(dir))
-	must(t, takeDir(dir)) // as the next run does
+	must(t, takeDir(dir)) // like the next run
 }
 
-// mkdir is os.Mkdir, whatever the umask.
+// mkdir is os.Mkdir without the umask.
 func mkdir(dir string, mode os.FileMode) error {
 	return errors.Join(os.Mkdir(dir, mode.Perm()), os.Chmod(dir, mode))
 }

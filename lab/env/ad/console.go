@@ -20,10 +20,10 @@ import (
 //go:embed console.py
 var script string
 
-// environment is all that Samba's programs see: another Python on PATH would not have Samba's modules.
+// environment is the environment of Samba's programs. Another Python on PATH would not have Samba's modules.
 var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC", "LC_ALL=C.UTF-8"}
 
-// console is a process of the Python of Samba with a domain's database open.
+// console is a process of Samba's Python with an open domain database.
 type console struct {
 	process *child.Process
 	in      io.WriteCloser
@@ -70,8 +70,8 @@ func startConsole(dir string) (*console, error) {
 	return c, nil
 }
 
-// call has the console do one thing and decodes its result, unless that is nil. A context that ends ends the console: what
-// was asked for may or may not be done then.
+// call runs one command in the console. It decodes the result unless result is nil. If ctx is done, call kills the
+// console, and the command can be complete or not.
 func (c *console) call(ctx context.Context, result any, do string, with map[string]any) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,15 +91,15 @@ func (c *console) call(ctx context.Context, result any, do string, with map[stri
 		answer, err = c.out.ReadBytes('\n')
 	}
 	if err != nil {
-		said, _ := os.ReadFile(c.log)
-		return fmt.Errorf("the Python of Samba ended: %w\n%s", errors.Join(ctx.Err(), err), said)
+		log, _ := os.ReadFile(c.log)
+		return fmt.Errorf("Samba's Python exited: %w\n%s", errors.Join(ctx.Err(), err), log)
 	}
 	var a struct {
 		Result json.RawMessage
 		Error  string
 	}
 	if err := json.Unmarshal(answer, &a); err != nil {
-		return fmt.Errorf("the Python of Samba answered %q: %w", answer, err)
+		return fmt.Errorf("Samba's Python answered %q: %w", answer, err)
 	}
 	if a.Error != "" {
 		return fmt.Errorf("%s: %s", do, a.Error)

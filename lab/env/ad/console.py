@@ -1,7 +1,7 @@
-"""What only Samba's own Python can do: make a domain, and change its database beside the domain controller that serves it.
+"""Creates a domain and changes its database while the domain controller runs. Only Samba's own Python can do this.
 
-Requests come on standard input, one JSON object a line, and each is answered with one line: {"result": ...} or
-{"error": ...}. It ends with its input. Passwords are in the requests alone, never among the arguments.
+Each line of standard input is a request, a JSON object. The response is one line: {"result": ...} or {"error": ...}. The
+program exits at the end of its input. Passwords are only in requests, never in command-line arguments.
 """
 import json
 import logging
@@ -22,8 +22,8 @@ from samba.provision.sambadns import ARecord, SRVRecord
 from samba.samdb import SamDB
 
 DISABLED, WORKSTATION_TRUST, NEVER_EXPIRES = 0x2, 0x1000, 0x10000
-EPOCH = 11644473600  # 1970 in the seconds of FILETIME, which begins in 1601
-KEY_CYCLE = 36000  # seconds that a key of the group key distribution service counts ([MS-GKDI] 3.1.4.1): 10 hours
+EPOCH = 11644473600  # seconds from 1601, where FILETIME begins, to 1970
+KEY_CYCLE = 36000  # lifetime of a group key in seconds ([MS-GKDI] 3.1.4.1): 10 hours
 
 
 class Console:
@@ -43,11 +43,11 @@ class Console:
     # Accounts
 
     def entry(self, name, attributes=()):
-        """The account of a sAMAccountName, with or without a gMSA's $."""
+        """Returns the account with a sAMAccountName. The $ of a gMSA is optional."""
         found = self.db.search(base=self.db.domain_dn(), scope=ldb.SCOPE_SUBTREE, attrs=list(attributes),
                                expression="(|(sAMAccountName=%s)(sAMAccountName=%s))" % (ldb.binary_encode(name), ldb.binary_encode(name + "$")))
         if len(found) != 1:
-            raise Exception("the domain has %d accounts called %s" % (len(found), name))
+            raise Exception("the domain has %d accounts with the name %s" % (len(found), name))
         return found[0]
 
     def replace(self, dn, controls=(), **values):
@@ -69,9 +69,9 @@ class Console:
                   dom_for_fun_level=DS_DOMAIN_FUNCTION_2016, adprep_level=DS_DOMAIN_FUNCTION_2016, base_schema="2019",
                   useeadb=False, skip_sysvolacl=True, lp=self.lp, backend_store="tdb")
         self.open()
-        # A root key that counts since long ago, so that gMSAs can be made older than the domain.
+        # The root key is effective since 2020, so that gMSAs can be older than the domain.
         self.db.new_gkdi_root_key(use_start_time=nt_time_from_string("2020-01-01T00:00:00+00:00"))
-        # What a domain controller registers for itself, and samba_spnupdate otherwise would.
+        # On other installations, samba_spnupdate registers these names.
         dns = realm.lower()
         fqdn = "%s.%s" % (host.lower(), dns)
         dc = ldb.Message(self.entry(host).dn)
@@ -80,7 +80,7 @@ class Console:
         self.db.modify(dc, controls=["permissive_modify:0"])
 
     def move(self, old, new):
-        """Every A record of the old address shows the new one."""
+        """Changes the address in each A record."""
         for zones in ("DomainDnsZones", "ForestDnsZones"):
             nodes = self.db.search(base="DC=%s,%s" % (zones, self.db.domain_dn()), scope=ldb.SCOPE_SUBTREE,
                                    expression="(objectClass=dnsNode)", attrs=["dnsRecord"])
@@ -121,11 +121,11 @@ class Console:
 
     def set_password(self, name, password, must_change=False):
         if must_change:
-            self.flag(name, NEVER_EXPIRES, False)  # which would be stronger
+            self.flag(name, NEVER_EXPIRES, False)  # which takes precedence
         self.db.setpassword("(sAMAccountName=%s)" % ldb.binary_encode(name), password, force_change_at_next_login=must_change)
 
     def settle(self, old, new, passwords, gmsa):
-        """Makes an unpacked domain that of a start: its address, its passwords, and a gMSA that is as old as always."""
+        """Sets the address, the passwords and the age of the gMSA in an unpacked domain."""
         self.move(old, new)
         for name, password in passwords.items():
             self.set_password(name, password)
@@ -151,29 +151,29 @@ class Console:
         self.flag(name, DISABLED, not on)
 
     def expire(self, name, seconds_ago):
-        """The account itself, not its password."""
+        """Expires the account itself, not its password."""
         self.replace(self.entry(name).dn, accountExpires=filetime(time.time() - seconds_ago))
 
     def expire_password(self, name):
-        """A year is more than any domain's maximum, which is 42 days where nobody changed it."""
+        """Sets the age of the password to a year. The default maximum of a domain is 42 days."""
         self.flag(name, NEVER_EXPIRES, False)
         self.replace(self.entry(name).dn, controls=["local_oid:%s:0" % dsdb.DSDB_CONTROL_BYPASS_PASSWORD_HASH_OID],
                      pwdLastSet=filetime(time.time() - 365 * 86400))
 
     def lock(self, name, address):
-        """By wrong passwords, while the domain allows three."""
+        """Locks an account with wrong passwords, while the domain's limit is three."""
         domain = ldb.Dn(self.db, self.db.domain_dn())
         self.replace(domain, lockoutThreshold=3, lockoutDuration=-30 * 60 * 10**7, lockOutObservationWindow=-30 * 60 * 10**7)
         try:
-            said = "nothing"
+            answer = "none"
             for _ in range(10):
                 try:
                     self.bind(name, "not the password", address)
                 except ldb.LdbError as e:
-                    said = str(e)
-                if "data 775" in said:
+                    answer = str(e)
+                if "data 775" in answer:
                     return
-            raise Exception("%s is not locked after 10 wrong passwords: %s" % (name, said))
+            raise Exception("%s is not locked after 10 wrong passwords: %s" % (name, answer))
         finally:
             self.replace(domain, lockoutThreshold=0)
 
@@ -183,7 +183,7 @@ class Console:
     # Group managed service accounts
 
     def add_gmsa(self, name, readers, interval, encryption_types):
-        """interval is in days. Samba makes a gMSA disabled and without encryption types; New-ADServiceAccount does not."""
+        """interval is in days. Unlike New-ADServiceAccount, Samba creates a disabled gMSA without encryption types."""
         dns = self.db.domain_dns_name()
         self.db.transaction_start()
         try:
@@ -207,23 +207,23 @@ class Console:
             account.remove_trustee(sid)
         account.save(self.db)
 
-    # A password of a gMSA follows from its id, which is the number of a key: that of the 10 hours in which the password began.
-    # A domain controller makes a new one when, at the next look at the account, that is longer ago than the interval; the
-    # new one begins where the old one ends ([MS-ADTS] 3.1.1.4.5.39).
+    # A gMSA's password derives from its ID, which is the number of the 10-hour cycle in which the password started. When the
+    # account is used and the interval has passed since that cycle, the domain controller creates a new password. It starts where
+    # the old one ends ([MS-ADTS] 3.1.1.4.5.39).
 
     def backdate(self, gmsa, cycles):
-        """The account is made 70 days old and its password as many cycles, after another one of 30 days: so the account has a
-        previous password. The domain controller makes both at its next look at the account."""
+        """Sets the age of the account to 70 days, and the age of its password to the given number of cycles, after a previous
+        password of 30 days. The domain controller computes both passwords when the account is used."""
         entry = self.entry(gmsa, ["msDS-ManagedPasswordId", "msDS-ManagedPasswordInterval"])
         old = cycles + int(str(entry["msDS-ManagedPasswordInterval"])) * 86400 // KEY_CYCLE
         key = bytearray(bytes(entry["msDS-ManagedPasswordId"][0]))
-        # [MS-GKDI] 2.2.4: after version, magic and flags, the three numbers of the key: 1024, 32 and 1 cycles.
+        # [MS-GKDI] 2.2.4: after version, magic and flags come the three numbers of the key, in units of 1024, 32 and 1 cycles.
         cycle = int(self.now() // KEY_CYCLE) - old
         struct.pack_into("<III", key, 12, cycle // 1024, cycle // 32 % 32, cycle % 32)
         self.replace(entry.dn, controls=["relax:0"], msDS_ManagedPasswordId=bytes(key), whenCreated=ldb.timestring(int(time.time()) - 70 * 86400))
 
     def age(self, gmsa):
-        """How many cycles ago the password's key began."""
+        """Returns the number of cycles since the start of the password."""
         key = bytes(self.entry(gmsa, ["msDS-ManagedPasswordId"])["msDS-ManagedPasswordId"][0])
         l0, l1, l2 = struct.unpack_from("<III", key, 12)
         return int(self.now() // KEY_CYCLE) - (l0 * 1024 + l1 * 32 + l2)
@@ -232,24 +232,24 @@ class Console:
         return time.time() + EPOCH
 
     def roll(self, gmsa, address):
-        """For a moment the interval is so short that it has just passed, and not so short that it has passed twice."""
-        self.look(gmsa, address)
+        """Temporarily sets an interval that has passed once since the start of the password, but not twice."""
+        self.touch(gmsa, address)
         age = self.age(gmsa)
         days = next((d for d in range(1, 30) if age // 2 < d * 86400 // KEY_CYCLE <= age), None)
         if days is None:
-            raise Exception("%s has rolled as often as it can: its password is %d hours old, and an interval has whole days; add another gMSA"
+            raise Exception("%s supports no further change: its password is %d hours old, and the shortest interval is a day; add another gMSA"
                             % (gmsa, age * KEY_CYCLE // 3600))
         dn = self.entry(gmsa).dn
         self.replace(dn, controls=["relax:0"], msDS_ManagedPasswordInterval=days)
         try:
-            self.look(gmsa, address)
+            self.touch(gmsa, address)
         finally:
             self.replace(dn, controls=["relax:0"], msDS_ManagedPasswordInterval=30)
         if self.age(gmsa) >= age:
-            raise Exception("the domain controller made no new password for " + gmsa)
+            raise Exception("the domain controller created no new password for " + gmsa)
 
-    def look(self, name, address):
-        """Has the domain controller look at an account, by a wrong password."""
+    def touch(self, name, address):
+        """Makes the domain controller read an account, with a wrong password."""
         try:
             self.bind(name + "$", "not the password", address)
         except ldb.LdbError as e:
@@ -281,7 +281,7 @@ class Console:
     # DNS
 
     def add_dc_record(self, host, address, priority):
-        """A domain controller that DNS knows and nothing else."""
+        """Adds a domain controller only to DNS."""
         dns = self.db.domain_dns_name()
         fqdn = "%s.%s" % (host, dns)
         for name, zone in (("_ldap._tcp.dc", "_msdcs." + dns), ("_kerberos._tcp.dc", "_msdcs." + dns), ("_ldap._tcp", dns), ("_kerberos._tcp", dns)):
@@ -308,7 +308,7 @@ def filetime(unix):
 def main():
     console = Console(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what Samba prints is no answer
+    os.dup2(2, 1)  # Samba's output must not be a response
     for line in sys.stdin:
         request = json.loads(line)
         try:

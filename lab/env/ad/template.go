@@ -18,27 +18,29 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/cache"
 )
 
-// provisionAddress is the address in the templates: TEST-NET-1 of RFC 5737, at which nothing is, so that a record that
-// was not moved shows.
+// provisionAddress is the address in the templates. It is in TEST-NET-1 (RFC 5737), where nothing runs, so that a
+// record which Start did not update is noticed.
 const provisionAddress = "192.0.2.1"
 
-// faketime is what gives a domain controller a clock of its own.
+// faketime is the library that shifts a domain controller's clock.
 const faketime = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 //go:embed template.go
 var ownSource string
 
-// Template returns the packed domain that starts are unpacked from. It is made once for each version of Samba and of these
-// sources, in about 6 s.
+// Template returns the archive of a domain. It creates the archive once for each version of Samba and of these sources,
+// in about 6 s.
 func Template(ctx context.Context, o Options, progress io.Writer) (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("a domain controller needs root, for ports below 1024")
 	}
-	version, err := exec.CommandContext(ctx, "/usr/bin/dpkg-query", "-W", "-f", "${Package} ${Version}\n", "samba-ad-dc", "samba-ad-provision").Output()
+	query := exec.CommandContext(ctx, "/usr/bin/dpkg-query", "-W", "-f", "${Package} ${Version}\n",
+		"samba-ad-dc", "samba-ad-provision")
+	version, err := query.Output()
 	if err != nil {
-		return "", fmt.Errorf("samba-ad-dc is not installed; hack/apt.sh installs it: %w", err)
+		return "", fmt.Errorf("samba-ad-dc is not installed: %w; run hack/apt.sh", err)
 	}
-	o.Forwarder, o.ClockOffset = "", 0 // of a start
+	o.Forwarder, o.ClockOffset = "", 0 // not part of the template
 	options, err := json.Marshal(o)
 	if err != nil {
 		return "", err
@@ -64,10 +66,21 @@ func makeTemplate(ctx context.Context, path string, o Options) error {
 		do   string
 		with map[string]any
 	}{
-		{"provision", map[string]any{"realm": strings.ToUpper(o.DNSName), "netbios": o.NetBIOS, "host": host, "address": provisionAddress, "password": string(newPassword().Reveal())}},
+		{"provision", map[string]any{
+			"realm":    strings.ToUpper(o.DNSName),
+			"netbios":  o.NetBIOS,
+			"host":     host,
+			"address":  provisionAddress,
+			"password": string(newPassword().Reveal()),
+		}},
 		{"add_user", map[string]any{"name": o.Reader, "password": string(newPassword().Reveal())}},
 		{"add_group", map[string]any{"name": Group, "members": []string{o.Reader}}},
-		{"add_gmsa", map[string]any{"name": o.GMSA, "readers": []string{Group}, "interval": 30, "encryption_types": AES | RC4}},
+		{"add_gmsa", map[string]any{
+			"name":             o.GMSA,
+			"readers":          []string{Group},
+			"interval":         30,
+			"encryption_types": AES | RC4,
+		}},
 	} {
 		if err = c.call(ctx, nil, step.do, step.with); err != nil {
 			break
@@ -75,13 +88,13 @@ func makeTemplate(ctx context.Context, path string, o Options) error {
 	}
 	c.close()
 	if err != nil {
-		said, _ := os.ReadFile(c.log)
-		return fmt.Errorf("making the domain %s: %w\n%s", o.DNSName, err, said)
+		log, _ := os.ReadFile(c.log)
+		return fmt.Errorf("create domain %s: %w\n%s", o.DNSName, err, log)
 	}
 	return pack(dir, path)
 }
 
-// pack writes what a domain is, its databases and keys, and not what belongs to a run.
+// pack writes a domain's databases and keys to an archive, without the files of a run.
 func pack(dir, path string) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -161,7 +174,6 @@ func unpack(path, dir string) error {
 	}
 }
 
-// unpackFile writes one file.
 func unpackFile(from io.Reader, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
