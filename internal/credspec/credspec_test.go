@@ -141,18 +141,18 @@ func TestEachValidFormHasNoProblem(t *testing.T) {
 }
 
 func TestContentThatIsNotACredentialSpecIsReported(t *testing.T) {
-	for content, says := range map[string]string{
+	for content, want := range map[string]string{
 		"":                "empty",
 		"# only a remark": "empty",
 		"---\n---\n":      "empty",
 		"a: [":            "document 1 is neither JSON nor YAML",
 		"{}\n---\na: [":   "document 2 is neither JSON nor YAML",
 	} {
-		if _, err := Read([]byte(content)); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%q: %v; want it to contain %q", content, err, says)
+		if _, err := Read([]byte(content)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want it to contain %q", content, err, want)
 		}
 	}
-	for content, says := range map[string]string{
+	for content, want := range map[string]string{
 		"hello":   "is a string, not a credential spec",
 		"[1]":     "is a list, not a credential spec",
 		"{}":      "neither CmsPlugins nor DomainJoinConfig nor ActiveDirectoryConfig",
@@ -162,8 +162,8 @@ func TestContentThatIsNotACredentialSpecIsReported(t *testing.T) {
 		"apiVersion: v1\nkind: Secret\nstringData: {password: x}": `kind: is "Secret", not GMSACredentialSpec`,
 	} {
 		docs, err := Read([]byte(content))
-		if err != nil || len(docs) != 1 || !wrong(docs[0]) || !strings.Contains(docs[0].Problems[0].String(), says) {
-			t.Errorf("%q: %v, %v; want it to contain %q", content, docs, err, says)
+		if err != nil || len(docs) != 1 || !wrong(docs[0]) || !strings.Contains(docs[0].Problems[0].String(), want) {
+			t.Errorf("%q: %v, %v; want it to contain %q", content, docs, err, want)
 		}
 	}
 }

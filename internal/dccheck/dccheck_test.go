@@ -37,17 +37,17 @@ func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
 			q := m.Questions[0]
 			m.Response, m.Additionals = true, nil
 			header := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 60}
-			asked := strings.TrimSuffix(q.Name.String(), ".")
+			name := strings.TrimSuffix(q.Name.String(), ".")
 			switch {
-			case q.Type == dnsmessage.TypeSRV && asked == "_ldap._tcp.dc._msdcs."+domain:
+			case q.Type == dnsmessage.TypeSRV && name == "_ldap._tcp.dc._msdcs."+domain:
 				for host := range hosts {
 					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Port: 389, Target: dnsmessage.MustNewName(host + ".")}})
 				}
-			case hosts[asked] != nil && q.Type == dnsmessage.TypeA:
-				for _, ip := range hosts[asked] {
+			case hosts[name] != nil && q.Type == dnsmessage.TypeA:
+				for _, ip := range hosts[name] {
 					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: [4]byte(ip.To4())}})
 				}
-			case hosts[asked] != nil:
+			case hosts[name] != nil:
 			default:
 				m.RCode = dnsmessage.RCodeNameError
 			}

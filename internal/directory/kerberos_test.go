@@ -152,6 +152,9 @@ func TestFaultyKDCsAreHandled(t *testing.T) {
 			f := newFakeDC(t, nil)
 			config := f.config()
 			config.Security = Kerberos
+			if c.want == Timeout {
+				config.Timeout = shortTimeout
+			}
 			_, config.ports["88"] = listen(t, c.serve)
 			start := time.Now()
 			_, err := Bind(t.Context(), config, reader())
