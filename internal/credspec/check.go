@@ -274,7 +274,7 @@ func (c *checker) accountName(field, name string) {
 	case length(name) > 15:
 		// The sAMAccountName of a computer or gMSA, without $, is also its NetBIOS name.
 		c.fail(field,
-			"write the gMSA's sAMAccountName without $, which can differ from its name (Get-ADServiceAccount shows both)",
+			"write the gMSA's sAMAccountName without $; it can differ from the name (Get-ADServiceAccount shows both)",
 			"is %q, %d characters; a gMSA's account name has at most 15", name, length(name))
 	case strings.ContainsAny(name, `"/[]:;|=,+*?<>`) || strings.ContainsFunc(name, unicode.IsControl) ||
 		strings.TrimSpace(name) != name:

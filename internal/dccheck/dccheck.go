@@ -1,6 +1,6 @@
-// Package dccheck checks the connectivity of this host to an Active Directory domain: the DNS look-up of its domain controllers
-// and the TCP ports that a gMSA needs. It also reports this host's clock. It sends DNS queries and no other data; package
-// directory authenticates.
+// Package dccheck checks the connectivity of this host to an Active Directory domain: the DNS look-up of its domain
+// controllers and the TCP ports that a gMSA needs. It also reports this host's clock. It sends DNS queries and no other
+// data; package directory authenticates.
 package dccheck
 
 import (
@@ -40,7 +40,8 @@ type Options struct {
 	ports []int // for tests, instead of Ports
 }
 
-// DefaultTimeout is longer than Windows needs to report a refused connection: it tries three times, half a second apart.
+// DefaultTimeout is longer than Windows needs to report a refused connection: it tries three times, half a second
+// apart.
 const DefaultTimeout = 3 * time.Second
 
 // maxAddresses is the number of addresses to try for one domain controller.
@@ -51,15 +52,16 @@ type Report struct {
 	Domain string `json:"domain"`
 	// Time is this host's clock at the start of the check: UTC, RFC 3339 with milliseconds.
 	Time string `json:"time"`
-	// Found is the number of domain controllers in DNS. Servers contains the first srv.MaxServers, in the order to try them.
+	// Found is the number of domain controllers in DNS. Servers contains the first srv.MaxServers, in the order to try
+	// them.
 	Found   int      `json:"found"`
 	Servers []Server `json:"servers"`
 	// Error is the reason why there are no servers.
 	Error string `json:"error,omitempty"`
 }
 
-// Server is one domain controller. The keys of Ports are port numbers. If the host has several addresses, Address is the one
-// with the most open ports.
+// Server is one domain controller. The keys of Ports are port numbers. If the host has several addresses, Address is
+// the one with the most open ports.
 type Server struct {
 	Host    string          `json:"host"`
 	Address string          `json:"address,omitempty"`
@@ -93,8 +95,8 @@ func Check(ctx context.Context, o Options) Report {
 	defer cancel()
 	hosts, err := srv.DomainControllers(dns, resolver, o.Domain)
 	if err != nil {
-		r.Error = fmt.Sprintf("no domain controllers found with SRV record %s: %v; check the domain's name, and that this host uses a DNS "+
-			"server that knows the domain", srv.Name(o.Domain), err)
+		r.Error = fmt.Sprintf("no domain controllers found with SRV record %s: %v; check the domain's name, and that this "+
+			"host uses a DNS server that knows the domain", srv.Name(o.Domain), err)
 		return r
 	}
 	r.Found = len(hosts)
@@ -118,7 +120,8 @@ func newResolver(server string) (*net.Resolver, error) {
 	}
 	host, port, err := net.SplitHostPort(server)
 	if err != nil || net.ParseIP(host) == nil || port == "" {
-		return nil, fmt.Errorf("DNS server %q is not an IP address with or without a port; use for example 10.0.0.10 or 10.0.0.10:53", server)
+		return nil, fmt.Errorf("DNS server %q is not an IP address with or without a port; "+
+			"use for example 10.0.0.10 or 10.0.0.10:53", server)
 	}
 	return srv.Resolver(server), nil
 }
@@ -132,8 +135,8 @@ func checkServer(ctx context.Context, o Options, resolver *net.Resolver, host st
 		s.Error = fmt.Sprintf("domain controller %s has no address: %v", host, err)
 		return s
 	}
-	// A domain controller can register addresses that are unreachable from here, often an IPv6 address. Each takes the whole
-	// timeout, so all addresses are tried at the same time.
+	// A domain controller can register addresses that are unreachable from here, often an IPv6 address. Each takes the
+	// whole timeout, so all addresses are tried at the same time.
 	list := inOrder(addresses)
 	list = list[:min(len(list), maxAddresses)]
 	ports := make([]map[string]Port, len(list))

@@ -14,8 +14,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
 )
 
-// dnsServer answers on loopback with the SRV records of one domain. The lab's Active Directory has a real DNS server; this one
-// can return no domain controllers, hundreds of them, or some that do not exist.
+// dnsServer answers on loopback with the SRV records of one domain. The lab's Active Directory has a real DNS server;
+// this one can return no domain controllers, hundreds of them, or some that do not exist.
 func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -41,11 +41,13 @@ func dnsServer(t *testing.T, domain string, hosts map[string][]net.IP) string {
 			switch {
 			case q.Type == dnsmessage.TypeSRV && name == "_ldap._tcp.dc._msdcs."+domain:
 				for host := range hosts {
-					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Port: 389, Target: dnsmessage.MustNewName(host + ".")}})
+					body := &dnsmessage.SRVResource{Port: 389, Target: dnsmessage.MustNewName(host + ".")}
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: body})
 				}
 			case hosts[name] != nil && q.Type == dnsmessage.TypeA:
 				for _, ip := range hosts[name] {
-					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: [4]byte(ip.To4())}})
+					body := &dnsmessage.AResource{A: [4]byte(ip.To4())}
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: body})
 				}
 			case hosts[name] != nil:
 			default:
@@ -121,7 +123,11 @@ func TestADNSServerThatDoesNotAnswerIsReported(t *testing.T) {
 	}
 	defer conn.Close()
 	begin := time.Now()
-	r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: conn.LocalAddr().String(), Timeout: 300 * time.Millisecond})
+	r := Check(t.Context(), Options{
+		Domain:    "corp.example.com",
+		DNSServer: conn.LocalAddr().String(),
+		Timeout:   300 * time.Millisecond,
+	})
 	if r.Error == "" || time.Since(begin) > 2*time.Second {
 		t.Errorf("after %v: %+v", time.Since(begin), r)
 	}
@@ -150,10 +156,19 @@ func TestADomainControllerWithoutAddressDoesNotHideTheOthers(t *testing.T) {
 func TestTheAddressWithTheMostOpenPortsIsReported(t *testing.T) {
 	t.Parallel()
 	open, _ := ports(t)
-	for _, other := range []net.IP{net.IPv4(127, 77, 255, 1), net.IPv4(240, 0, 0, 1)} { // refuses connections; not assigned to any host (RFC 1112 4)
-		server := dnsServer(t, "corp.example.com", map[string][]net.IP{"dc1.corp.example.com": {other, net.IPv4(127, 0, 0, 1)}})
-		r := Check(t.Context(), Options{Domain: "corp.example.com", DNSServer: server, Timeout: 500 * time.Millisecond, ports: []int{open}})
-		if len(r.Servers) != 1 || r.Servers[0].Address != "127.0.0.1" || r.Servers[0].Ports[strconv.Itoa(open)].State != Open {
+	for _, other := range []net.IP{
+		net.IPv4(127, 77, 255, 1), // refuses connections
+		net.IPv4(240, 0, 0, 1),    // not assigned to any host (RFC 1112 4)
+	} {
+		hosts := map[string][]net.IP{"dc1.corp.example.com": {other, net.IPv4(127, 0, 0, 1)}}
+		r := Check(t.Context(), Options{
+			Domain:    "corp.example.com",
+			DNSServer: dnsServer(t, "corp.example.com", hosts),
+			Timeout:   500 * time.Millisecond,
+			ports:     []int{open},
+		})
+		if len(r.Servers) != 1 || r.Servers[0].Address != "127.0.0.1" ||
+			r.Servers[0].Ports[strconv.Itoa(open)].State != Open {
 			t.Errorf("with %s before it: %+v", other, r)
 		}
 	}
@@ -162,7 +177,8 @@ func TestTheAddressWithTheMostOpenPortsIsReported(t *testing.T) {
 func TestIPv4AddressesComeFirst(t *testing.T) {
 	t.Parallel()
 	six, four := net.IPAddr{IP: net.ParseIP("fe80::1"), Zone: "eth0"}, net.IPAddr{IP: net.IPv4(10, 0, 0, 1)}
-	if got := inOrder([]net.IPAddr{six, four, {IP: net.ParseIP("2001:db8::1")}, {IP: net.IPv4(10, 0, 0, 2)}}); !slices.Equal(got, []string{"10.0.0.1", "10.0.0.2", "fe80::1%eth0", "2001:db8::1"}) {
+	got := inOrder([]net.IPAddr{six, four, {IP: net.ParseIP("2001:db8::1")}, {IP: net.IPv4(10, 0, 0, 2)}})
+	if !slices.Equal(got, []string{"10.0.0.1", "10.0.0.2", "fe80::1%eth0", "2001:db8::1"}) {
 		t.Errorf("%q", got)
 	}
 }
@@ -176,7 +192,14 @@ func TestAnOpenPortOutranksAllClosedPorts(t *testing.T) {
 		}
 		return ports
 	}
-	better := []map[string]Port{of(Open, Open, Filtered), of(Open, Closed, Closed), of(Open, Filtered, Filtered), of(Closed, Closed, Closed), of(Closed, Filtered, Filtered), of(Filtered, Filtered, Filtered)}
+	better := []map[string]Port{
+		of(Open, Open, Filtered),
+		of(Open, Closed, Closed),
+		of(Open, Filtered, Filtered),
+		of(Closed, Closed, Closed),
+		of(Closed, Filtered, Filtered),
+		of(Filtered, Filtered, Filtered),
+	}
 	for i := range better[1:] {
 		if rank(better[i]) <= rank(better[i+1]) {
 			t.Errorf("%v is not better than %v", better[i], better[i+1])
