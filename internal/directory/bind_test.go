@@ -62,7 +62,7 @@ func TestRejectedBindsHaveACause(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFakeDC(t, map[string]func(net.Conn, int64){"bind": result(ldap.ApplicationBindResponse, c.code, c.text)})
+			f := newFakeDC(t, answers{"bind": result(ldap.ApplicationBindResponse, c.code, c.text)})
 			_, err := Bind(t.Context(), f.config(), reader())
 			wantCause(t, err, c.want)
 			if strings.ContainsRune(err.Error(), 0x1b) {
@@ -93,6 +93,13 @@ func TestFaultyServersAreHandled(t *testing.T) {
 			}
 		}
 	}
+	empty := func(id int64, tag ber.Tag) []byte {
+		return envelope(id, ber.Encode(ber.ClassApplication, ber.TypeConstructed, tag, nil, ""))
+	}
+	send := func(message []byte) func(net.Conn, int64) {
+		return func(c net.Conn, _ int64) { _, _ = c.Write(message) }
+	}
+	user := entry{"CN=web01", attributes{"sAMAccountName": {"web01"}, "objectClass": {"top", "person", "user"}}}
 	for name, c := range map[string]struct {
 		answer func(net.Conn, int64)
 		want   *Cause
@@ -109,16 +116,15 @@ func TestFaultyServersAreHandled(t *testing.T) {
 		"endless entries":      {repeat(whole), SizeLimit},
 		"endless referrals":    {repeat(reference), nil},
 		"wrong message IDs":    {repeat(func(id int64) []byte { return whole(id + 1) }), nil},
-		"deeply nested":        {func(c net.Conn, _ int64) { _, _ = c.Write(nested(100_000)) }, AnswerInvalid},
-		"not LDAP":             {func(c net.Conn, _ int64) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, AnswerInvalid},
+		"deeply nested":        {send(nested(100_000)), AnswerInvalid},
+		"not LDAP":             {send([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")), AnswerInvalid},
 		"an entry without attributes": {func(c net.Conn, id int64) {
-			e := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultEntry, nil, "")
-			_, _ = c.Write(envelope(id, e))
+			_, _ = c.Write(empty(id, ldap.ApplicationSearchResultEntry))
 		}, AnswerInvalid},
 		"an empty result": {func(c net.Conn, id int64) {
-			_, _ = c.Write(envelope(id, ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultDone, nil, "")))
+			_, _ = c.Write(empty(id, ldap.ApplicationSearchResultDone))
 		}, AnswerInvalid},
-		"no operation":   {func(c net.Conn, _ int64) { _, _ = c.Write([]byte{0x30, 3, 2, 1, 3}) }, AnswerInvalid},
+		"no operation":   {send([]byte{0x30, 3, 2, 1, 3}), AnswerInvalid},
 		"referral":       {searchResult(10, "0000202B: RefErr: DSID-031007F9"), Referral},
 		"size limit":     {searchResult(4, ""), SizeLimit},
 		"admin limit":    {searchResult(11, ""), SizeLimit},
@@ -127,13 +133,13 @@ func TestFaultyServersAreHandled(t *testing.T) {
 		"no permission":  {searchResult(50, ""), NoReadPermission},
 		"no key":         {searchResult(1, "8009000D: failed to find a suitable root key"), NoKDSKey},
 		"not found":      {entries(), GMSANotFound},
-		"a user":         {entries(entry{"CN=web01", attributes{"sAMAccountName": {"web01"}, "objectClass": {"top", "person", "user"}}}), NotAGMSA},
+		"a user":         {entries(user), NotAGMSA},
 		"not readable":   {entries(gmsaEntry(nil)), NoReadPermission},
 		"damaged":        {entries(gmsaEntry(attributes{"msDS-ManagedPassword": {"m4rker"}})), ManagedPasswordDamaged},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": c.answer})
+			f := newFakeDC(t, answers{"accounts": c.answer})
 			s := f.bind(t)
 			if c.want == Timeout || c.want == nil || name == "no operation" {
 				s.config.Timeout = shortTimeout
@@ -161,7 +167,7 @@ func TestFaultyServersAreHandled(t *testing.T) {
 
 func TestReferralsAmongTheResultsAreNotFollowed(t *testing.T) {
 	t.Parallel()
-	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": func(c net.Conn, id int64) {
+	f := newFakeDC(t, answers{"accounts": func(c net.Conn, id int64) {
 		r := ber.Encode(ber.ClassApplication, ber.TypeConstructed, ldap.ApplicationSearchResultReference, nil, "")
 		r.AppendChild(text("ldap://127.0.0.1/DC=DomainDnsZones,DC=corp,DC=example,DC=test"))
 		_, _ = c.Write(envelope(id, r))
@@ -183,25 +189,65 @@ func TestOtherServersDoNotReceiveThePassword(t *testing.T) {
 	const other = "DC=other,DC=example,DC=test"
 	for name, c := range map[string]struct {
 		change func(*Config)
-		answer map[string]func(net.Conn, int64)
+		answer answers
 		want   *Cause
 	}{
-		"another CA":                    {func(c *Config) { c.RootCAs = otherRoots }, nil, CertificateNotTrusted},
-		"another CA, StartTLS":          {func(c *Config) { c.RootCAs, c.Security = otherRoots, StartTLS }, nil, CertificateNotTrusted},
-		"another name":                  {func(c *Config) { c.Servers = []string{"localhost"} }, nil, CertificateNotTrusted},
-		"a forged SRV record":           {func(c *Config) { c.Servers, c.DNSServer = nil, forged }, nil, CertificateNotTrusted},
-		"a forged SRV record, StartTLS": {func(c *Config) { c.Servers, c.DNSServer, c.Security = nil, forged, StartTLS }, nil, CertificateNotTrusted},
-		"no TLS":                        {func(c *Config) { c.ports = map[string]string{"636": c.ports["88"]} }, nil, EncryptionRefused},
-		"LDAP instead of TLS":           {func(c *Config) { c.ports = map[string]string{"636": c.ports["389"]} }, nil, EncryptionRefused},
-		"StartTLS rejected": {func(c *Config) { c.Security = StartTLS },
-			map[string]func(net.Conn, int64){"starttls": result(ldap.ApplicationExtendedResponse, 52, "no certificate")}, EncryptionRefused},
-		"plain text after StartTLS": {func(c *Config) { c.Security = StartTLS },
-			map[string]func(net.Conn, int64){"starttls": func(c net.Conn, id int64) {
-				_, _ = c.Write(append(resultMessage(id, ldap.ApplicationExtendedResponse, 0, ""), resultMessage(2, ldap.ApplicationBindResponse, 0, "")...))
-			}}, EncryptionRefused},
-		"another domain": {func(*Config) {}, map[string]func(net.Conn, int64){"root": entries(rootEntry(other, other))}, WrongDomain},
-		"no domain":      {func(*Config) {}, map[string]func(net.Conn, int64){"root": entries(entry{"", attributes{"vendorName": {"x"}}})}, AnswerInvalid},
-		"no root DSE":    {func(*Config) {}, map[string]func(net.Conn, int64){"root": entries()}, AnswerInvalid},
+		"another CA": {
+			change: func(c *Config) { c.RootCAs = otherRoots },
+			want:   CertificateNotTrusted,
+		},
+		"another CA, StartTLS": {
+			change: func(c *Config) { c.RootCAs, c.Security = otherRoots, StartTLS },
+			want:   CertificateNotTrusted,
+		},
+		"another name": {
+			change: func(c *Config) { c.Servers = []string{"localhost"} },
+			want:   CertificateNotTrusted,
+		},
+		"a forged SRV record": {
+			change: func(c *Config) { c.Servers, c.DNSServer = nil, forged },
+			want:   CertificateNotTrusted,
+		},
+		"a forged SRV record, StartTLS": {
+			change: func(c *Config) { c.Servers, c.DNSServer, c.Security = nil, forged, StartTLS },
+			want:   CertificateNotTrusted,
+		},
+		"no TLS": {
+			change: func(c *Config) { c.ports = map[string]string{"636": c.ports["88"]} },
+			want:   EncryptionRefused,
+		},
+		"LDAP instead of TLS": {
+			change: func(c *Config) { c.ports = map[string]string{"636": c.ports["389"]} },
+			want:   EncryptionRefused,
+		},
+		"StartTLS rejected": {
+			change: func(c *Config) { c.Security = StartTLS },
+			answer: answers{"starttls": result(ldap.ApplicationExtendedResponse, 52, "no certificate")},
+			want:   EncryptionRefused,
+		},
+		"plain text after StartTLS": {
+			change: func(c *Config) { c.Security = StartTLS },
+			answer: answers{"starttls": func(c net.Conn, id int64) {
+				accepted := resultMessage(id, ldap.ApplicationExtendedResponse, 0, "")
+				_, _ = c.Write(append(accepted, resultMessage(2, ldap.ApplicationBindResponse, 0, "")...))
+			}},
+			want: EncryptionRefused,
+		},
+		"another domain": {
+			change: func(*Config) {},
+			answer: answers{"root": entries(rootEntry(other, other))},
+			want:   WrongDomain,
+		},
+		"no domain": {
+			change: func(*Config) {},
+			answer: answers{"root": entries(entry{"", attributes{"vendorName": {"x"}}})},
+			want:   AnswerInvalid,
+		},
+		"no root DSE": {
+			change: func(*Config) {},
+			answer: answers{"root": entries()},
+			want:   AnswerInvalid,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -219,7 +265,7 @@ func TestOtherServersDoNotReceiveThePassword(t *testing.T) {
 
 func TestARejectedPasswordIsSentOnlyOnce(t *testing.T) {
 	t.Parallel()
-	f := newFakeDC(t, map[string]func(net.Conn, int64){"bind": result(ldap.ApplicationBindResponse, 49, rejectedBind("52e"))})
+	f := newFakeDC(t, answers{"bind": result(ldap.ApplicationBindResponse, 49, rejectedBind("52e"))})
 	config := f.config()
 	config.Servers = []string{"127.0.0.1", "127.0.0.1", "127.0.0.1"}
 	_, err := Bind(t.Context(), config, reader())
@@ -263,11 +309,11 @@ func TestTheSecondOfTwoDomainControllersIsUsed(t *testing.T) {
 func TestAChildDomainHasTheForestOfItsRootDomain(t *testing.T) {
 	t.Parallel()
 	const child, root = "DC=corp,DC=example,DC=test", "DC=example,DC=test"
-	f := newFakeDC(t, map[string]func(net.Conn, int64){
+	f := newFakeDC(t, answers{
 		"root": entries(rootEntry(child, root)),
 		"partitions": entries(
-			entry{"CN=EXAMPLE,CN=Partitions", attributes{"nCName": {root}, "nETBIOSName": {"EXAMPLE"}, "dnsRoot": {"example.test"}}},
-			entry{"CN=CORP,CN=Partitions", attributes{"nCName": {child}, "nETBIOSName": {"CORP"}, "dnsRoot": {fakeDomain}}}),
+			crossRef("EXAMPLE,CN=Partitions", root, "example.test"),
+			crossRef("CORP,CN=Partitions", child, fakeDomain)),
 	})
 	got, err := f.bind(t).Domain(t.Context())
 	want := Domain{
@@ -284,9 +330,9 @@ func TestAChildDomainHasTheForestOfItsRootDomain(t *testing.T) {
 
 func TestADomainNameCanHaveOneLabel(t *testing.T) {
 	t.Parallel()
-	f := newFakeDC(t, map[string]func(net.Conn, int64){
+	f := newFakeDC(t, answers{
 		"root":       entries(rootEntry("DC=corp", "DC=corp")),
-		"partitions": entries(entry{"CN=CORP,CN=Partitions", attributes{"nCName": {"DC=corp"}, "nETBIOSName": {"CORP"}, "dnsRoot": {"corp"}}}),
+		"partitions": entries(crossRef("CORP,CN=Partitions", "DC=corp", "corp")),
 	})
 	config := f.config()
 	config.Domain = "corp"
@@ -302,7 +348,7 @@ func TestADomainNameCanHaveOneLabel(t *testing.T) {
 
 func TestAnIncompleteDomainIsAnError(t *testing.T) {
 	t.Parallel()
-	for name, answer := range map[string]map[string]func(net.Conn, int64){
+	for name, answer := range map[string]answers{
 		"no object": {"domain": entries()},
 		"no SID":    {"domain": entries(entry{"DC=corp", attributes{"objectGUID": {"0123456789abcdef"}}})},
 		"no GUID":   {"domain": entries(entry{"DC=corp", attributes{"objectSid": {sidOf(1)}}})},
@@ -360,7 +406,7 @@ func TestNamesAreEscapedInFilters(t *testing.T) {
 func TestACancelledCallReturnsImmediatelyWithoutACause(t *testing.T) {
 	t.Parallel()
 	_, silentPort := listen(t, func(c net.Conn) { silent(c, 0) })
-	bind := func(security Security, ports map[string]string, answer map[string]func(net.Conn, int64)) func(context.Context) error {
+	bind := func(security Security, ports map[string]string, answer answers) func(context.Context) error {
 		f := newFakeDC(t, answer)
 		config := f.config()
 		config.Timeout, config.Security = time.Minute, security
@@ -373,7 +419,7 @@ func TestACancelledCallReturnsImmediatelyWithoutACause(t *testing.T) {
 			return err
 		}
 	}
-	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": silent, "domain": silent})
+	f := newFakeDC(t, answers{"accounts": silent, "domain": silent})
 	config := f.config()
 	config.Timeout = time.Minute
 	config.ports["88"] = silentPort
@@ -391,15 +437,18 @@ func TestACancelledCallReturnsImmediatelyWithoutACause(t *testing.T) {
 			_, err := Locate(ctx, Config{Domain: fakeDomain, DNSServer: dns, Timeout: time.Minute})
 			return err
 		},
-		"root DSE": bind(LDAPS, nil, map[string]func(net.Conn, int64){"root": silent}),
-		"bind":     bind(LDAPS, nil, map[string]func(net.Conn, int64){"bind": silent}),
+		"root DSE": bind(LDAPS, nil, answers{"root": silent}),
+		"bind":     bind(LDAPS, nil, answers{"bind": silent}),
 		"TLS":      bind(LDAPS, map[string]string{"636": silentPort}, nil),
-		"StartTLS": bind(StartTLS, nil, map[string]func(net.Conn, int64){"starttls": silent}),
+		"StartTLS": bind(StartTLS, nil, answers{"starttls": silent}),
 		"Kerberos": bind(Kerberos, map[string]string{"88": silentPort}, nil),
 		"auto":     bind(Auto, map[string]string{"88": silentPort}, nil),
 		"domain":   session(func(ctx context.Context, s *Session) error { _, err := s.Domain(ctx); return err }),
 		"gMSA":     session(func(ctx context.Context, s *Session) error { _, err := s.GMSA(ctx, "web01"); return err }),
-		"password": session(func(ctx context.Context, s *Session) error { _, err := s.ManagedPassword(ctx, "web01"); return err }),
+		"password": session(func(ctx context.Context, s *Session) error {
+			_, err := s.ManagedPassword(ctx, "web01")
+			return err
+		}),
 		"ticket": session(func(ctx context.Context, s *Session) error {
 			_, err := s.TicketAs(ctx, "web01", &ManagedPassword{})
 			return err
@@ -411,7 +460,8 @@ func TestACancelledCallReturnsImmediatelyWithoutACause(t *testing.T) {
 			time.AfterFunc(50*time.Millisecond, cancel)
 			start := time.Now()
 			err := call(ctx)
-			if CauseOf(err) != nil || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "interrupted") {
+			if CauseOf(err) != nil || !errors.Is(err, context.Canceled) ||
+				!strings.Contains(err.Error(), "interrupted") {
 				t.Errorf("%v", err)
 			}
 			if d := time.Since(start); d > 4*time.Second {
@@ -425,7 +475,7 @@ func TestACancelledCallReturnsImmediatelyWithoutACause(t *testing.T) {
 // cancellation, because it counts as a failed logon.
 func TestDeadlinesAndAccountErrorsKeepTheirCause(t *testing.T) {
 	t.Parallel()
-	f := newFakeDC(t, map[string]func(net.Conn, int64){"accounts": silent})
+	f := newFakeDC(t, answers{"accounts": silent})
 	s := f.bind(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -477,12 +527,20 @@ func TestClosedSessionsLeaveNoGoroutines(t *testing.T) {
 }
 
 func TestInvalidConfigurationsAreRejected(t *testing.T) {
-	for _, domain := range []string{"", ".", "corp example", "CORP\\x", "http://corp", "a@b", strings.Repeat("x", 300), "a\x00b"} {
+	for _, domain := range []string{
+		"", ".", "corp example", "CORP\\x", "http://corp", "a@b", strings.Repeat("x", 300), "a\x00b",
+	} {
 		if _, err := Locate(t.Context(), Config{Domain: domain}); CauseOf(err) != DNSNotFound {
 			t.Errorf("%q: %v", domain, err)
 		}
 	}
-	for in, want := range map[string]Security{"": Auto, "auto": Auto, "Kerberos": Kerberos, "LDAPS": LDAPS, "starttls": StartTLS} {
+	for in, want := range map[string]Security{
+		"":         Auto,
+		"auto":     Auto,
+		"Kerberos": Kerberos,
+		"LDAPS":    LDAPS,
+		"starttls": StartTLS,
+	} {
 		if got, err := ParseSecurity(in); err != nil || got != want {
 			t.Errorf("%q: %q, %v", in, got, err)
 		}

@@ -25,7 +25,7 @@ import (
 // its responses, send one byte per second or have a different forest for each test. The suite lab/suites/ad tests with
 // a real one.
 type fakeDC struct {
-	answer map[string]func(c net.Conn, id int64) // by request: root, bind, domain, partitions, accounts, starttls
+	answer answers
 	ports  map[string]string
 	roots  *x509.CertPool
 
@@ -40,16 +40,20 @@ const fakeDomain = "corp.example.test"
 // have.
 const outsideHost = "dc.outside.test"
 
-func newFakeDC(t *testing.T, answer map[string]func(c net.Conn, id int64)) *fakeDC {
+// answers contains the functions that answer a request, by kind of request: root, bind, domain, partitions, accounts,
+// starttls.
+type answers map[string]func(c net.Conn, id int64)
+
+func newFakeDC(t *testing.T, answer answers) *fakeDC {
 	t.Helper()
 	const nc = "DC=corp,DC=example,DC=test"
-	f := &fakeDC{answer: map[string]func(net.Conn, int64){
+	f := &fakeDC{answer: answers{
 		"bind":     result(ldap.ApplicationBindResponse, 0, ""),
 		"root":     entries(rootEntry(nc, nc)),
 		"starttls": result(ldap.ApplicationExtendedResponse, 0, ""),
 		"domain":   entries(entry{nc, attributes{"objectSid": {sidOf(232)}, "objectGUID": {"0123456789abcdef"}}}),
 		"partitions": entries(
-			entry{"CN=CORP,CN=Partitions,CN=Configuration," + nc, attributes{"nCName": {nc}, "nETBIOSName": {"CORP"}, "dnsRoot": {fakeDomain}}}),
+			crossRef("CORP,CN=Partitions,CN=Configuration,"+nc, nc, fakeDomain)),
 		"accounts": entries(),
 	}, ports: map[string]string{}}
 	for request, a := range answer {
@@ -202,6 +206,16 @@ func rootEntry(domain, forest string) entry {
 	}}
 }
 
+// crossRef returns the crossRef object of a domain. Its NetBIOS name is the first part of name.
+func crossRef(name, domain, dnsRoot string) entry {
+	netBIOS, _, _ := strings.Cut(name, ",")
+	return entry{"CN=" + name, attributes{
+		"nCName":      {domain},
+		"nETBIOSName": {netBIOS},
+		"dnsRoot":     {dnsRoot},
+	}}
+}
+
 func gmsaEntry(more attributes) entry {
 	e := entry{"CN=web01,CN=Managed Service Accounts,DC=corp,DC=example,DC=test", attributes{
 		"sAMAccountName":     {"web01$"},
@@ -217,7 +231,8 @@ func gmsaEntry(more attributes) entry {
 
 // sidOf returns a SID of the domain S-1-5-21-1-2-3. Its relative identifier is 1024 + rid.
 func sidOf(rid byte) string {
-	return "\x01\x05\x00\x00\x00\x00\x00\x05\x15\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00" + string([]byte{rid, 4, 0, 0})
+	return "\x01\x05\x00\x00\x00\x00\x00\x05\x15\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00" +
+		string([]byte{rid, 4, 0, 0})
 }
 
 func text(s string) *ber.Packet {
