@@ -108,16 +108,22 @@ func TestFaultyServersAreHandled(t *testing.T) {
 			_, _ = c.Write(whole(id)[:40])
 			_ = c.Close()
 		}, AnswerInvalid},
-		"closes":               {func(c net.Conn, _ int64) { _ = c.Close() }, DCUnreachable},
-		"closes in a response": {func(c net.Conn, id int64) { _, _ = c.Write(whole(id)); _ = c.Close() }, DCUnreachable},
-		"1 GiB announced":      {func(c net.Conn, _ int64) { _, _ = c.Write([]byte{0x30, 0x84, 0x40, 0, 0, 0}); silent(c, 0) }, AnswerInvalid},
-		"slow":                 {slowly(whole), Timeout},
-		"silent":               {silent, Timeout},
-		"endless entries":      {repeat(whole), SizeLimit},
-		"endless referrals":    {repeat(reference), nil},
-		"wrong message IDs":    {repeat(func(id int64) []byte { return whole(id + 1) }), nil},
-		"deeply nested":        {send(nested(100_000)), AnswerInvalid},
-		"not LDAP":             {send([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")), AnswerInvalid},
+		"closes": {func(c net.Conn, _ int64) { _ = c.Close() }, DCUnreachable},
+		"closes in a response": {func(c net.Conn, id int64) {
+			_, _ = c.Write(whole(id))
+			_ = c.Close()
+		}, DCUnreachable},
+		"1 GiB announced": {func(c net.Conn, id int64) {
+			_, _ = c.Write([]byte{0x30, 0x84, 0x40, 0, 0, 0})
+			silent(c, id)
+		}, AnswerInvalid},
+		"slow":              {slowly(whole), Timeout},
+		"silent":            {silent, Timeout},
+		"endless entries":   {repeat(whole), SizeLimit},
+		"endless referrals": {repeat(reference), nil},
+		"wrong message IDs": {repeat(func(id int64) []byte { return whole(id + 1) }), nil},
+		"deeply nested":     {send(nested(100_000)), AnswerInvalid},
+		"not LDAP":          {send([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")), AnswerInvalid},
 		"an entry without attributes": {func(c net.Conn, id int64) {
 			_, _ = c.Write(empty(id, ldap.ApplicationSearchResultEntry))
 		}, AnswerInvalid},

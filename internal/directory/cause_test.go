@@ -31,10 +31,13 @@ func TestCausesHaveStableNamesTextsAndRemedies(t *testing.T) {
 		}
 	}
 	// Scripts rely on these names. A released name must remain.
-	for _, name := range strings.Fields(`dns-unreachable dns-not-found dc-unreachable timeout wrong-domain certificate-not-trusted
-		encryption-refused unknown-account wrong-password account-disabled account-locked account-expired account-revoked
-		password-expired must-change-password logon-restricted clock-skew encryption-type-unsupported kdc-refused gmsa-not-found
-		not-a-gmsa gmsa-disabled no-read-permission no-kds-key managed-password-damaged answer-invalid referral size-limit unexpected`) {
+	for _, name := range strings.Fields(`
+		dns-unreachable dns-not-found dc-unreachable timeout wrong-domain certificate-not-trusted encryption-refused
+		unknown-account wrong-password account-disabled account-locked account-expired account-revoked
+		password-expired must-change-password logon-restricted clock-skew encryption-type-unsupported kdc-refused
+		gmsa-not-found not-a-gmsa gmsa-disabled no-read-permission no-kds-key managed-password-damaged answer-invalid
+		referral size-limit unexpected
+	`) {
 		if !names[name] {
 			t.Errorf("%s is missing", name)
 		}
@@ -83,14 +86,16 @@ func TestAnErrorIsOneLineWithoutControlCharacters(t *testing.T) {
 	text := sanitize("80090308: data 52e\x00\x1b[31m\n" + strings.Repeat("x", 10_000))
 	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(text))
 	got := err.Error()
-	const want = "account web@corp.example.com: The password is wrong (dc1.corp.example.com: 80090308: data 52e..[31m.xxx"
+	const want = "account web@corp.example.com: The password is wrong " +
+		"(dc1.corp.example.com: 80090308: data 52e..[31m.xxx"
 	if !strings.HasPrefix(got, want) {
 		t.Errorf("%.200q", got)
 	}
 	if len(got) > 500 || strings.ContainsFunc(got, unicode.IsControl) {
 		t.Errorf("%d bytes: %.100q", len(got), got)
 	}
-	if CauseOf(fmt.Errorf("verify: %w", err)) != WrongPassword || CauseOf(errors.New("x")) != nil || CauseOf(nil) != nil {
+	if CauseOf(fmt.Errorf("verify: %w", err)) != WrongPassword || CauseOf(errors.New("x")) != nil ||
+		CauseOf(nil) != nil {
 		t.Error("CauseOf does not unwrap errors")
 	}
 }
@@ -100,7 +105,11 @@ func TestFormattedValuesContainNoSecret(t *testing.T) {
 	const marker = "m4rker"
 	utf16 := []byte{'m', 0, '4', 0, 'r', 0, 'k', 0, 'e', 0, 'r', 0}
 	m := &ManagedPassword{Current: credential.NewPassword(utf16), Previous: credential.NewPassword([]byte(marker))}
-	s := &Session{server: "dc1", security: Kerberos, conn: newLDAPConn(&sealedConn{w: &gssContext{key: []byte(marker)}})}
+	s := &Session{
+		server:   "dc1",
+		security: Kerberos,
+		conn:     newLDAPConn(&sealedConn{w: &gssContext{key: []byte(marker)}}),
+	}
 	var out strings.Builder
 	for _, v := range []any{m, *m, s, Config{}, Ticket{}, WrongPassword.of("account x", "", nil), []any{m, s}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {

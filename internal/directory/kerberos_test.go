@@ -130,18 +130,27 @@ func TestFaultyKDCsAreHandled(t *testing.T) {
 		_, _ = io.ReadFull(c, head[:])
 		_, _ = io.CopyN(io.Discard, c, int64(binary.BigEndian.Uint32(head[:])))
 	}
+	send := func(b ...byte) func(net.Conn) {
+		return func(c net.Conn) {
+			read(c)
+			_, _ = c.Write(b)
+		}
+	}
 	for name, c := range map[string]struct {
 		serve func(net.Conn)
 		want  *Cause
 	}{
-		"silent":          {func(c net.Conn) { silent(c, 0) }, Timeout},
-		"closes":          {func(c net.Conn) {}, DCUnreachable},
-		"4 GiB announced": {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0xff, 0xff, 0xff, 0xff}); silent(c, 0) }, AnswerInvalid},
-		"truncated":       {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 9, 0x7e}) }, AnswerInvalid},
-		"length only":     {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 0}) }, AnswerInvalid},
-		"not Kerberos":    {func(c net.Conn) { read(c); _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n")) }, AnswerInvalid},
-		"no Kerberos":     {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 3, 1, 2, 3}) }, AnswerInvalid},
-		"damaged error":   {func(c net.Conn) { read(c); _, _ = c.Write([]byte{0, 0, 0, 3, 0x7e, 2, 3}) }, AnswerInvalid},
+		"silent": {func(c net.Conn) { silent(c, 0) }, Timeout},
+		"closes": {func(c net.Conn) {}, DCUnreachable},
+		"4 GiB announced": {func(c net.Conn) {
+			send(0xff, 0xff, 0xff, 0xff)(c)
+			silent(c, 0)
+		}, AnswerInvalid},
+		"truncated":     {send(0, 0, 0, 9, 0x7e), AnswerInvalid},
+		"length only":   {send(0, 0, 0, 0), AnswerInvalid},
+		"not Kerberos":  {send([]byte("HTTP/1.1 400 Bad Request\r\n")...), AnswerInvalid},
+		"no Kerberos":   {send(0, 0, 0, 3, 1, 2, 3), AnswerInvalid},
+		"damaged error": {send(0, 0, 0, 3, 0x7e, 2, 3), AnswerInvalid},
 		"slow": {func(c net.Conn) {
 			read(c)
 			slowly(func(int64) []byte { return append([]byte{0, 0, 0, 100}, make([]byte, 100)...) })(c, 0)
@@ -237,7 +246,8 @@ func (a *acceptor) serve(t *testing.T, c net.Conn) {
 			if a.forger {
 				a.key.KeyValue = bytes.Repeat([]byte{8}, 32)
 			} else {
-				plain, err := crypto.DecryptEncPart(request.EncryptedAuthenticator, a.key, keyusage.AP_REQ_AUTHENTICATOR)
+				sealedAuth := request.EncryptedAuthenticator
+				plain, err := crypto.DecryptEncPart(sealedAuth, a.key, keyusage.AP_REQ_AUTHENTICATOR)
 				if err != nil || auth.Unmarshal(plain) != nil {
 					t.Error("the authenticator cannot be decrypted", err)
 					return
@@ -257,7 +267,8 @@ func (a *acceptor) serve(t *testing.T, c net.Conn) {
 				t.Error(err)
 				return
 			}
-			b, err = asn1.MarshalWithParams(krb.APRep{PVNO: 5, MsgType: 15, EncPart: sealedPart}, "application,explicit,tag:15")
+			reply := krb.APRep{PVNO: 5, MsgType: 15, EncPart: sealedPart}
+			b, err = asn1.MarshalWithParams(reply, "application,explicit,tag:15")
 			if err != nil {
 				t.Error(err)
 				return
@@ -274,7 +285,8 @@ func (a *acceptor) serve(t *testing.T, c net.Conn) {
 			code = 0
 		}
 		credentials := ber.NewString(ber.ClassContext, ber.TypePrimitive, 7, string(answer), "")
-		if _, err := c.Write(resultMessage(id, ldap.ApplicationBindResponse, code, "", credentials)); err != nil || code == 0 {
+		_, err = c.Write(resultMessage(id, ldap.ApplicationBindResponse, code, "", credentials))
+		if err != nil || code == 0 {
 			return
 		}
 	}
@@ -293,10 +305,16 @@ func TestAServerWithoutSealingOrValidProofIsRejected(t *testing.T) {
 		"tiny buffers":      {acceptor{offer: []byte{7, 0, 0, 9}}, "too small"},
 		"early success":     {acceptor{early: true}, "completed the bind too early"},
 		"a replayed AP-REP": {acceptor{reply: func(p *apRepPart) { p.Cusec ^= 1 }}, "another connection"},
-		"an older AP-REP":   {acceptor{reply: func(p *apRepPart) { p.CTime = p.CTime.Add(-time.Hour) }}, "another connection"},
-		"an RC4 key":        {acceptor{reply: func(p *apRepPart) { p.Subkey.KeyType = 23 }}, "no supported encryption type"},
-		"a truncated key":   {acceptor{reply: func(p *apRepPart) { p.Subkey.KeyValue = p.Subkey.KeyValue[:5] }}, "wrong length"},
-		"a forged AP-REP":   {acceptor{forger: true}, "does not prove its identity"},
+		"an older AP-REP": {acceptor{reply: func(p *apRepPart) {
+			p.CTime = p.CTime.Add(-time.Hour)
+		}}, "another connection"},
+		"an RC4 key": {acceptor{reply: func(p *apRepPart) {
+			p.Subkey.KeyType = 23
+		}}, "no supported encryption type"},
+		"a truncated key": {acceptor{reply: func(p *apRepPart) {
+			p.Subkey.KeyValue = p.Subkey.KeyValue[:5]
+		}}, "wrong length"},
+		"a forged AP-REP": {acceptor{forger: true}, "does not prove its identity"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -75,9 +75,14 @@ func fakeDNS(t *testing.T, code byte, records ...string) string {
 
 func TestDomainControllersAreOrderedByPriority(t *testing.T) {
 	t.Parallel()
-	dns := fakeDNS(t, 0, "20 100 389 dc3.corp.example.test.", "10 0 389 dc1.corp.example.test.", "15 0 389 dc2.corp.example.test.")
+	dns := fakeDNS(t, 0,
+		"20 100 389 dc3.corp.example.test.",
+		"10 0 389 dc1.corp.example.test.",
+		"15 0 389 dc2.corp.example.test.",
+	)
 	got, err := Locate(t.Context(), Config{Domain: "corp.example.test.", DNSServer: dns})
-	if want := []string{"dc1.corp.example.test", "dc2.corp.example.test", "dc3.corp.example.test"}; err != nil || !slices.Equal(got, want) {
+	want := []string{"dc1.corp.example.test", "dc2.corp.example.test", "dc3.corp.example.test"}
+	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%q, %v", got, err)
 	}
 	got, err = Locate(t.Context(), Config{Domain: "corp.example.test", DNSServer: dns, Servers: []string{"b", "a"}})
@@ -120,7 +125,8 @@ func TestDNSAnswersWithoutADomainControllerHaveACause(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			got, err := Locate(t.Context(), Config{Domain: "corp.example.test", DNSServer: c.dns, Timeout: 500 * time.Millisecond})
+			config := Config{Domain: "corp.example.test", DNSServer: c.dns, Timeout: 500 * time.Millisecond}
+			got, err := Locate(t.Context(), config)
 			wantCause(t, err, c.want)
 			if got != nil || time.Since(start) > 3*time.Second {
 				t.Errorf("%q after %s", got, time.Since(start))

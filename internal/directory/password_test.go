@@ -33,7 +33,10 @@ func TestManagedPasswordsAreDecoded(t *testing.T) {
 		query, unchanged  time.Duration
 	}{
 		"one": {"7ea74e498e84dd8053bb7752b337c204", "", 718*time.Hour + 32*time.Minute, 718*time.Hour + 27*time.Minute},
-		"two": {"ef793e63786b6c925305dc657053131b", "c03751021cfc07b127a15f5fa55d507a", 688*time.Hour + 32*time.Minute, 688*time.Hour + 27*time.Minute},
+		"two": {
+			"ef793e63786b6c925305dc657053131b", "c03751021cfc07b127a15f5fa55d507a",
+			688*time.Hour + 32*time.Minute, 688*time.Hour + 27*time.Minute,
+		},
 	} {
 		blob := blobFile(t, name)
 		m, err := ParseManagedPassword(blob)
@@ -62,7 +65,9 @@ func TestManagedPasswordsAreDecoded(t *testing.T) {
 		}
 		held := m.Current.Reveal()
 		m.Wipe()
-		if !bytes.Equal(held, make([]byte, 256)) || len(m.Previous.Reveal()) > 0 && !bytes.Equal(m.Previous.Reveal(), make([]byte, 256)) {
+		zeros := make([]byte, 256)
+		if previous := m.Previous.Reveal(); !bytes.Equal(held, zeros) ||
+			len(previous) > 0 && !bytes.Equal(previous, zeros) {
 			t.Errorf("%s: Wipe did not overwrite all bytes", name)
 		}
 	}

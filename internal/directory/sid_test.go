@@ -26,12 +26,20 @@ func TestSIDsAndGUIDsAreDecoded(t *testing.T) {
 			t.Errorf("%s is %q, %v; want %s", in, got, err, want)
 		}
 	}
-	for _, bad := range []string{"", "01", "0105000000000005", "020100000000000512000000", "01010000000000051200000000", "0110000000000005" + hex.EncodeToString(make([]byte, 64))} {
+	for _, bad := range []string{
+		"",
+		"01",
+		"0105000000000005",
+		"020100000000000512000000",
+		"01010000000000051200000000",
+		"0110000000000005" + hex.EncodeToString(make([]byte, 64)),
+	} {
 		if got, err := sidString(unhex(t, bad)); err == nil {
 			t.Errorf("%s was accepted as %s", bad, got)
 		}
 	}
-	if got, err := guidString(unhex(t, "81d132f5f79030479b6e3eb0a6190845")); err != nil || got != "f532d181-90f7-4730-9b6e-3eb0a6190845" {
+	const guid = "f532d181-90f7-4730-9b6e-3eb0a6190845"
+	if got, err := guidString(unhex(t, "81d132f5f79030479b6e3eb0a6190845")); err != nil || got != guid {
 		t.Errorf("GUID: %q, %v", got, err)
 	}
 	for _, n := range []int{0, 15, 17} {
