@@ -89,7 +89,8 @@ func (s *transcript) search() string {
 	text := s.text.String()
 	for _, b := range s.secrets {
 		for _, form := range []string{
-			string(b), fmt.Sprintf("%x", b), strings.Trim(fmt.Sprint(b), "[]"), strings.Trim(fmt.Sprintf("%#v", b), "[]byte{}"),
+			string(b), fmt.Sprintf("%x", b), strings.Trim(fmt.Sprint(b), "[]"),
+			strings.Trim(fmt.Sprintf("%#v", b), "[]byte{}"),
 		} {
 			if len(form) > 6 && strings.Contains(text, form) {
 				return form
@@ -167,7 +168,9 @@ func try(t testing.TB, errs ...error) {
 }
 
 func TestAllStepsSucceedWithEachProtection(t *testing.T) {
-	for _, security := range []directory.Security{directory.Auto, directory.Kerberos, directory.LDAPS, directory.StartTLS} {
+	for _, security := range []directory.Security{
+		directory.Auto, directory.Kerberos, directory.LDAPS, directory.StartTLS,
+	} {
 		t.Run(string(security), func(t *testing.T) {
 			start := time.Now()
 			s := mustBind(t, corp, security)
@@ -191,9 +194,11 @@ func TestAllStepsSucceedWithEachProtection(t *testing.T) {
 				d.DNSName != corp.DNSName || d.NetBIOSName != corp.NetBIOS || d.ForestDNSName != corp.DNSName {
 				t.Errorf("%+v", d)
 			}
-			if g.Name != corp.GMSA || !strings.HasPrefix(g.SID, d.SID+"-") || !g.Enabled || g.DNSHostName != corp.GMSA+"."+corp.DNSName ||
-				!slices.Contains(g.SPNs, "HTTP/"+g.DNSHostName) || g.EncryptionTypes != ad.AES|ad.RC4 || g.PasswordInterval != 30*24*time.Hour ||
-				g.PasswordLastSet.IsZero() || !slices.Contains(g.Readers, ad.Group) || !strings.HasPrefix(g.DN, "CN="+corp.GMSA+",") {
+			if g.Name != corp.GMSA || !strings.HasPrefix(g.SID, d.SID+"-") || !g.Enabled ||
+				g.DNSHostName != corp.GMSA+"."+corp.DNSName || !slices.Contains(g.SPNs, "HTTP/"+g.DNSHostName) ||
+				g.EncryptionTypes != ad.AES|ad.RC4 || g.PasswordInterval != 30*24*time.Hour ||
+				g.PasswordLastSet.IsZero() || !slices.Contains(g.Readers, ad.Group) ||
+				!strings.HasPrefix(g.DN, "CN="+corp.GMSA+",") {
 				t.Errorf("%+v", g)
 			}
 			if len(m.Current.Reveal()) != 256 || m.Query <= m.Unchanged || m.Unchanged <= 0 {
@@ -233,13 +238,14 @@ func TestAccountStatesHaveACause(t *testing.T) {
 		prepare func(ctx context.Context, user string) error
 		want    states
 	}{
-		"valid":               {func(context.Context, string) error { return nil }, same(nil)},
-		"disabled":            {corp.Disable, same(directory.AccountDisabled)},
-		"locked":              {corp.Lock, same(directory.AccountLocked)},
-		"expired":             {corp.Expire, same(directory.AccountExpired)},
-		"password expired":    {corp.ExpirePassword, same(directory.PasswordExpired)},
-		"no hours":            {corp.RestrictLogonHours, same(directory.LogonRestricted)},
-		"another workstation": {corp.RestrictWorkstations, states{nil, directory.LogonRestricted, nil}}, // Samba's KDC ignores the workstation
+		"valid":            {func(context.Context, string) error { return nil }, same(nil)},
+		"disabled":         {corp.Disable, same(directory.AccountDisabled)},
+		"locked":           {corp.Lock, same(directory.AccountLocked)},
+		"expired":          {corp.Expire, same(directory.AccountExpired)},
+		"password expired": {corp.ExpirePassword, same(directory.PasswordExpired)},
+		"no hours":         {corp.RestrictLogonHours, same(directory.LogonRestricted)},
+		// Samba's KDC ignores the workstation.
+		"another workstation": {corp.RestrictWorkstations, states{nil, directory.LogonRestricted, nil}},
 		"must change password": {func(ctx context.Context, user string) error {
 			return corp.MustChange(ctx, user, credential.NewPassword([]byte(password)))
 		}, same(directory.MustChangePassword)},
@@ -255,8 +261,15 @@ func TestAccountStatesHaveACause(t *testing.T) {
 			t.Parallel()
 			user := "state-" + strings.ReplaceAll(name, " ", "-")
 			try(t, corp.AddUser(t.Context(), user, credential.NewPassword([]byte(password))), c.prepare(t.Context(), user))
-			for security, want := range map[directory.Security]*directory.Cause{directory.Kerberos: c.want.kerberos, directory.LDAPS: c.want.ldaps, directory.Auto: c.want.auto} {
-				_, err := bind(t, config(t, corp, security), credential.Credential{Username: user, Password: credential.NewPassword([]byte(password))})
+			for security, want := range map[directory.Security]*directory.Cause{
+				directory.Kerberos: c.want.kerberos,
+				directory.LDAPS:    c.want.ldaps,
+				directory.Auto:     c.want.auto,
+			} {
+				_, err := bind(t, config(t, corp, security), credential.Credential{
+					Username: user,
+					Password: credential.NewPassword([]byte(password)),
+				})
 				wantCause(t, err, want)
 			}
 		})
@@ -288,7 +301,9 @@ func TestGMSAStatesHaveACause(t *testing.T) {
 		return err
 	}
 	t.Run("not found", func(t *testing.T) {
-		for _, name := range []string{"nosuch", "", "$", "*", "web*", "web01)(x=", `we\b01`, other.GMSA, strings.Repeat("x", 5000)} {
+		for _, name := range []string{
+			"nosuch", "", "$", "*", "web*", "web01)(x=", `we\b01`, other.GMSA, strings.Repeat("x", 5000),
+		} {
 			wantCause(t, read(t, name), directory.GMSANotFound)
 		}
 	})
@@ -329,7 +344,8 @@ func TestGMSAStatesHaveACause(t *testing.T) {
 		before := managedPassword(t, s, "rolled")
 		try(t, corp.RollManagedPassword(t.Context(), "rolled"))
 		after := managedPassword(t, s, "rolled")
-		if !bytes.Equal(after.Previous.Reveal(), before.Current.Reveal()) || bytes.Equal(after.Current.Reveal(), before.Current.Reveal()) {
+		old := before.Current.Reveal()
+		if !bytes.Equal(after.Previous.Reveal(), old) || bytes.Equal(after.Current.Reveal(), old) {
 			t.Error("the old current password is not the new previous password")
 		}
 		k, err := s.TicketAs(t.Context(), "rolled", after)
@@ -337,11 +353,13 @@ func TestGMSAStatesHaveACause(t *testing.T) {
 			t.Errorf("%+v, %v", k, err)
 		}
 		// This is the state in the minutes before a change: the current password is not valid yet.
-		k, err = s.TicketAs(t.Context(), "rolled", &directory.ManagedPassword{Current: credential.NewPassword(bytes.Repeat([]byte{'x', 0}, 128)), Previous: after.Current})
+		invalid := credential.NewPassword(bytes.Repeat([]byte{'x', 0}, 128))
+		next := &directory.ManagedPassword{Current: invalid, Previous: after.Current}
+		k, err = s.TicketAs(t.Context(), "rolled", next)
 		if err != nil || !k.Previous {
 			t.Errorf("%+v, %v", k, err)
 		}
-		_, err = s.TicketAs(t.Context(), "rolled", &directory.ManagedPassword{Current: credential.NewPassword(bytes.Repeat([]byte{'x', 0}, 128))})
+		_, err = s.TicketAs(t.Context(), "rolled", &directory.ManagedPassword{Current: invalid})
 		wantCause(t, err, directory.KDCRefused)
 	})
 	t.Run("odd names", func(t *testing.T) {
@@ -352,7 +370,8 @@ func TestGMSAStatesHaveACause(t *testing.T) {
 				t.Errorf("%q: %+v, %v", name, g, err)
 				continue
 			}
-			if k, err := s.TicketAs(t.Context(), name, managedPassword(t, s, name)); err != nil || !strings.HasPrefix(k.Client, name+"$@") {
+			k, err := s.TicketAs(t.Context(), name, managedPassword(t, s, name))
+			if err != nil || !strings.HasPrefix(k.Client, name+"$@") {
 				t.Errorf("%q: %+v, %v", name, k, err)
 			}
 		}
@@ -361,10 +380,17 @@ func TestGMSAStatesHaveACause(t *testing.T) {
 
 func TestUsersOfAnyNameAndPassword(t *testing.T) {
 	t.Parallel()
-	for user, secret := range map[string]string{"jürgen": "Päss-wörd-1 ", "o'neil (x)": `Quo"te\'d-1`, "密码": "密码-Passwort-1", "dot.ted-1_2": "𝄞-Musik-12345", "UPPER": strings.Repeat("Long-pässword-1 ", 16)} {
+	for user, secret := range map[string]string{
+		"jürgen":      "Päss-wörd-1 ",
+		"o'neil (x)":  `Quo"te\'d-1`,
+		"密码":          "密码-Passwort-1",
+		"dot.ted-1_2": "𝄞-Musik-12345",
+		"UPPER":       strings.Repeat("Long-pässword-1 ", 16),
+	} {
 		try(t, corp.AddUser(t.Context(), user, credential.NewPassword([]byte(secret))))
 		for _, security := range []directory.Security{directory.Kerberos, directory.LDAPS} {
-			_, err := bind(t, config(t, corp, security), credential.Credential{Username: user, Password: credential.NewPassword([]byte(secret))})
+			account := credential.Credential{Username: user, Password: credential.NewPassword([]byte(secret))}
+			_, err := bind(t, config(t, corp, security), account)
 			if err != nil {
 				t.Errorf("%q, %s: %v", user, security, err)
 			}
@@ -410,13 +436,34 @@ func TestUnreachableDomainControllersHaveACause(t *testing.T) {
 		want   *directory.Cause
 		text   string
 	}{
-		"unknown domain":                 {func(c *directory.Config) { c.Domain = "nosuch." + corp.DNSName }, directory.DNSNotFound, "_ldap._tcp.dc._msdcs.nosuch."},
-		"DNS server that does not run":   {func(c *directory.Config) { c.DNSServer = unused }, directory.DNSUnreachable, unused},
-		"unknown host":                   {func(c *directory.Config) { c.Servers = []string{"dc9." + corp.DNSName} }, directory.DNSNotFound, "dc9."},
-		"host where nothing listens":     {func(c *directory.Config) { c.Servers = []string{unused} }, directory.DCUnreachable, "nothing listens on TCP port 389"},
-		"CA of another domain":           {func(c *directory.Config) { c.RootCAs, c.Security = config(t, other, "").RootCAs, directory.LDAPS }, directory.CertificateNotTrusted, "unknown authority"},
-		"CA of another domain, StartTLS": {func(c *directory.Config) { c.RootCAs, c.Security = config(t, other, "").RootCAs, directory.StartTLS }, directory.CertificateNotTrusted, "unknown authority"},
-		"CA of another domain, auto":     {func(c *directory.Config) { c.RootCAs = config(t, other, "").RootCAs }, nil, ""},
+		"unknown domain": {
+			func(c *directory.Config) { c.Domain = "nosuch." + corp.DNSName },
+			directory.DNSNotFound, "_ldap._tcp.dc._msdcs.nosuch.",
+		},
+		"DNS server that does not run": {
+			func(c *directory.Config) { c.DNSServer = unused },
+			directory.DNSUnreachable, unused,
+		},
+		"unknown host": {
+			func(c *directory.Config) { c.Servers = []string{"dc9." + corp.DNSName} },
+			directory.DNSNotFound, "dc9.",
+		},
+		"host where nothing listens": {
+			func(c *directory.Config) { c.Servers = []string{unused} },
+			directory.DCUnreachable, "nothing listens on TCP port 389",
+		},
+		"CA of another domain": {
+			func(c *directory.Config) { c.RootCAs, c.Security = config(t, other, "").RootCAs, directory.LDAPS },
+			directory.CertificateNotTrusted, "unknown authority",
+		},
+		"CA of another domain, StartTLS": {
+			func(c *directory.Config) { c.RootCAs, c.Security = config(t, other, "").RootCAs, directory.StartTLS },
+			directory.CertificateNotTrusted, "unknown authority",
+		},
+		"CA of another domain, auto": {
+			func(c *directory.Config) { c.RootCAs = config(t, other, "").RootCAs },
+			nil, "",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
