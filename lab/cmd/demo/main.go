@@ -1,6 +1,7 @@
-// Command demo shows the product as its users meet it, on one machine: three charts installed with helm on a real control plane,
-// accounts in a real Active Directory, the Windows programs under Wine, pods that want a gMSA, and an emulator in place of
-// ccg.exe. It ends with what was proven and how long each step took, and leaves nothing running.
+// Command demo shows the product in use, on one machine. It installs the three charts with Helm on a real control
+// plane, creates accounts in a real Active Directory and pods that use a gMSA, and runs the Windows programs under
+// Wine. An emulator replaces ccg.exe. At the end it prints the time of each step and what was verified. It leaves
+// nothing running.
 package main
 
 import (
@@ -26,14 +27,15 @@ import (
 
 const (
 	namespace = "cattle-windows-gmsa-system"
+	release   = namespace + "/web"
 	input     = namespace + ":web-creds"
-	// A node cannot give itself a label below this prefix.
-	label    = "node-restriction.kubernetes.io/gmsa-account"
+	// A node cannot set a label with this prefix on itself.
+	label    = "node-restriction.kubernetes.io/gmsa-account=web"
 	selector = `nodeSelector.node-restriction\.kubernetes\.io/gmsa-account=web`
 )
 
 func main() {
-	keep := flag.String("logs", "", "keep the lab's files, logs included, in this directory")
+	keep := flag.String("logs", "", "directory in which to keep the lab's files, including logs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	d := &demo{began: time.Now()}
@@ -45,30 +47,30 @@ func main() {
 	}
 }
 
-// demo remembers the steps for the summary.
+// demo collects the steps for the summary.
 type demo struct {
 	began time.Time
 	steps []step
 }
 
 type step struct {
-	what   string
-	proven string // empty: it was only preparation
-	took   time.Duration
+	what     string
+	verified string // empty for a preparation
+	took     time.Duration
 }
 
-// do runs one step and shows that it goes on.
-func (d *demo) do(what string, f func() (proven string, err error)) error {
+// do announces one step and runs it.
+func (d *demo) do(what string, f func() (verified string, err error)) error {
 	fmt.Printf("-> %s\n", what)
 	began := time.Now()
-	proven, err := f()
+	verified, err := f()
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if proven != "" {
-		fmt.Printf("   %s\n", proven)
+	if verified != "" {
+		fmt.Printf("   %s\n", verified)
 	}
-	d.steps = append(d.steps, step{what, proven, time.Since(began)})
+	d.steps = append(d.steps, step{what, verified, time.Since(began)})
 	return nil
 }
 
@@ -79,7 +81,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			return err
 		}
 		defer func() {
-			// A log that explains a failure outlives it.
+			// After a failure, the logs are needed.
 			if err == nil {
 				err = os.RemoveAll(dir)
 			} else {
@@ -88,7 +90,8 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 		}()
 	}
 	var c *cluster.Cluster
-	if err := d.do("Start a control plane, a registry with the image, the Windows nodes win-1, win-2, win-3 (Wine) and linux-1", func() (string, error) {
+	start := "Start a control plane, a registry with the image, three Windows nodes (Wine) and one Linux node"
+	if err := d.do(start, func() (string, error) {
 		c, err = cluster.StartStandard(ctx, dir)
 		return "", err
 	}); err != nil {
@@ -97,8 +100,9 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	defer c.Stop()
 
 	var corp *ad.Domain
-	var granting string // the command that a denial ends with
-	if err := d.do("Start an Active Directory: a domain controller of corp.example.com (Samba) with the gMSA web01, which gmsa-reader may read", func() (string, error) {
+	var grant string // the command at the end of a denial
+	startAD := "Start a domain controller of corp.example.com (Samba) with the gMSA web01 and the account gmsa-reader"
+	if err := d.do(startAD, func() (string, error) {
 		if err := c.StartAD(ctx); err != nil {
 			return "", err
 		}
@@ -112,50 +116,53 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	plugin := cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: namespace, Name: cluster.Installer}
 	web := cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: namespace, Name: "web"}
 	account := []string{"--domain", corp.DNSName, "--username", corp.Reader.Username, "--password-file", "password.txt"}
+	flags := strings.Join(account, " ")
+	rotate := "gmsactl account rotate " + release + " --password-file password.txt"
 	for _, step := range []struct {
 		what string
 		do   func() (string, error)
 	}{
 		{"helm install " + cluster.Installer, func() (string, error) {
 			_, err := plugin.Install(ctx)
-			return "on all three Windows nodes the plugin is registered, was activated out of process, and its self-test answered", err
+			return "the plugin is registered on all three Windows nodes, and its self-test passed", err
 		}},
 		{"helm install " + cluster.Webhook, func() (string, error) {
 			_, err := hook.Install(ctx)
-			return "two replicas on linux-1 made their certificate, and the API server trusts it; it knows GMSACredentialSpecs now", err
+			return "two replicas run on linux-1, the API server trusts their certificate, and the CRD is installed", err
 		}},
-		{"kubectl label node win-1 win-3 " + label + "=web; helm install web " + cluster.Provider + " for these nodes", func() (string, error) {
-			if err := errors.Join(c.Label(ctx, "win-1", label+"=web"), c.Label(ctx, "win-3", label+"=web")); err != nil {
+		{"kubectl label node win-1 win-3 " + label + "; helm install web " + cluster.Provider, func() (string, error) {
+			if err := errors.Join(c.Label(ctx, "win-1", label), c.Label(ctx, "win-3", label)); err != nil {
 				return "", err
 			}
 			_, err := web.Install(ctx, "--set", selector)
-			return "the Account Provider is ready on win-1 and win-3, and waits for its Secret", err
+			return "the Account Provider is ready on win-1 and win-3, and its Secret does not exist yet", err
 		}},
-		{"gmsactl credspec create --gmsa web01 --account " + namespace + "/web " + strings.Join(account, " ") + " --apply", func() (string, error) {
+		{"gmsactl credspec create --apply --gmsa web01 --account " + release + " " + flags, func() (string, error) {
 			if err := writePassword(c, corp.Reader.Password); err != nil {
 				return "", err
 			}
-			out, err := c.Gmsactl(ctx, append([]string{"credspec", "create", "--gmsa", corp.GMSA, "--account", namespace + "/web", "--apply"}, account...)...)
-			return "the credential spec is made over LDAP, from Linux: " + line(out, "created"), err
+			args := []string{"credspec", "create", "--gmsa", corp.GMSA, "--account", release, "--apply"}
+			out, err := c.Gmsactl(ctx, append(args, account...)...)
+			return "the credential spec was created over LDAP, from Linux: " + line(out, "created"), err
 		}},
-		{"A pod that names web01, for win-1, whose ServiceAccount may not use it", func() (string, error) {
+		{"Create a pod that uses web01 on win-1; its ServiceAccount lacks the permission", func() (string, error) {
 			if _, err := c.Run(ctx, tools.Kubectl, "create", "serviceaccount", "web"); err != nil {
 				return "", err
 			}
 			out, err := createPod(ctx, c, "app", "win-1")
 			if err == nil {
-				return "", fmt.Errorf("the pod was let in:\n%s", out)
+				return "", fmt.Errorf("the pod was allowed:\n%s", out)
 			}
 			fmt.Print(indent(out))
-			_, grant, ok := strings.Cut(out, "echo ")
+			_, command, ok := strings.Cut(out, "echo ")
 			if !ok {
-				return "", fmt.Errorf("the denial has no command in it:\n%s", out)
+				return "", fmt.Errorf("the denial contains no command:\n%s", out)
 			}
-			granting = "echo " + strings.TrimSpace(grant)
-			return "the pod is denied, and the denial ends with the command that grants the right", nil
+			grant = "echo " + strings.TrimSpace(command)
+			return "the pod is denied, and the denial ends with the command that grants the permission", nil
 		}},
-		{"That command, as it was printed, and the same pod again, before the Secret exists", func() (string, error) {
-			if out, err := shell(ctx, c, granting); err != nil {
+		{"Run that command as printed and create the pod again; the Secret does not exist yet", func() (string, error) {
+			if out, err := shell(ctx, c, grant); err != nil {
 				return "", fmt.Errorf("%w\n%s", err, out)
 			}
 			out, err := createPod(ctx, c, "app", "win-1")
@@ -164,45 +171,47 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			}
 			fmt.Print(indent(out))
 			if !strings.Contains(out, "Warning: ") {
-				return "", errors.New("kubectl showed no warning that the Secret is missing")
+				return "", errors.New("kubectl printed no warning about the missing Secret")
 			}
 			message, err := c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
-			return "the pod is let in with a warning; on the node it does not start, and says why: " + message, err
+			return "the pod is allowed with a warning but does not start; its status shows: " + message, err
 		}},
-		{"gmsactl account create " + namespace + "/web " + strings.Join(account, " "), func() (string, error) {
-			out, err := c.Gmsactl(ctx, append([]string{"account", "create", namespace + "/web", "--gmsa", corp.GMSA}, account...)...)
-			return "the password was proven to Active Directory before it was written: " + line(out, "created"), err
+		{"gmsactl account create " + release + " " + flags, func() (string, error) {
+			args := []string{"account", "create", release, "--gmsa", corp.GMSA}
+			out, err := c.Gmsactl(ctx, append(args, account...)...)
+			return "the password was verified with Active Directory, then written: " + line(out, "created"), err
 		}},
-		{"The same pod starts, without anybody touching it", func() (string, error) {
+		{"The same pod starts without a further command", func() (string, error) {
 			if err := c.WaitForPod(ctx, "default", "app", time.Minute); err != nil {
 				return "", err
 			}
 			return ticket(ctx, c, "win-1")
 		}},
-		{"A second pod is scheduled to win-2, which the release's nodeSelector leaves out", func() (string, error) {
+		{"Create a second pod on win-2, which the release's nodeSelector excludes", func() (string, error) {
 			if _, err := createPod(ctx, c, "outside", "win-2"); err != nil {
 				return "", err
 			}
 			message, err := c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
-			return "a node outside the nodeSelector has nothing to give: " + message, err
+			return "a node outside the nodeSelector provides no credentials: " + message, err
 		}},
 		{"gmsactl verify web01 --node win-1", func() (string, error) {
 			out, err := c.Gmsactl(ctx, "verify", corp.GMSA, "--node", "win-1")
 			fmt.Print(indent(out))
-			return "every link holds, from the credential spec to a Kerberos ticket of the gMSA, and on the node", err
+			return "all checks passed, from the credential spec to a Kerberos ticket of the gMSA, and on the node", err
 		}},
-		{"The account's password changes in Active Directory; gmsactl account rotate " + namespace + "/web --password-file password.txt", func() (string, error) {
+		{"Change the account's password in Active Directory; " + rotate, func() (string, error) {
 			if err := corp.SetPassword(ctx, corp.Reader.Username, ad.NewPassword()); err != nil {
 				return "", err
 			}
 			if out, err := c.Gmsactl(ctx, "verify", corp.GMSA); err == nil {
-				return "", fmt.Errorf("the old password still counts:\n%s", out)
+				return "", fmt.Errorf("the old password is still valid:\n%s", out)
 			}
 			if err := writePassword(c, corp.Reader.Password); err != nil {
 				return "", err
 			}
 			began := time.Now()
-			if _, err := c.Gmsactl(ctx, "account", "rotate", namespace+"/web", "--password-file", "password.txt"); err != nil {
+			args := []string{"account", "rotate", release, "--password-file", "password.txt"}
+			if _, err := c.Gmsactl(ctx, args...); err != nil {
 				return "", err
 			}
 			for _, node := range []string{"win-1", "win-3"} {
@@ -210,9 +219,10 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 					return "", err
 				}
 			}
-			return fmt.Sprintf("ccg on both nodes gets tickets with the new password %.1f s after the Secret was written (a copy serves for 5 s)", time.Since(began).Seconds()), nil
+			return fmt.Sprintf("both nodes get tickets with the new password %.1f s after the Secret was written "+
+				"(cached credentials are at most 5 s old)", time.Since(began).Seconds()), nil
 		}},
-		{"Active Directory rolls the gMSA's own password, while a gMSA lives on win-1", func() (string, error) {
+		{"Active Directory changes the managed password while a gMSA is in use on win-1", func() (string, error) {
 			contents, err := credentialSpec(ctx, c)
 			if err != nil {
 				return "", err
@@ -228,34 +238,36 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
 			a, err := living.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches > 0 && a.Error == "" })
-			return fmt.Sprintf("ccg asked the plugin again and read the new managed password; it has had %d tickets by now", a.Tickets), err
+			return fmt.Sprintf("the emulator called the plugin again, read the new managed password and got %d tickets",
+				a.Tickets), err
 		}},
-		{"helm upgrade web, while ccg on win-1 calls 20 times a second", func() (string, error) {
+		{"helm upgrade web, while the emulator on win-1 calls the plugin 20 times per second", func() (string, error) {
 			end, err := c.Node("win-1").Load(ctx, input)
 			if err != nil {
 				return "", err
 			}
 			_, err = web.Install(ctx, "--set", selector, "--set", "log.level=debug")
 			r, loadErr := end()
-			return fmt.Sprintf("all %d calls were answered while the pods were replaced", r.Calls), errors.Join(err, loadErr)
+			return fmt.Sprintf("all %d calls succeeded during the upgrade", r.Calls), errors.Join(err, loadErr)
 		}},
-		{"Somebody writes CORP\\gmsa-reader into the Secret; gmsactl doctor", func() (string, error) {
+		{"Write the wrong user name CORP\\gmsa-reader into the Secret; gmsactl doctor", func() (string, error) {
 			if err := patchUsername(ctx, c, `CORP\gmsa-reader`); err != nil {
 				return "", err
 			}
 			out, err := c.Gmsactl(ctx, "doctor")
 			fmt.Print(indent(out))
 			if err == nil || !strings.Contains(out, "(secret-invalid)") {
-				return "", fmt.Errorf("doctor did not name it: %w", err)
+				return "", fmt.Errorf("doctor did not report secret-invalid: %w", err)
 			}
-			return "doctor names the Secret, the key and the command that mends it", patchUsername(ctx, c, corp.Reader.Username)
+			return "doctor reports the Secret, the key and the command that fixes it",
+				patchUsername(ctx, c, corp.Reader.Username)
 		}},
 		{"helm uninstall all three; kubectl delete pods", func() (string, error) {
 			if _, err := c.Run(ctx, tools.Kubectl, "delete", "pod", "app", "outside"); err != nil {
 				return "", err
 			}
-			for _, release := range []cluster.Release{web, plugin, hook} {
-				if _, err := release.Uninstall(ctx); err != nil {
+			for _, r := range []cluster.Release{web, plugin, hook} {
+				if _, err := r.Uninstall(ctx); err != nil {
 					return "", err
 				}
 			}
@@ -268,7 +280,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 				return "", err
 			}
 			_, err := c.Run(ctx, tools.Kubectl, "get", "secret", "web-creds", "--namespace", namespace)
-			return "no key and no file is left on any node; the Secret and the GMSACredentialSpec, which are the user's, are still there", err
+			return "nothing is left on any node; the user's Secret and GMSACredentialSpec still exist", err
 		}},
 	} {
 		if err := ctx.Err(); err != nil {
@@ -281,7 +293,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 	return nil
 }
 
-// createPod creates, with kubectl, a pod that names the credential spec web01, and returns what kubectl printed.
+// createPod creates a pod with the credential spec name web01, and returns kubectl's output.
 func createPod(ctx context.Context, c *cluster.Cluster, name, node string) (string, error) {
 	manifest := filepath.Join(c.Dir, name+".yaml")
 	if err := os.WriteFile(manifest, fmt.Appendf(nil, `apiVersion: v1
@@ -304,7 +316,7 @@ spec:
 	return c.Run(ctx, tools.Kubectl, "create", "-f", manifest)
 }
 
-// shell runs a line as an administrator would.
+// shell runs a command line as an administrator.
 func shell(ctx context.Context, c *cluster.Cluster, line string) (string, error) {
 	cmd, err := c.Shell(ctx, line)
 	if err != nil {
@@ -314,8 +326,8 @@ func shell(ctx context.Context, c *cluster.Cluster, line string) (string, error)
 	return string(out), err
 }
 
-// ticket has the emulator do once more what it does when a pod starts, and tells of the ticket. An answer from before a
-// change of the Secret may come for 5 seconds.
+// ticket lets the emulator do what it does when a pod starts, and describes the Kerberos ticket. For 5 seconds after a
+// change of the Secret, the provider can return the old credentials.
 func ticket(ctx context.Context, c *cluster.Cluster, node string) (string, error) {
 	contents, err := credentialSpec(ctx, c)
 	if err != nil {
@@ -324,24 +336,25 @@ func ticket(ctx context.Context, c *cluster.Cluster, node string) (string, error
 	var a winnode.Answer
 	err = cluster.Eventually(ctx, 15*time.Second, func() error {
 		if a, err = c.Node(node).Stage.FetchSpec(ctx, contents); err == nil && a.Ticket == nil {
-			err = fmt.Errorf("ccg on %s got %+v", node, a)
+			err = fmt.Errorf("the emulator on %s got %+v", node, a)
 		}
 		return err
 	})
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("ccg on %s read the managed password as %s, and has a Kerberos ticket: %s for %s, %s, until %s", node, a.Username,
-		a.Ticket.Service, a.Ticket.Client, a.Ticket.EncryptionType, a.Ticket.End.UTC().Format(time.DateTime)+" UTC"), nil
+	return fmt.Sprintf("the emulator on %s read the managed password as %s and got a Kerberos ticket: "+
+		"%s for %s, %s, until %s UTC", node, a.Username, a.Ticket.Service, a.Ticket.Client, a.Ticket.EncryptionType,
+		a.Ticket.End.UTC().Format(time.DateTime)), nil
 }
 
-// credentialSpec reads the contents of the GMSACredentialSpec that gmsactl made.
+// credentialSpec reads the credential spec that gmsactl created.
 func credentialSpec(ctx context.Context, c *cluster.Cluster) ([]byte, error) {
 	contents, err := c.Run(ctx, tools.Kubectl, "get", "gmsacredentialspec", "web01", "--output", "jsonpath={.credspec}")
 	return []byte(contents), err
 }
 
-// writePassword puts the account's password where the commands of the demo read it.
+// writePassword writes the account's password to the file that the demo's commands read.
 func writePassword(c *cluster.Cluster, p credential.Password) error {
 	return os.WriteFile(filepath.Join(c.Dir, "password.txt"), p.Reveal(), 0o600)
 }
@@ -357,7 +370,7 @@ func patchUsername(ctx context.Context, c *cluster.Cluster, name string) error {
 	return err
 }
 
-// line is the line of a program's output that holds a word.
+// line is the first line of out that contains word.
 func line(out, word string) string {
 	for l := range strings.Lines(out) {
 		if strings.Contains(l, word) {
@@ -376,15 +389,16 @@ func (d *demo) summary(err error) {
 	for _, s := range d.steps {
 		fmt.Printf("%6.1f s  %s\n", s.took.Seconds(), s.what)
 	}
-	fmt.Printf("%6.1f s  in all, clean-up included\n\n", time.Since(d.began).Seconds())
+	fmt.Printf("%6.1f s  in total, including clean-up\n\n", time.Since(d.began).Seconds())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "The demo failed:", strings.TrimSpace(err.Error()))
 		return
 	}
-	fmt.Println("Proven, with a real control plane, real helm, a real Active Directory and the Windows binaries under Wine; ccg.exe and the kubelet\nare the lab's own:")
+	fmt.Println("Verified with a real control plane, Helm, a real Active Directory and Windows binaries under Wine.")
+	fmt.Println("The lab emulates ccg.exe and the kubelet.")
 	for _, s := range d.steps {
-		if s.proven != "" {
-			fmt.Printf("  - %s\n", s.proven)
+		if s.verified != "" {
+			fmt.Printf("  - %s\n", s.verified)
 		}
 	}
 }
