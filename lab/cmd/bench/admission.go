@@ -32,9 +32,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// admission prints what the webhook adds to the making of a pod: /mutate and then /validate, as the API server asks them, of a
-// replica that runs beside the API server. (Those in the lab's pods reach it through a relay of the lab's kubelet.) The floor is the
-// questions that a webhook with nothing remembered asks of the API server.
+// admission prints the time that the webhook adds to the creation of a pod: one request to /mutate and one to
+// /validate. The replica is a process next to the API server, because pods of the lab reach the API server only through
+// the lab's kubelet. The baseline is the requests that a webhook without a cache sends to the API server.
 func admission(ctx context.Context, dir string) error {
 	dir = filepath.Join(dir, "admission")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -50,7 +50,8 @@ func admission(ctx context.Context, dir string) error {
 	}
 	const namespace = "gmsa-system"
 	for chart, name := range map[string]string{cluster.Webhook: cluster.Webhook, cluster.Provider: "web"} {
-		if _, err := (cluster.Release{Cluster: c, Chart: chart, Namespace: namespace, Name: name}).Install(ctx); err != nil {
+		release := cluster.Release{Cluster: c, Chart: chart, Namespace: namespace, Name: name}
+		if _, err := release.Install(ctx); err != nil {
 			return err
 		}
 	}
@@ -58,8 +59,11 @@ func admission(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(c.PutSecret(ctx, namespace, "web-creds", "secret"), c.PutCredentialSpec(ctx, "web01", contents),
-		c.GrantUse(ctx, "web01", "default", "default")); err != nil {
+	if err := errors.Join(
+		c.PutSecret(ctx, namespace, "web-creds", "secret"),
+		c.PutCredentialSpec(ctx, "web01", contents),
+		c.GrantUse(ctx, "web01", "default", "default"),
+	); err != nil {
 		return err
 	}
 	replica, err := startReplica(ctx, c, namespace, dir)
@@ -76,37 +80,53 @@ func admission(ctx context.Context, dir string) error {
 		return err
 	}
 	reviews := func() error {
-		_, err := replica.ask(ctx, "/mutate", mutate)
+		_, err := replica.send(ctx, "/mutate", mutate)
 		if err == nil {
-			_, err = replica.ask(ctx, "/validate", validate)
+			_, err = replica.send(ctx, "/validate", validate)
 		}
 		return err
 	}
 	client := c.ControlPlane.Client()
-	questions := func() error {
+	baseline := func() error {
 		get := func() error {
-			return client.CoreV1().RESTClient().Get().AbsPath("/apis/windows.k8s.io/v1/gmsacredentialspecs/web01").Do(ctx).Error()
+			const path = "/apis/windows.k8s.io/v1/gmsacredentialspecs/web01"
+			return client.CoreV1().RESTClient().Get().AbsPath(path).Do(ctx).Error()
 		}
 		sar := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User: "system:serviceaccount:default:default", Groups: []string{"system:serviceaccounts"},
-			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "default", Verb: "use", Group: "windows.k8s.io", Resource: "gmsacredentialspecs", Name: "web01"},
+			User:   "system:serviceaccount:default:default",
+			Groups: []string{"system:serviceaccounts"},
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: "default",
+				Verb:      "use",
+				Group:     "windows.k8s.io",
+				Resource:  "gmsacredentialspecs",
+				Name:      "web01",
+			},
 		}}
 		if err := errors.Join(get(), get()); err != nil {
 			return err
 		}
-		if _, err := client.AuthorizationV1().SubjectAccessReviews().Create(ctx, sar, metav1.CreateOptions{}); err != nil {
+		accessReviews := client.AuthorizationV1().SubjectAccessReviews()
+		if _, err := accessReviews.Create(ctx, sar, metav1.CreateOptions{}); err != nil {
 			return err
 		}
-		// This one is always refused: see docs/security.md.
-		_, _ = client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, "gmsa-secret-web-creds", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-			BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Secret", Name: "web-creds", UID: "none"},
-		}}, metav1.CreateOptions{})
+		// The API server always rejects this request: see docs/security.md.
+		token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			BoundObjectRef: &authenticationv1.BoundObjectReference{
+				APIVersion: "v1",
+				Kind:       "Secret",
+				Name:       "web-creds",
+				UID:        "none",
+			},
+		}}
+		accounts := client.CoreV1().ServiceAccounts(namespace)
+		_, _ = accounts.CreateToken(ctx, "gmsa-secret-web-creds", token, metav1.CreateOptions{})
 		return nil
 	}
 	for _, clients := range []int{1, 8} {
 		times := map[string][]time.Duration{}
 		for round := range rounds {
-			for name, call := range map[string]func() error{"floor": questions, "reviews": reviews} {
+			for name, call := range map[string]func() error{"baseline": baseline, "reviews": reviews} {
 				t, err := measure(ctx, clients, call)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
@@ -121,41 +141,51 @@ func admission(ctx context.Context, dir string) error {
 		if clients == 1 {
 			p50, p99 = "3 ms", "15 ms"
 		}
-		beside(what+"p50", median(times["reviews"]), median(times["floor"]), p50)
-		beside(what+"p99", percentile(times["reviews"], 99), percentile(times["floor"], 99), p99)
+		latency(what+"p50", median(times["reviews"]), median(times["baseline"]), p50)
+		latency(what+"p99", percentile(times["reviews"], 99), percentile(times["baseline"], 99), p99)
 	}
 	time.Sleep(10 * time.Second)
-	value("webhook at rest after all these reviews, resident memory", fmt.Sprintf("%.1f MiB", rss(replica.process.PID())), "30 MiB")
+	memory := fmt.Sprintf("%.1f MiB", rss(replica.process.PID()))
+	value("webhook, idle after these requests, resident memory", memory, "30 MiB")
 	return nil
 }
 
-// replica is one process of the webhook, and how it is asked.
+// replica is a webhook process and a client for it.
 type replica struct {
 	process *child.Process
 	address string
 	client  *http.Client
 }
 
-// startReplica starts a replica beside those of the installed chart, as their ServiceAccount and with their certificate.
+// startReplica starts a replica with the ServiceAccount and the certificate of the installed release.
 func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string) (*replica, error) {
 	core := c.ControlPlane.Client().CoreV1()
-	token, err := core.ServiceAccounts(namespace).CreateToken(ctx, cluster.Webhook, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	request := &authenticationv1.TokenRequest{}
+	token, err := core.ServiceAccounts(namespace).CreateToken(ctx, cluster.Webhook, request, metav1.CreateOptions{})
 	if err != nil {
 		return nil, err
 	}
 	account := filepath.Join(dir, "replica/var/run/secrets/kubernetes.io/serviceaccount")
-	if err := errors.Join(os.MkdirAll(account, 0o700), os.WriteFile(filepath.Join(account, "token"), []byte(token.Status.Token), 0o600),
-		os.WriteFile(filepath.Join(account, "ca.crt"), c.ControlPlane.CA, 0o600)); err != nil {
+	if err := errors.Join(
+		os.MkdirAll(account, 0o700),
+		os.WriteFile(filepath.Join(account, "token"), []byte(token.Status.Token), 0o600),
+		os.WriteFile(filepath.Join(account, "ca.crt"), c.ControlPlane.CA, 0o600),
+	); err != nil {
 		return nil, err
 	}
 	server, err := url.Parse(c.ControlPlane.Server)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(filepath.Join(winnode.Dist(), "gmsa-webhook"), "run", "--namespace", namespace, "--service", cluster.Webhook,
+	cmd := exec.Command(filepath.Join(winnode.Dist(), "gmsa-webhook"), "run",
+		"--namespace", namespace, "--service", cluster.Webhook,
 		"--mutating-configuration", cluster.Webhook, "--validating-configuration", cluster.Webhook,
 		"--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--shutdown-delay", "0s", "--log-format", "json")
-	cmd.Env = []string{"KUBERNETES_SERVICE_HOST=" + server.Hostname(), "KUBERNETES_SERVICE_PORT=" + server.Port(), "CONTAINER_SANDBOX_MOUNT_POINT=" + filepath.Join(dir, "replica")}
+	cmd.Env = []string{
+		"KUBERNETES_SERVICE_HOST=" + server.Hostname(),
+		"KUBERNETES_SERVICE_PORT=" + server.Port(),
+		"CONTAINER_SANDBOX_MOUNT_POINT=" + filepath.Join(dir, "replica"),
+	}
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err
@@ -167,11 +197,11 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 	var at struct{ Reviews, Health string }
 	lines := bufio.NewScanner(log)
 	for at.Health == "" && lines.Scan() {
-		_ = json.Unmarshal(lines.Bytes(), &at) // other lines have neither
+		_ = json.Unmarshal(lines.Bytes(), &at) // other lines have neither field
 	}
 	if at.Health == "" {
 		stop(process)
-		return nil, fmt.Errorf("gmsa-webhook ended before it served: %w", process.Err)
+		return nil, fmt.Errorf("gmsa-webhook exited during start: %w", process.Err)
 	}
 	go func() { _, _ = io.Copy(io.Discard, log) }()
 	if err := cluster.Eventually(ctx, time.Minute, func() error {
@@ -196,19 +226,25 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
 	return &replica{process, at.Reviews, &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"}, MaxIdleConnsPerHost: 16,
+		TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"},
+		MaxIdleConnsPerHost: 16,
 	}}}, nil
 }
 
-// typicalPod is a pod as the API server sends it, defaults and all, without contents.
+// typicalPod is a pod as the API server sends it, with defaults and without an inline credential spec.
 func typicalPod(ctx context.Context, c *cluster.Cluster) (*corev1.Pod, error) {
 	name := "web01"
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app"}, Spec: corev1.PodSpec{
-		NodeSelector:    map[string]string{"kubernetes.io/os": "windows"},
-		SecurityContext: &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}},
-		Containers:      []corev1.Container{{Name: "app", Image: c.AppImage()}},
-	}}
-	pod, err := c.ControlPlane.Client().CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	windows := &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app"},
+		Spec: corev1.PodSpec{
+			NodeSelector:    map[string]string{"kubernetes.io/os": "windows"},
+			SecurityContext: &corev1.PodSecurityContext{WindowsOptions: windows},
+			Containers:      []corev1.Container{{Name: "app", Image: c.AppImage()}},
+		},
+	}
+	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	pod, err := c.ControlPlane.Client().CoreV1().Pods("default").Create(ctx, pod, dryRun)
 	if err != nil {
 		return nil, err
 	}
@@ -216,23 +252,23 @@ func typicalPod(ctx context.Context, c *cluster.Cluster) (*corev1.Pod, error) {
 	return pod, nil
 }
 
-// reviewsOf are the two reviews of a pod as the API server sends them: as its user wrote it, and with what the first changes.
+// reviewsOf are the two admission requests for a pod: the pod as the user created it, and the pod after the mutation.
 func reviewsOf(ctx context.Context, r *replica, pod *corev1.Pod) (mutate, validate []byte, _ error) {
 	mutate, err := review(pod)
 	if err != nil {
 		return nil, nil, err
 	}
-	answer, err := r.ask(ctx, "/mutate", mutate)
+	answer, err := r.send(ctx, "/mutate", mutate)
 	if err != nil {
 		return nil, nil, err
 	}
-	var said admissionv1.AdmissionReview
-	if err := json.Unmarshal(answer, &said); err != nil {
+	var mutated admissionv1.AdmissionReview
+	if err := json.Unmarshal(answer, &mutated); err != nil {
 		return nil, nil, err
 	}
 	var patch []struct{ Value string }
-	if err := json.Unmarshal(said.Response.Patch, &patch); err != nil || len(patch) != 1 {
-		return nil, nil, fmt.Errorf("the patch is %s", said.Response.Patch)
+	if err := json.Unmarshal(mutated.Response.Patch, &patch); err != nil || len(patch) != 1 {
+		return nil, nil, fmt.Errorf("the patch is %s", mutated.Response.Patch)
 	}
 	pod = pod.DeepCopy()
 	pod.Spec.SecurityContext.WindowsOptions.GMSACredentialSpec = &patch[0].Value
@@ -248,15 +284,21 @@ func review(pod *corev1.Pod) ([]byte, error) {
 	return json.Marshal(admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
 		Request: &admissionv1.AdmissionRequest{
-			UID: types.UID("bench"), Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
-			Namespace: pod.Namespace, Name: pod.Name, Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: object},
+			UID:       types.UID("bench"),
+			Kind:      metav1.GroupVersionKind{Version: "v1", Kind: "Pod"},
+			Resource:  metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
+			Namespace: pod.Namespace,
+			Name:      pod.Name,
+			Operation: admissionv1.Create,
+			Object:    runtime.RawExtension{Raw: object},
 		},
 	})
 }
 
-// ask returns the answer to a review, which must be good and without warnings.
-func (r *replica) ask(ctx context.Context, path string, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+r.address+path+"?timeout=5s", bytes.NewReader(body))
+// send sends an admission request. The response must allow the pod and contain no warnings.
+func (r *replica) send(ctx context.Context, path string, body []byte) ([]byte, error) {
+	url := "https://" + r.address + path + "?timeout=5s"
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -266,14 +308,14 @@ func (r *replica) ask(ctx context.Context, path string, body []byte) ([]byte, er
 		return nil, err
 	}
 	defer resp.Body.Close()
-	said, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Contains(said, []byte(`"allowed":true`)) || bytes.Contains(said, []byte(`"warnings"`)) {
-		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, said)
+	if !bytes.Contains(answer, []byte(`"allowed":true`)) || bytes.Contains(answer, []byte(`"warnings"`)) {
+		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, answer)
 	}
-	return said, nil
+	return answer, nil
 }
 
 func percentile(d []time.Duration, p int) time.Duration {
@@ -281,7 +323,8 @@ func percentile(d []time.Duration, p int) time.Duration {
 	return d[len(d)*p/100]
 }
 
-// beside prints a figure with a bound of its own beside a floor.
-func beside(name string, measured, floor time.Duration, bound string) {
-	fmt.Printf("%-58s %12s %12s %8.2f %8s\n", name, ms(measured), ms(floor), float64(measured)/float64(floor), bound)
+// latency prints a time and its baseline. The bound is for the time itself, not for the ratio.
+func latency(name string, measured, baseline time.Duration, bound string) {
+	r := float64(measured) / float64(baseline)
+	fmt.Printf("%-58s %12s %12s %8.2f %8s\n", name, ms(measured), ms(baseline), r, bound)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/kubelet"
 )
 
-// operator prints what an operator waits for: whole processes of gmsactl on a cluster and an Active Directory.
+// operator prints the run time of gmsactl commands on a cluster with an Active Directory.
 func operator(ctx context.Context, dir string) error {
 	dir = filepath.Join(dir, "operator")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -31,8 +31,12 @@ func operator(ctx context.Context, dir string) error {
 	}
 	const namespace = "gmsa-system"
 	release := namespace + "/web"
-	// The node is simulated: what is measured is this side of it.
-	fake, err := kubelet.StartFakeNodes(ctx, kubelet.FakeOptions{Names: []string{"win-1"}, OS: "windows", Config: c.ControlPlane.NodeConfig})
+	// The measured commands do not reach the node, so a simulated one is enough.
+	fake, err := kubelet.StartFakeNodes(ctx, kubelet.FakeOptions{
+		Names:  []string{"win-1"},
+		OS:     "windows",
+		Config: c.ControlPlane.NodeConfig,
+	})
 	if err != nil {
 		return err
 	}
@@ -44,7 +48,8 @@ func operator(ctx context.Context, dir string) error {
 	if err := c.InstallCRD(ctx); err != nil {
 		return err
 	}
-	if _, err := c.Gmsactl(ctx, "account", "create", release, "--domain", corp.DNSName, "--username", corp.Reader.Username, "--password-file", "password.txt"); err != nil {
+	if _, err := c.Gmsactl(ctx, "account", "create", release, "--domain", corp.DNSName,
+		"--username", corp.Reader.Username, "--password-file", "password.txt"); err != nil {
 		return err
 	}
 	for _, figure := range []struct {
@@ -67,7 +72,7 @@ func operator(ctx context.Context, dir string) error {
 		if name == "credspec" {
 			name += " create"
 		}
-		value(fmt.Sprintf("gmsactl %s, process start included, p50", name), ms(median(times)), figure.bound)
+		value(fmt.Sprintf("gmsactl %s, including process start, p50", name), ms(median(times)), figure.bound)
 	}
 	return nil
 }

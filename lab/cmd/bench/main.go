@@ -1,6 +1,6 @@
-// Command bench measures what the documentation claims, each figure beside a floor that was measured in the same run: a
-// bare net/http server with TLS 1.3, P-256 and client certificates that answers the same bytes. It prints; it judges
-// nothing by its exit code, because a busy machine is not a defect.
+// Command bench measures the figures that the documentation claims. It prints each with a baseline from the same run: a
+// plain net/http server with TLS 1.3, P-256 and client certificates that returns the same bytes. A figure that exceeds
+// its bound does not change the exit code, because a busy machine is not a defect.
 package main
 
 import (
@@ -41,13 +41,13 @@ var account = controlplane.Account{Namespace: "gmsa-system", Release: "web", Sec
 var ref = credential.Reference{Namespace: account.Namespace, Secret: account.Secret}
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "floor" {
-		floor(os.Args[2])
+	if len(os.Args) == 3 && os.Args[1] == "baseline" {
+		baseline(os.Args[2])
 		return
 	}
-	// What it started ends with it, in order if it is asked to and at once if it is killed.
+	// The first signal stops the lab in order. The second one kills this process, and its children with it.
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, cancel) // the second signal ends it at once
+	context.AfterFunc(ctx, cancel)
 	err := run(ctx)
 	if ctx.Err() != nil {
 		err = errors.New("interrupted")
@@ -71,9 +71,16 @@ func run(ctx context.Context) error {
 	}
 	defer cp.Stop()
 	token := filepath.Join(dir, "token")
-	if err := errors.Join(cp.CreateNamespace(ctx, account.Namespace), cp.CreateAccount(ctx, account),
-		cp.PutSecret(ctx, account, map[string][]byte{"domainName": []byte("corp.example.com"), "username": []byte("web"), "password": []byte("correct horse battery staple")}),
-		cp.WriteServiceAccountFiles(ctx, account, token, time.Hour)); err != nil {
+	if err := errors.Join(
+		cp.CreateNamespace(ctx, account.Namespace),
+		cp.CreateAccount(ctx, account),
+		cp.PutSecret(ctx, account, map[string][]byte{
+			"domainName": []byte("corp.example.com"),
+			"username":   []byte("web"),
+			"password":   []byte("correct horse battery staple"),
+		}),
+		cp.WriteServiceAccountFiles(ctx, account, token, time.Hour),
+	); err != nil {
 		return err
 	}
 
@@ -83,8 +90,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	startProvider := func() (*child.Process, error) {
-		cmd := exec.Command(program, "run", "--namespace", account.Namespace, "--secret", account.Secret, "--host-path", root,
-			"--kube-api-server", cp.Server, "--kube-token-file", filepath.Join(token, "token"), "--kube-ca-file", filepath.Join(token, "ca.crt"), "--log-level", "error")
+		cmd := exec.Command(program, "run", "--namespace", account.Namespace, "--secret", account.Secret,
+			"--host-path", root, "--log-level", "error", "--kube-api-server", cp.Server,
+			"--kube-token-file", filepath.Join(token, "token"), "--kube-ca-file", filepath.Join(token, "ca.crt"))
 		cmd.Stderr = os.Stderr
 		return child.Start(cmd, syscall.SIGKILL)
 	}
@@ -111,16 +119,25 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	floorDir := filepath.Join(dir, "floor")
-	if err := os.MkdirAll(floorDir, 0o700); err != nil {
+	baselineDir := filepath.Join(dir, "baseline")
+	if err := os.MkdirAll(baselineDir, 0o700); err != nil {
 		return err
 	}
-	body, err := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte("correct horse battery staple"))})
+	body, err := credential.Encode(credential.Credential{
+		DomainName: "corp.example.com",
+		Username:   "web",
+		Password:   credential.NewPassword([]byte("correct horse battery staple")),
+	})
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{"ca.crt": m.CA, "tls.crt": m.ServerCert, "tls.key": m.ServerKey, "body": body} {
-		if err := os.WriteFile(filepath.Join(floorDir, name), data, 0o600); err != nil {
+	for name, data := range map[string][]byte{
+		"ca.crt":  m.CA,
+		"tls.crt": m.ServerCert,
+		"tls.key": m.ServerKey,
+		"body":    body,
+	} {
+		if err := os.WriteFile(filepath.Join(baselineDir, name), data, 0o600); err != nil {
 			return err
 		}
 	}
@@ -128,18 +145,18 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	floorCmd := exec.Command(self, "floor", floorDir)
-	out, err := floorCmd.StdoutPipe()
+	baselineCmd := exec.Command(self, "baseline", baselineDir)
+	out, err := baselineCmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	floorServer, err := child.Start(floorCmd, syscall.SIGKILL)
+	baselineServer, err := child.Start(baselineCmd, syscall.SIGKILL)
 	if err != nil {
 		return err
 	}
-	defer stop(floorServer)
-	var floorAddress string
-	if _, err := fmt.Fscanln(out, &floorAddress); err != nil {
+	defer stop(baselineServer)
+	var baselineAddress string
+	if _, err := fmt.Fscanln(out, &baselineAddress); err != nil {
 		return err
 	}
 
@@ -149,7 +166,12 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	floorCall := coldCall("https://"+floorAddress+"/", &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: ref.CertificateName(), Certificates: []tls.Certificate{pair}})
+	baselineCall := coldCall("https://"+baselineAddress+"/", &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		RootCAs:      pool,
+		ServerName:   ref.CertificateName(),
+		Certificates: []tls.Certificate{pair},
+	})
 	e, err := endpoint.Resolve(root, ref)
 	if err != nil {
 		return err
@@ -158,7 +180,8 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	providerCall := coldCall("https://"+net.JoinHostPort("127.0.0.1", strconv.Itoa(int(e.Port)))+"/v1/credentials", config)
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(e.Port)))
+	providerCall := coldCall("https://"+address+"/v1/credentials", config)
 	p := plugin.New(plugin.Config{Root: root})
 	warmCall := func() error {
 		c, err := p.Get(ctx, ref.String())
@@ -166,15 +189,15 @@ func run(ctx context.Context) error {
 		return err
 	}
 
-	fmt.Printf("\n%-58s %12s %12s %8s %8s\n", "figure", "measured", "floor", "ratio", "bound")
+	fmt.Printf("\n%-58s %12s %12s %8s %8s\n", "figure", "measured", "baseline", "ratio", "bound")
 	for _, clients := range []int{1, 8} {
-		// Rounds take turns, so that what else the machine does falls on all alike.
+		// Rounds alternate, so that other load of the machine affects all measurements alike.
 		times := map[string][]time.Duration{}
 		for round := range rounds {
 			for _, c := range []struct {
 				name string
 				call func() error
-			}{{"floor", floorCall}, {"cold", providerCall}, {"warm", warmCall}} {
+			}{{"baseline", baselineCall}, {"cold", providerCall}, {"warm", warmCall}} {
 				t, err := measure(ctx, clients, c.call)
 				if err != nil {
 					return fmt.Errorf("%s: %w", c.name, err)
@@ -184,13 +207,13 @@ func run(ctx context.Context) error {
 				}
 			}
 		}
-		f := median(times["floor"])
-		ratio(fmt.Sprintf("cold call, %d client(s), p50", clients), median(times["cold"]), f, 1.10)
-		ratio(fmt.Sprintf("further call of a living plugin, %d client(s), p50", clients), median(times["warm"]), f, 0.30)
+		b := median(times["baseline"])
+		ratio(fmt.Sprintf("first call of a plugin, %d client(s), p50", clients), median(times["cold"]), b, 1.10)
+		ratio(fmt.Sprintf("further call of a plugin, %d client(s), p50", clients), median(times["warm"]), b, 0.30)
 	}
 	time.Sleep(5 * time.Second)
-	value("provider: process start to first good answer, p50", ms(median(starts)), "300 ms")
-	value("provider at rest after all these calls, resident memory", fmt.Sprintf("%.1f MiB", rss(provider.PID())), "24 MiB")
+	value("provider, process start to first credentials, p50", ms(median(starts)), "300 ms")
+	value("provider, idle after these calls, resident memory", fmt.Sprintf("%.1f MiB", rss(provider.PID())), "24 MiB")
 	for _, b := range []struct{ name, path, bound string }{
 		{"provider, linux/amd64", winnode.Dist() + "/gmsa-account-provider", "20 MB"},
 		{"provider, windows/amd64", winnode.Dist() + "/gmsa-account-provider.exe", "20 MB"},
@@ -213,8 +236,8 @@ func run(ctx context.Context) error {
 	return requests(ctx, dir)
 }
 
-// floor is the bare server: the twenty lines that everything else is compared to.
-func floor(dir string) {
+// baseline is the plain server of which every ratio is calculated.
+func baseline(dir string) {
 	body, err := os.ReadFile(filepath.Join(dir, "body"))
 	check(err)
 	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
@@ -229,19 +252,23 @@ func floor(dir string) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write(body)
 		}),
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert},
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			ClientCAs:  pool,
+			ClientAuth: tls.RequireAndVerifyClientCert,
+		},
 	}
 	check(srv.ServeTLS(l, filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")))
 }
 
 func check(err error) {
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "floor:", err)
+		fmt.Fprintln(os.Stderr, "bench baseline:", err)
 		os.Exit(1)
 	}
 }
 
-// coldCall is a call with a connection of its own.
+// coldCall is a call with a new connection.
 func coldCall(url string, config *tls.Config) func() error {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 	return func() error {
@@ -291,7 +318,7 @@ func firstAnswer(ctx context.Context, root string, deadline time.Time) error {
 }
 
 func stop(p *child.Process) {
-	_ = p.Signal(syscall.SIGINT) // it may have ended
+	_ = p.Signal(syscall.SIGINT) // fails only if the process has exited
 	<-p.Done
 }
 
@@ -311,13 +338,13 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-func ratio(name string, measured, floor time.Duration, bound float64) {
-	r := float64(measured) / float64(floor)
+func ratio(name string, measured, baseline time.Duration, bound float64) {
+	r := float64(measured) / float64(baseline)
 	verdict := ""
 	if r > bound {
 		verdict = "  EXCEEDED"
 	}
-	fmt.Printf("%-58s %12s %12s %8.2f %8.2f%s\n", name, ms(measured), ms(floor), r, bound, verdict)
+	fmt.Printf("%-58s %12s %12s %8.2f %8.2f%s\n", name, ms(measured), ms(baseline), r, bound, verdict)
 }
 
 func value(name, measured, bound string) {
