@@ -1,5 +1,5 @@
-// Command lab keeps the standard lab running, for trying charts and commands by hand: lab up starts it in the background and
-// says how to use it, lab down ends it.
+// Command lab keeps the standard lab running, so that charts and commands can be tried by hand. lab up starts it in the
+// background and prints how to use it. lab down stops it.
 package main
 
 import (
@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -21,11 +20,11 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-const usage = `lab keeps a cluster for gMSAs running on this machine: a real control plane, three Windows nodes under Wine, one Linux node,
-two Active Directory domains.
+const usage = `lab runs a cluster for gMSAs on this machine: a real control plane, three Windows nodes under Wine, one
+Linux node and two Active Directory domains.
 
-  lab up      start it in the background, unless it runs, and print how to use it
-  lab down    end it and remove its files
+  lab up      start the lab in the background, if it is not running, and print how to use it
+  lab down    stop the lab and remove its files
 `
 
 func main() {
@@ -49,7 +48,7 @@ func main() {
 	}
 }
 
-// state is what the running lab and the commands know of each other.
+// state is the directory that the running lab and the commands share.
 type state struct {
 	dir string
 }
@@ -65,7 +64,7 @@ func newState() (*state, error) {
 
 func (s *state) file(name string) string { return filepath.Join(s.dir, name) }
 
-// facts is what up prints and down needs. The file is there while the lab is ready.
+// facts is what up prints and down needs. The file facts.json exists while the lab is ready.
 type facts struct {
 	PID        int
 	Kubeconfig string
@@ -78,7 +77,7 @@ type domain struct {
 	Reader, PasswordFile, GMSA string
 }
 
-// running returns the facts of the lab that runs, or nil. A lab holds a lock for as long as it lives.
+// running returns the facts of the running lab, or nil. A lab holds the lock until it exits.
 func (s *state) running() (*facts, error) {
 	lock, err := s.lock()
 	if err == nil {
@@ -89,7 +88,7 @@ func (s *state) running() (*facts, error) {
 	}
 	content, err := os.ReadFile(s.file("facts.json"))
 	if err != nil {
-		return nil, fmt.Errorf("a lab is starting just now, or is stuck; its log is %s: %w", s.file("log"), err)
+		return nil, fmt.Errorf("a lab is starting or does not respond; its log is %s: %w", s.file("log"), err)
 	}
 	var f facts
 	return &f, json.Unmarshal(content, &f)
@@ -117,27 +116,27 @@ func up(s *state) error {
 			return err
 		}
 	} else {
-		fmt.Println("# it runs already")
+		fmt.Println("# The lab is already running.")
 	}
 	fmt.Printf(`export KUBECONFIG=%s
 export PATH=%s:$PATH
-# helm (4), helm3 and kubectl are in that directory. The charts' image is in the lab's own registry, where the nodes find it
-# under its public name. End the lab with: make lab-down
+# This directory contains helm (4), helm3 and kubectl. The nodes pull the charts' image from the lab's own registry, by
+# its public name. Stop the lab with: make lab-down
 #
-# Active Directory, a real one of Samba: the DNS server of the first domain knows both. Pods with a credential spec go to it.
+# Active Directory (Samba). The DNS server of the first domain resolves both domains. Pods that use a gMSA use it.
 `, f.Kubeconfig, f.Programs)
 	for _, d := range f.Domains {
 		fmt.Printf(`# %s: domain controller %s (DNS, Kerberos, LDAP on %s), CA %s
-#   %s may read the password of the gMSA %s; its password is in %s
+#   %s can read the password of the gMSA %s. The password of %[5]s is in %[7]s.
 `, d.DNSName, d.DC, d.Address, d.CA, d.Reader, d.GMSA, d.PasswordFile)
 	}
 	if len(f.Domains) > 0 {
-		fmt.Printf("# Reach it with: gmsactl --dns-server %s\n", f.Domains[0].Address)
+		fmt.Printf("# Use it with: gmsactl --dns-server %s\n", f.Domains[0].Address)
 	}
 	return nil
 }
 
-// start runs this program again, in a session of its own, and waits until it is ready.
+// start runs this program again, in a new session, and waits until the lab is ready.
 func (s *state) start() (*facts, error) {
 	if err := os.Remove(s.file("facts.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -147,7 +146,7 @@ func (s *state) start() (*facts, error) {
 		return nil, err
 	}
 	defer log.Close()
-	fmt.Fprintln(os.Stderr, "starting the lab")
+	fmt.Fprintln(os.Stderr, "starting the lab ...")
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -163,8 +162,8 @@ func (s *state) start() (*facts, error) {
 	for {
 		select {
 		case err := <-ended:
-			said, _ := os.ReadFile(s.file("log"))
-			return nil, fmt.Errorf("the lab did not start: %w\n%s", err, bytes.TrimSpace(said))
+			content, _ := os.ReadFile(s.file("log"))
+			return nil, fmt.Errorf("the lab did not start: %w\n%s", err, bytes.TrimSpace(content))
 		case <-time.After(100 * time.Millisecond):
 		}
 		if content, err := os.ReadFile(s.file("facts.json")); err == nil {
@@ -174,17 +173,17 @@ func (s *state) start() (*facts, error) {
 	}
 }
 
-// serve is the lab itself. It runs until SIGTERM.
+// serve runs the lab until SIGTERM.
 func serve(s *state) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	lock, err := s.lock()
 	if err != nil {
-		return fmt.Errorf("a lab runs already: %w", err)
+		return fmt.Errorf("a lab is already running: %w", err)
 	}
 	defer lock.Close()
 	dir := s.file("cluster")
-	if err := os.RemoveAll(dir); err != nil { // of one that was killed
+	if err := os.RemoveAll(dir); err != nil { // left by a lab that was killed
 		return err
 	}
 	c, err := cluster.StartStandard(ctx, dir)
@@ -236,7 +235,7 @@ func down(s *state) error {
 		return err
 	}
 	if f == nil {
-		fmt.Println("no lab runs")
+		fmt.Println("the lab is not running")
 		return nil
 	}
 	if err := syscall.Kill(f.PID, syscall.SIGTERM); err != nil {
@@ -244,10 +243,11 @@ func down(s *state) error {
 	}
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if f, err := s.running(); err == nil && f == nil {
-			fmt.Println("the lab has ended")
+			fmt.Println("the lab has stopped")
 			return nil
 		}
 	}
-	said, _ := os.ReadFile(s.file("log"))
-	return fmt.Errorf("the lab, process %d, has not ended within a minute; its log:\n%s", f.PID, strings.TrimSpace(string(said)))
+	content, _ := os.ReadFile(s.file("log"))
+	log := bytes.TrimSpace(content)
+	return fmt.Errorf("the lab, process %d, did not stop within a minute; its log:\n%s", f.PID, log)
 }
