@@ -1,6 +1,6 @@
-// Command lab-cert-manager runs cert-manager's own controllers, unchanged, for self-signed and CA issuers: those that the
-// provider's chart uses. cert-manager publishes no binaries as Go modules, only the controllers. Its webhook is not run, so
-// nothing fills in defaults or refuses a Certificate before the controllers see it; its CRDs have the schema.
+// Command lab-cert-manager runs cert-manager's controllers, unchanged, for the self-signed and CA issuers that the
+// provider's chart uses. cert-manager publishes its controllers as Go modules, but not its programs. cert-manager's
+// webhook does not run here, so nothing sets defaults or denies a Certificate. The CRDs still validate the schema.
 package main
 
 import (
@@ -28,7 +28,7 @@ import (
 )
 
 func main() {
-	kubeconfig := flag.String("kubeconfig", "", "file with the address and the rights to use")
+	kubeconfig := flag.String("kubeconfig", "", "kubeconfig file of the cluster")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -40,8 +40,10 @@ func main() {
 
 func run(ctx context.Context, kubeconfig string) error {
 	factory, err := controller.NewContextFactory(ctx, controller.ContextOptions{
-		Kubeconfig: kubeconfig, KubernetesAPIQPS: 100, KubernetesAPIBurst: 200,
-		IssuerOptions: controller.IssuerOptions{ClusterResourceNamespace: "cert-manager"},
+		Kubeconfig:         kubeconfig,
+		KubernetesAPIQPS:   100,
+		KubernetesAPIBurst: 200,
+		IssuerOptions:      controller.IssuerOptions{ClusterResourceNamespace: "cert-manager"},
 		CertificateOptions: controller.CertificateOptions{
 			CertificateRequestMinimumBackoffDuration: time.Minute,
 			CertificateRequestMaximumBackoffDuration: time.Hour,

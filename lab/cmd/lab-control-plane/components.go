@@ -19,8 +19,8 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 )
 
-// The components are started through their options and not through their cobra commands: two of those in one process
-// register the same global flags and panic.
+// The components start from their options, not from their cobra commands: two cobra commands in one process register
+// the same global flags and panic.
 
 func startAPIServer(ctx context.Context, listener net.Listener, ended chan<- error) error {
 	address := listener.Addr().(*net.TCPAddr)
@@ -35,13 +35,13 @@ func startAPIServer(ctx context.Context, listener net.Listener, ended chan<- err
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--allow-privileged=true", // HostProcess pods are privileged
-		// The lab's nodes have names that no DNS knows.
+		// The names of the lab's nodes are not in DNS.
 		"--kubelet-preferred-address-types=InternalIP",
 		"--audit-policy-file=audit-policy.yaml", "--audit-log-path=audit.log",
 		"--service-cluster-ip-range=10.0.0.0/16",
-		"--endpoint-reconciler-type=none", // Endpoints refuse a loopback address
+		"--endpoint-reconciler-type=none", // Endpoints cannot contain a loopback address
 		"--enable-aggregator-routing=true",
-		// Not the address: tokens outlive a restart at another one.
+		// Not the API server's address: tokens must remain valid after a restart at another address.
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=service-account.pub", "--service-account-signing-key-file=service-account.key",
 		"--requestheader-client-ca-file=front-proxy-ca.crt", "--requestheader-allowed-names=front-proxy",
@@ -53,12 +53,13 @@ func startAPIServer(ctx context.Context, listener net.Listener, ended chan<- err
 	if err != nil {
 		return err
 	}
-	o.SecureServing.Listener = listener // already open: nobody can take the port in between
+	o.SecureServing.Listener = listener // already open, so no other process can take the port
 	registry := o.GenericServerRunOptions.ComponentGlobalsRegistry
 	if err := registry.Set(); err != nil {
 		return fmt.Errorf("kube-apiserver: %w", err)
 	}
-	if err := logsapi.ValidateAndApply(o.Logs, registry.FeatureGateFor(basecompatibility.DefaultKubeComponent)); err != nil {
+	gates := registry.FeatureGateFor(basecompatibility.DefaultKubeComponent)
+	if err := logsapi.ValidateAndApply(o.Logs, gates); err != nil {
 		return fmt.Errorf("kube-apiserver: %w", err)
 	}
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
@@ -78,7 +79,8 @@ func startControllerManager(ctx context.Context, kubeconfig string, ended chan<-
 	if err != nil {
 		return fmt.Errorf("kube-controller-manager: %w", err)
 	}
-	known, disabled, aliases := controllers.KnownControllers(), controllers.ControllersDisabledByDefault(), controllers.ControllerAliases()
+	known, aliases := controllers.KnownControllers(), controllers.ControllerAliases()
+	disabled := controllers.ControllersDisabledByDefault()
 	flags := o.Flags(known, disabled, aliases)
 	o.ParsedFlags = &flags
 	err = parse("kube-controller-manager", flags,
@@ -90,7 +92,7 @@ func startControllerManager(ctx context.Context, kubeconfig string, ended chan<-
 		"--secure-port=0", "--profiling=false",
 		// At the default of 20 requests per second the first namespace takes 8 s.
 		"--kube-api-qps=2000", "--kube-api-burst=4000",
-		// The default lies under /usr/libexec, where it would be created.
+		// The controller manager would create the default directory below /usr/libexec.
 		"--flex-volume-plugin-dir=flex-volume-plugins",
 	)
 	if err != nil {
@@ -123,7 +125,7 @@ func startScheduler(ctx context.Context, kubeconfig string, ended chan<- error) 
 	return nil
 }
 
-// parse applies flags as the component's command line would, so that its own defaults and checks apply.
+// parse parses flags like the component's command line, with its defaults and checks.
 func parse(component string, sets flag.NamedFlagSets, args ...string) error {
 	fs := pflag.NewFlagSet(component, pflag.ContinueOnError)
 	for _, set := range sets.FlagSets {
@@ -137,7 +139,7 @@ func parse(component string, sets flag.NamedFlagSets, args ...string) error {
 
 func componentEnded(component string, err error) error {
 	if err == nil {
-		return fmt.Errorf("%s ended; control-plane.log says why", component)
+		return fmt.Errorf("%s ended; see control-plane.log", component)
 	}
 	return fmt.Errorf("%s ended: %w", component, err)
 }

@@ -7,16 +7,16 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// etcdEndpoint is a Unix socket in the working directory: no port that another process could take.
+// etcdEndpoint is a Unix socket in the working directory, because another process could use a port.
 const etcdEndpoint = "unix://etcd.sock"
 
 func startEtcd(ended chan<- error) error {
 	config := embed.NewConfig()
 	config.Dir = "etcd"
 	config.LogLevel = "error"
-	// A crash of the machine may lose the lab; a crash of the process loses nothing.
+	// A crash of the machine can lose data of the lab; a crash of the process cannot.
 	config.UnsafeNoFsync = true
-	// A lone member need not wait for others before it elects itself. Milliseconds.
+	// Milliseconds. A single member has no others to wait for in an election.
 	config.TickMs, config.ElectionMs = 10, 100
 	client, peer := url.URL{Scheme: "unix", Host: "etcd.sock"}, url.URL{Scheme: "unix", Host: "etcd-peer.sock"}
 	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}

@@ -25,7 +25,7 @@ import (
 
 const lifetime = 10 * 365 * 24 * time.Hour
 
-// identities are the clients of the API server that this program hands out.
+// identities are the API server's clients that this program creates.
 type identities struct {
 	admin, controllerManager, scheduler identity
 }
@@ -42,19 +42,19 @@ func (i identity) client() (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(config)
 }
 
-// issueIdentities writes keys and certificates into dir, the working directory. The authorities and the service account
-// key are kept from an earlier run, so that tokens and kubeconfigs from then stay good; the leaves are made anew.
+// issueIdentities writes keys and certificates to dir, the working directory. It keeps the authorities and the service
+// account key of an earlier run, so that its tokens and kubeconfigs remain valid. Leaf certificates are always new.
 func issueIdentities(dir, server string, ip net.IP) (identities, error) {
 	var none identities
-	ca, err := loadOrMakeAuthority("ca", "lab-ca")
+	ca, err := loadOrCreateAuthority("ca", "lab-ca")
 	if err != nil {
 		return none, err
 	}
-	frontProxyCA, err := loadOrMakeAuthority("front-proxy-ca", "lab-front-proxy-ca")
+	frontProxyCA, err := loadOrCreateAuthority("front-proxy-ca", "lab-front-proxy-ca")
 	if err != nil {
 		return none, err
 	}
-	if err := makeServiceAccountKey(); err != nil {
+	if err := createServiceAccountKey(); err != nil {
 		return none, err
 	}
 	err = ca.issueFiles("apiserver", &x509.Certificate{
@@ -95,7 +95,7 @@ type authority struct {
 	key         crypto.Signer
 }
 
-func loadOrMakeAuthority(name, commonName string) (*authority, error) {
+func loadOrCreateAuthority(name, commonName string) (*authority, error) {
 	a, err := loadAuthority(name)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return a, err
@@ -110,11 +110,11 @@ func loadOrMakeAuthority(name, commonName string) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The certificate last: a run that was killed in between is started over.
+	// The certificate last: after a kill in between, the next run creates both files again.
 	if err := os.WriteFile(name+".key", keyPEM, 0o600); err != nil {
 		return nil, err
 	}
-	if err := writeWhole(name+".crt", certPEM); err != nil {
+	if err := writeAtomically(name+".crt", certPEM); err != nil {
 		return nil, err
 	}
 	return loadAuthority(name)
@@ -145,7 +145,7 @@ func loadAuthority(name string) (*authority, error) {
 	return &authority{certificate, certPEM, key}, nil
 }
 
-// issue makes a key and a certificate for it, signed by parent or, if parent is nil, by the key itself.
+// issue creates a key and a certificate, signed by parent or, if parent is nil, self-signed.
 func issue(template *x509.Certificate, parent *authority) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -208,11 +208,11 @@ func (a *authority) writeKubeconfig(path, server string, template *x509.Certific
 	if err != nil {
 		return err
 	}
-	return writeWhole(path, content)
+	return writeAtomically(path, content)
 }
 
-// makeServiceAccountKey makes the key that signs service account tokens, unless there is one.
-func makeServiceAccountKey() error {
+// createServiceAccountKey creates the key that signs service account tokens, if it is missing.
+func createServiceAccountKey() error {
 	if _, err := os.Stat("service-account.pub"); err == nil {
 		return nil
 	}
@@ -228,11 +228,11 @@ func makeServiceAccountKey() error {
 	if err := os.WriteFile("service-account.key", private, 0o600); err != nil {
 		return err
 	}
-	return writeWhole("service-account.pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}))
+	return writeAtomically("service-account.pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}))
 }
 
-// writeWhole writes a file that is there wholly or not at all, whenever the process is killed.
-func writeWhole(path string, content []byte) error {
+// writeAtomically writes a file that is complete or absent, even if the process is killed.
+func writeAtomically(path string, content []byte) error {
 	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
 		return err
 	}

@@ -1,11 +1,10 @@
-// Command lab-control-plane is a whole Kubernetes control plane in one process: etcd, kube-apiserver,
-// kube-controller-manager and kube-scheduler, unchanged, from their Go modules. It is for tests on one machine: one
-// member, loopback only, no fsync. Everything it keeps lies in one directory, and a process that was killed can be
-// started again on the same directory and the same address: the certificate authority, the service account keys and
-// the objects are the same.
+// Command lab-control-plane is a Kubernetes control plane in one process: etcd, kube-apiserver, kube-controller-manager
+// and kube-scheduler, unchanged, from their Go modules. It is for tests on one machine: one member, loopback only, no
+// fsync. All its state is in one directory. After a kill it can start again with the same directory and address; the
+// certificate authority, the service account keys and the objects are kept.
 //
-// When the cluster answers it prints one line of JSON on standard output: {"kubeconfig": "<file>", "server": "<URL>"}.
-// The components log to control-plane.log in the directory; audit.log says what pods have asked.
+// When the cluster is ready, it prints one line of JSON: {"kubeconfig": "<file>", "server": "<URL>"}. The components
+// log to control-plane.log in the directory. audit.log lists the requests of pods.
 package main
 
 import (
@@ -21,13 +20,13 @@ import (
 )
 
 func main() {
-	dir := flag.String("dir", "", "directory of the cluster's state; made if it is missing")
-	listen := flag.String("listen", "127.0.0.1:0", "IP address and port of the API server; port 0 picks a free one")
+	dir := flag.String("dir", "", "directory of the cluster's state, created if missing (required)")
+	listen := flag.String("listen", "127.0.0.1:0", "IP address and port of the API server; 0 selects a free port")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// The components log to file descriptor 2, so what this program has to say goes to a copy of it.
+	// The components log to file descriptor 2, so this program writes its own errors to a copy of it.
 	stderr, err := duplicate(os.Stderr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab-control-plane:", err)
@@ -39,11 +38,11 @@ func main() {
 	}
 }
 
-// run returns nil when ctx ends. It does not wait for the components: what they wrote is in the kernel's page cache,
-// where the next process finds it, just as after a kill.
+// run returns nil when ctx ends. It does not wait for the components: their data is in the kernel's page cache, where
+// the next process reads it, as after a kill.
 func run(ctx context.Context, dir, listen string) error {
 	if dir == "" {
-		return fmt.Errorf("no state directory; give one with --dir")
+		return fmt.Errorf("no state directory; set --dir")
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -52,7 +51,7 @@ func run(ctx context.Context, dir, listen string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	// etcd's sockets are named relative to it: an absolute path soon exceeds the 108 bytes of a Unix socket's address.
+	// etcd's sockets have relative paths, because an absolute one can exceed the 108 bytes of a Unix socket's address.
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}
@@ -85,7 +84,7 @@ func run(ctx context.Context, dir, listen string) error {
 	if err != nil {
 		return err
 	}
-	if err := untilReady(ctx, client, ended); err != nil {
+	if err := waitReady(ctx, client, ended); err != nil {
 		return err
 	}
 	if err := startControllerManager(ctx, identities.controllerManager.kubeconfig, ended); err != nil {
@@ -94,12 +93,12 @@ func run(ctx context.Context, dir, listen string) error {
 	if err := startScheduler(ctx, identities.scheduler.kubeconfig, ended); err != nil {
 		return err
 	}
-	if err := untilNamespacesWork(ctx, client, ended); err != nil {
+	if err := waitNamespaces(ctx, client, ended); err != nil {
 		return err
 	}
 
-	err = json.NewEncoder(os.Stdout).Encode(map[string]string{"kubeconfig": identities.admin.kubeconfig, "server": server})
-	if err != nil {
+	ready := map[string]string{"kubeconfig": identities.admin.kubeconfig, "server": server}
+	if err := json.NewEncoder(os.Stdout).Encode(ready); err != nil {
 		return err
 	}
 	select {
@@ -113,8 +112,8 @@ func run(ctx context.Context, dir, listen string) error {
 	}
 }
 
-// auditPolicy records every request of a ServiceAccount that is not the control plane's own, without bodies: what a chart's
-// pods have asked for, and how often.
+// auditPolicy records the requests of all ServiceAccounts outside the control plane, without bodies. Tests read from it
+// which requests a chart's pods send, and how often.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -135,7 +134,7 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// logTo makes file descriptor 2 the log: klog and etcd write to it, whatever os.Stderr is.
+// logTo redirects file descriptor 2 to the log: klog and etcd write to it, independent of os.Stderr.
 func logTo(name string) error {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {

@@ -9,16 +9,16 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// untilReady waits for the API server's own word.
-func untilReady(ctx context.Context, client kubernetes.Interface, ended <-chan error) error {
+// waitReady waits until the API server reports that it is ready.
+func waitReady(ctx context.Context, client kubernetes.Interface, ended <-chan error) error {
 	return poll(ctx, ended, "the API server's /readyz", func(ctx context.Context) error {
 		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
 }
 
-// untilNamespacesWork waits for the service account that the controller manager makes in a namespace: pods and token
+// waitNamespaces waits for the service account that the controller manager creates in each namespace. Pods and token
 // requests depend on it.
-func untilNamespacesWork(ctx context.Context, client kubernetes.Interface, ended <-chan error) error {
+func waitNamespaces(ctx context.Context, client kubernetes.Interface, ended <-chan error) error {
 	return poll(ctx, ended, "the service account default/default", func(ctx context.Context) error {
 		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err
@@ -39,7 +39,7 @@ func poll(ctx context.Context, ended <-chan error, what string, try func(context
 		case err := <-ended:
 			return err
 		case <-ctx.Done():
-			return fmt.Errorf("gave up waiting for %s: %w", what, err)
+			return fmt.Errorf("timeout waiting for %s: %w", what, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

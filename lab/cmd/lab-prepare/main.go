@@ -1,5 +1,6 @@
-// Command lab-prepare makes what the lab's tests, demo and bench need once and then keep: the programs of package tools, the
-// template of a Wine node, and the standard Active Directory domains. Tests would make them too, but silently.
+// Command lab-prepare builds what the lab's tests, demo and benchmarks share, and shows the progress: the programs of
+// package tools, the template of a Wine node, and the standard Active Directory domains. Tests build what is missing
+// without output.
 package main
 
 import (
