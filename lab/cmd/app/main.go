@@ -1,4 +1,4 @@
-// Command app is the application in the lab's gMSA pods: it starts, says so, and runs until it is stopped.
+// Command app is the application in the lab's gMSA pods. It logs its start and runs until it is stopped.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	fmt.Println("the application runs")
+	fmt.Println("the application is running")
 	<-ctx.Done()
-	fmt.Println("the application ends")
+	fmt.Println("the application is stopping")
 }

@@ -15,24 +15,26 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// gMSA is a gMSA whose password was fetched from Active Directory.
+// gMSA is a gMSA with its managed password.
 type gMSA struct {
 	spec  credspec.Spec
 	clsid windows.GUID
 
 	session  *directory.Session
 	password *directory.ManagedPassword
-	due      time.Time // when Active Directory said to ask for the password again
+	due      time.Time // when to read the password again, from Active Directory
 }
 
-// login asks the plugin for the account and with it Active Directory for the gMSA's password, and then for a ticket.
+// login gets the account from the plugin, reads the managed password as that account, and gets a ticket as the gMSA.
 func (g *gMSA) login(ctx context.Context) (com.Result, directory.Ticket, error) {
 	result, err := fetch(g.clsid, g.spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
 	if err != nil {
 		return com.Result{}, directory.Ticket{}, err
 	}
 	account := credential.Credential{
-		DomainName: result.DomainName, Username: result.Username, Password: credential.NewPassword([]byte(string(utf16.Decode(result.Password.Reveal())))),
+		DomainName: result.DomainName,
+		Username:   result.Username,
+		Password:   credential.NewPassword([]byte(string(utf16.Decode(result.Password.Reveal())))),
 	}
 	defer account.Password.Wipe()
 	session, err := directory.Bind(ctx, directory.Config{Domain: result.DomainName}, account)
@@ -63,17 +65,17 @@ func (g *gMSA) forget() {
 	}
 }
 
-// renewal is what came of a gMSA that lives, in one line each time that it changes.
+// renewal is the state of a gMSA in use. Each change is printed as one line.
 type renewal struct {
-	Tickets   int    `json:"tickets"`   // that it got, with the first
-	Refetches int    `json:"refetches"` // of the password, through the plugin
-	Failures  int    `json:"failures"`  // times that it had no ticket
+	Tickets   int    `json:"tickets"`   // including the first
+	Refetches int    `json:"refetches"` // of the managed password, through the plugin
+	Failures  int    `json:"failures"`  // attempts without a ticket
 	Error     string `json:"error,omitempty"`
 	Cause     string `json:"cause,omitempty"`
 }
 
-// renew gets a ticket again and again for as long as the file is there, as a container's services do, with the password that
-// it has. Where that is not taken any more, the password is fetched again through the plugin: ccg.exe's event 7.
+// renew gets tickets until the file is deleted, like the services of a container. If the domain controller rejects the
+// managed password, or the password is due, renew reads it again through the plugin: event 7 of ccg.exe.
 func (g *gMSA) renew(ctx context.Context, file string, every time.Duration) {
 	r := renewal{Tickets: 1}
 	for {
@@ -95,7 +97,7 @@ func (g *gMSA) renew(ctx context.Context, file string, every time.Duration) {
 		r.Error, r.Cause = "", ""
 		if err != nil {
 			r.Failures++
-			r.Error, r.Cause = g.refusal(err), causeName(err)
+			r.Error, r.Cause = g.failure(err), causeName(err)
 		} else {
 			r.Tickets++
 		}
@@ -105,13 +107,14 @@ func (g *gMSA) renew(ctx context.Context, file string, every time.Duration) {
 	}
 }
 
-// refusal is what ccg.exe writes to its log. Its event 8 says that the account is no use in Active Directory.
-func (g *gMSA) refusal(err error) string {
+// failure is the text that ccg.exe logs. Its event 8 reports that Active Directory rejected the account.
+func (g *gMSA) failure(err error) string {
 	if _, plugin := hresult(err); plugin {
 		return err.Error()
 	}
-	return fmt.Sprintf("Container Credential Guard failed to fetch gmsa credentials for %s using plugin %s. Error reason: %v",
-		g.spec.GMSAName(), g.spec.ActiveDirectoryConfig.HostAccountConfig.PluginGUID, err)
+	class := g.spec.ActiveDirectoryConfig.HostAccountConfig.PluginGUID
+	return fmt.Sprintf("Container Credential Guard failed to fetch gmsa credentials for %s using plugin %s. "+
+		"Error reason: %v", g.spec.GMSAName(), class, err)
 }
 
 func causeName(err error) string {

@@ -11,24 +11,24 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// loadReport is what many calls came to.
+// loadReport is the result of many calls.
 type loadReport struct {
 	Calls        int            `json:"calls"`
 	Succeeded    int            `json:"succeeded"`
-	HResults     map[string]int `json:"hresults"`             // count by code; "none" for errors without one
+	HResults     map[string]int `json:"hresults"`             // count by code; "none" for errors without a code
 	Errors       map[string]int `json:"errors,omitempty"`     // count by text
 	Fingerprints map[string]int `json:"passwordFingerprints"` // count by password
-	ElapsedMs    float64        `json:"elapsedMs"`            // from the first call's begin to the last one's end
-	P50Ms        float64        `json:"p50Ms"`                // of one call, with its activation where it has one
+	ElapsedMs    float64        `json:"elapsedMs"`            // from the start of the first call to the end of the last
+	P50Ms        float64        `json:"p50Ms"`                // of one call, with its activation if it has one
 	P90Ms        float64        `json:"p90Ms"`
 	P99Ms        float64        `json:"p99Ms"`
 	MaxMs        float64        `json:"maxMs"`
 }
 
-// load makes the calls from as many workers as parallel says, one call every so often if every is not 0, for as long
-// as the file while is there if it is not "". Without activations
-// each worker activates once, and that is part of its first call.
-func load(clsid windows.GUID, input string, calls, parallel int, every time.Duration, while string, activations bool) loadReport {
+// load makes the calls from parallel workers. If every is not 0, it is the time between two calls. If while is not "",
+// load stops when that file is deleted. Without activations, each worker activates once, as part of its first call.
+func load(clsid windows.GUID, input string, calls, parallel int, every time.Duration, while string,
+	activations bool) loadReport {
 	var (
 		mutex     sync.Mutex
 		workers   sync.WaitGroup
@@ -63,8 +63,8 @@ func load(clsid windows.GUID, input string, calls, parallel int, every time.Dura
 		pace = func() { <-ticker.C }
 	}
 
-	// Wine 8 fills in the tables of its proxies at a process's first activation, and a second thread that activates meanwhile
-	// jumps to the address 0.
+	// Wine 8 initializes its proxy tables at a process's first activation without a lock: a second thread that
+	// activates at the same time jumps to address 0.
 	if object, err := com.Activate(clsid); err == nil {
 		object.Release()
 	}
@@ -87,7 +87,7 @@ func load(clsid windows.GUID, input string, calls, parallel int, every time.Dura
 					result, err = object.GetPasswordCredentials(input)
 				}
 				record(result, err, time.Since(callBegin))
-				// After an error too: the surrogate may be gone, and ccg.exe asks for a new object then.
+				// After an error, the surrogate can be gone. ccg.exe then activates a new object.
 				if object != nil && (activations || err != nil) {
 					object.Release()
 					object = nil
@@ -106,6 +106,7 @@ func load(clsid windows.GUID, input string, calls, parallel int, every time.Dura
 	}
 	slices.Sort(latencies)
 	percentile := func(p int) float64 { return milliseconds(latencies[(len(latencies)-1)*p/100]) }
-	report.P50Ms, report.P90Ms, report.P99Ms, report.MaxMs = percentile(50), percentile(90), percentile(99), percentile(100)
+	report.P50Ms, report.P90Ms = percentile(50), percentile(90)
+	report.P99Ms, report.MaxMs = percentile(99), percentile(100)
 	return report
 }

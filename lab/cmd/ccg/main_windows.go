@@ -1,13 +1,15 @@
-// Command ccg does what ccg.exe does with its plugin: it reads a credential spec, activates the class PluginGUID in another
-// process, and asks it for the credentials of PluginInput. With --directory it goes on to Active Directory, which it finds by
-// the machine's DNS server: as that account it reads the gMSA's password, and gets a Kerberos ticket as the gMSA.
+// Command ccg is the emulator of ccg.exe. It reads a credential spec, activates the class PluginGUID in another
+// process, and calls it with PluginInput. With --directory it then continues with Active Directory, which it finds
+// through the machine's DNS server: it reads the managed password as the impersonation account and gets a Kerberos
+// ticket as the gMSA.
 //
 //	ccg [--show-password] [--directory [--renew-until FILE [--renew-every D]]] <credential-spec.json>
-//	ccg [--input <plugin input>] [--class <GUID>] [--calls N] [--parallel P] [--every D] [--while FILE] [--activations] [<credential-spec.json>]
+//	ccg [--input <plugin input>] [--class <GUID>] [--calls N] [--parallel P] [--every D] [--while FILE] [--activations]
+//	    [<credential-spec.json>]
 //
-// The account's password is printed as a fingerprint, SHA-256 of its UTF-16LE bytes, unless --show-password is given; the
-// gMSA's is never printed. On failure it prints {"error": ...}, with the hresult if it is the plugin's, or the event of
-// ccg.exe and the cause if it is Active Directory's, and exits with 1.
+// Without --show-password it prints only a fingerprint of the account's password: the SHA-256 of its UTF-16LE bytes. It
+// never prints the managed password. If it fails, it prints {"error": ...} and exits with 1. A failure of the plugin
+// has the field hresult. A failure of Active Directory has the fields event (of ccg.exe) and cause.
 package main
 
 import (
@@ -28,20 +30,17 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// pluginClass is this project's plugin, for when there is no credential spec.
-const pluginClass = com.CLSID
-
 func main() {
-	showPassword := flag.Bool("show-password", false, "print the password too")
-	input := flag.String("input", "", "plugin input, instead of the credential spec's")
-	class := flag.String("class", pluginClass, "class to activate when there is no credential spec")
+	showPassword := flag.Bool("show-password", false, "also print the password")
+	input := flag.String("input", "", "plugin input, overrides the credential spec")
+	class := flag.String("class", com.CLSID, "class to activate without a credential spec")
 	calls := flag.Int("calls", 1, "number of calls; more than one prints counts and latencies instead of credentials")
-	parallel := flag.Int("parallel", 1, "calls at the same time, each with an object of its own")
-	while := flag.String("while", "", "with --calls: stop, though there are calls left, when this file is gone")
-	every := flag.Duration("every", 0, "with --calls: time between the beginnings of two calls, as far as --parallel allows")
-	activations := flag.Bool("activations", false, "a new activation for every call, not one for all of a worker's")
-	inDirectory := flag.Bool("directory", false, "go on to Active Directory")
-	renewUntil := flag.String("renew-until", "", "with --directory: get a ticket again and again until this file is gone")
+	parallel := flag.Int("parallel", 1, "number of simultaneous calls, each with its own object")
+	while := flag.String("while", "", "with --calls: stop early when this file is deleted")
+	every := flag.Duration("every", 0, "with --calls: time between the starts of two calls, if --parallel allows it")
+	activations := flag.Bool("activations", false, "activate an object for every call, not one per worker")
+	inDirectory := flag.Bool("directory", false, "continue with Active Directory")
+	renewUntil := flag.String("renew-until", "", "with --directory: get further tickets until this file is deleted")
 	renewEvery := flag.Duration("renew-every", time.Second, "with --renew-until: time between two tickets")
 	flag.Parse()
 
@@ -78,8 +77,18 @@ func main() {
 		}
 		answer := describe(result, *showPassword, time.Since(begin))
 		result.Password.Wipe()
-		answer.GMSA, answer.DomainController, answer.Security = spec.GMSAName(), g.session.Server(), string(g.session.Security())
-		answer.Ticket = &ticketAnswer{ticket.Client, ticket.Service, ticket.KDC, ticket.EncryptionType, ticket.Start, ticket.End, ticket.Previous}
+		answer.GMSA = spec.GMSAName()
+		answer.DomainController = g.session.Server()
+		answer.Security = string(g.session.Security())
+		answer.Ticket = &ticketAnswer{
+			Client:         ticket.Client,
+			Service:        ticket.Service,
+			KDC:            ticket.KDC,
+			EncryptionType: ticket.EncryptionType,
+			Start:          ticket.Start,
+			End:            ticket.End,
+			Previous:       ticket.Previous,
+		}
 		print(answer)
 		if *renewUntil != "" {
 			g.renew(context.Background(), *renewUntil, *renewEvery)
@@ -94,31 +103,34 @@ func main() {
 	print(describe(result, *showPassword, time.Since(begin)))
 }
 
-// readSpec reads a credential spec, and is strict about HostAccountConfig. Without one, the spec names a class.
+// readSpec reads a credential spec and is strict about HostAccountConfig. Without a file, the spec has only the class.
 func readSpec(args []string, class string) (credspec.Spec, error) {
 	if len(args) == 0 {
 		host := &credspec.HostAccountConfig{PortableCcgVersion: credspec.CcgVersion, PluginGUID: class}
 		return credspec.Spec{ActiveDirectoryConfig: credspec.ActiveDirectoryConfig{HostAccountConfig: host}}, nil
 	}
 	if len(args) > 1 {
-		return credspec.Spec{}, fmt.Errorf("more than one credential spec: %q; flags go before it", args)
+		return credspec.Spec{}, fmt.Errorf("more than one credential spec: %q; put flags before the file", args)
 	}
 	content, err := os.ReadFile(args[0])
 	if err != nil {
 		return credspec.Spec{}, err
 	}
-	// The runtime hands over plain JSON, which ccg.exe takes as it is written.
+	// Not credspec.Read: the container runtime passes the JSON to ccg.exe without a check.
 	var spec credspec.Spec
 	if err := json.Unmarshal(content, &spec); err != nil {
 		return credspec.Spec{}, fmt.Errorf("the credential spec is not JSON: %w", err)
 	}
 	switch host := spec.ActiveDirectoryConfig.HostAccountConfig; {
 	case host == nil:
-		return credspec.Spec{}, errors.New("the credential spec has no ActiveDirectoryConfig.HostAccountConfig: it is one for domain-joined hosts, which need no plugin")
+		return credspec.Spec{}, errors.New("the credential spec has no ActiveDirectoryConfig.HostAccountConfig: " +
+			"it is for domain-joined hosts, which need no plugin")
 	case host.PortableCcgVersion != credspec.CcgVersion:
-		return credspec.Spec{}, fmt.Errorf("HostAccountConfig.PortableCcgVersion is %q; write %q", host.PortableCcgVersion, credspec.CcgVersion)
+		return credspec.Spec{}, fmt.Errorf("HostAccountConfig.PortableCcgVersion is %q; set it to %q",
+			host.PortableCcgVersion, credspec.CcgVersion)
 	case len(host.PluginGUID) != 38 || host.PluginGUID[0] != '{' || host.PluginGUID[37] != '}':
-		return credspec.Spec{}, fmt.Errorf("HostAccountConfig.PluginGUID is %q; write the class id with braces", host.PluginGUID)
+		return credspec.Spec{}, fmt.Errorf("HostAccountConfig.PluginGUID is %q; set it to the class in braces",
+			host.PluginGUID)
 	}
 	return spec, nil
 }
@@ -139,7 +151,7 @@ type credentials struct {
 	PasswordUnits       int      `json:"passwordUnits"` // UTF-16 code units
 	ElapsedMs           float64  `json:"elapsedMs"`
 	Password            *string  `json:"password,omitempty"`
-	PasswordUTF16       []uint16 `json:"passwordUTF16,omitempty"` // what JSON's strings cannot hold: unpaired surrogates
+	PasswordUTF16       []uint16 `json:"passwordUTF16,omitempty"` // JSON strings cannot hold unpaired surrogates
 
 	// With --directory.
 	GMSA             string        `json:"gmsa,omitempty"`
@@ -155,7 +167,7 @@ type ticketAnswer struct {
 	EncryptionType string    `json:"encryptionType"`
 	Start          time.Time `json:"start"`
 	End            time.Time `json:"end"`
-	Previous       bool      `json:"previous"` // it was the previous password that was accepted
+	Previous       bool      `json:"previous"` // the KDC accepted the previous managed password
 }
 
 func describe(r com.Result, showPassword bool, elapsed time.Duration) credentials {
@@ -186,7 +198,7 @@ func fingerprint(units []uint16) string {
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// fail prints the HRESULT, if COM or the plugin gave one, and ends the program.
+// fail prints the error, with the HRESULT if COM or the plugin returned one, and exits.
 func fail(err error) {
 	answer := map[string]string{"error": err.Error()}
 	if code, ok := hresult(err); ok {
@@ -196,12 +208,18 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// failInDirectory ends the program because of what the plugin or Active Directory answered.
+// failInDirectory prints an error of the plugin or of Active Directory and exits.
 func failInDirectory(g *gMSA, account com.Result, err error) {
 	if _, plugin := hresult(err); plugin {
 		fail(err)
 	}
-	print(map[string]any{"event": 8, "error": g.refusal(err), "cause": causeName(err), "domain": account.DomainName, "username": account.Username})
+	print(map[string]any{
+		"event":    8,
+		"error":    g.failure(err),
+		"cause":    causeName(err),
+		"domain":   account.DomainName,
+		"username": account.Username,
+	})
 	os.Exit(1)
 }
 
