@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ShellBlocks is what stands between ```sh and ``` in a page of the documentation, in one script.
+// ShellBlocks returns the ```sh blocks of a documentation page as one script.
 func ShellBlocks(page string) string {
 	var script strings.Builder
 	inside := false
@@ -29,8 +29,8 @@ func ShellBlocks(page string) string {
 	return script.String()
 }
 
-// Terminal makes a terminal for a program, and the other side of it: what is written there was typed. Both are closed at the
-// test's end, if not before.
+// Terminal creates a pseudo-terminal. A program uses terminal; what the test writes to keyboard is its input. The
+// test's end closes both.
 func Terminal(t testing.TB) (keyboard, terminal *os.File) {
 	t.Helper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)

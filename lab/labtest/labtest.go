@@ -1,5 +1,5 @@
-// Package labtest gives tests the lab: a real control plane, a Wine node. It is not the lab itself, see controlplane and
-// wine.
+// Package labtest provides the lab to tests: set-up with clean-up, and shared helpers. Packages controlplane and wine
+// implement the lab.
 package labtest
 
 import (
@@ -13,8 +13,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/wine"
 )
 
-// Require skips the test where nobody asked for the lab. Where CCGRKC_LAB is set, the lab's tests run and a lab that
-// cannot start fails them.
+// Require skips the test unless CCGRKC_LAB is set. If it is set, a lab that cannot start fails the test.
 func Require(t testing.TB) {
 	t.Helper()
 	if os.Getenv("CCGRKC_LAB") == "" {
@@ -22,11 +21,11 @@ func Require(t testing.TB) {
 	}
 }
 
-// ControlPlane starts a control plane of the test's own and stops it at the test's end.
+// ControlPlane starts a control plane for this test.
 func ControlPlane(t testing.TB) *controlplane.ControlPlane {
 	t.Helper()
 	Require(t)
-	// Building takes minutes when the build cache is empty; starting takes seconds.
+	// The start takes seconds; a build with an empty build cache takes minutes.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	cp, err := controlplane.Start(ctx, t.TempDir())
@@ -37,7 +36,7 @@ func ControlPlane(t testing.TB) *controlplane.ControlPlane {
 	return cp
 }
 
-// Node starts a Wine node of the test's own and stops it at the test's end.
+// Node starts a Wine node for this test.
 func Node(t testing.TB, options ...wine.Option) *wine.Node {
 	t.Helper()
 	Require(t)

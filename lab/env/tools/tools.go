@@ -1,5 +1,5 @@
-// Package tools builds the programs that the lab is made of, from the Go modules that their projects publish, and keeps
-// them in the user's cache for as long as their sources, their dependencies and Go's version stay the same.
+// Package tools builds the programs of the lab from the Go modules that their projects publish, and caches them. A
+// change of a program's source, of its dependencies or of the Go version leads to a new build.
 package tools
 
 import (
@@ -19,28 +19,27 @@ import (
 // Tool is a program of the lab.
 type Tool struct {
 	name, pkg string
-	note      string // said before a build that takes long
+	note      string // printed with the progress of a build
 }
 
-// String is the tool's name.
 func (t Tool) String() string { return t.name }
 
-// The programs. All but ControlPlane and CertManager are unchanged commands of their projects.
+// The programs. All except ControlPlane and CertManager are unchanged commands of their projects.
 var (
-	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane", "; once, some minutes"}
-	CertManager  = Tool{"cert-manager", labModule + "/cmd/lab-cert-manager", "; once"}
-	Kubectl      = Tool{"kubectl", "k8s.io/kubernetes/cmd/kubectl", "; once"}
-	Helm3        = Tool{"helm3", "helm.sh/helm/v3/cmd/helm", "; once"}
-	Helm4        = Tool{"helm4", "helm.sh/helm/v4/cmd/helm", "; once"}
+	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane", " (once, takes some minutes)"}
+	CertManager  = Tool{"cert-manager", labModule + "/cmd/lab-cert-manager", " (once)"}
+	Kubectl      = Tool{"kubectl", "k8s.io/kubernetes/cmd/kubectl", " (once)"}
+	Helm3        = Tool{"helm3", "helm.sh/helm/v3/cmd/helm", " (once)"}
+	Helm4        = Tool{"helm4", "helm.sh/helm/v4/cmd/helm", " (once)"}
 )
 
-// All is every program, the one that takes longest first: the others share most of what it compiles.
+// All lists the programs. The largest is first, because the others share most of its packages.
 var All = []Tool{ControlPlane, CertManager, Kubectl, Helm3, Helm4}
 
 const labModule = "github.com/ccgrkc/ccgrkc/lab"
 
-// Path returns the path of a program and builds it if need be. With an empty build cache ControlPlane takes about 6
-// minutes on two cores.
+// Path returns the path of a program and builds it if necessary. With an empty build cache, ControlPlane takes about
+// 6 minutes on two cores.
 func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	goVersion, err := goOutput(ctx, "", "env", "GOVERSION")
 	if err != nil {
@@ -48,7 +47,7 @@ func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	}
 	dir, err := goOutput(ctx, "", "list", "-m", "-f", "{{.Dir}}", labModule)
 	if err != nil {
-		return "", fmt.Errorf("finding the lab's module; run this inside it: %w", err)
+		return "", fmt.Errorf("finding the lab's module; run this command inside it: %w", err)
 	}
 	version, err := goOutput(ctx, dir, "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
 	if err != nil {
@@ -75,7 +74,8 @@ func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 
 	return cache.Get(ctx, tool.name+"-"+cache.Key(parts...), progress, func(path string) error {
 		fmt.Fprintf(progress, "building %s%s\n", tool.name, tool.note)
-		cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build"}, flags, []string{"-o", path, tool.pkg})...)
+		args := slices.Concat([]string{"build"}, flags, []string{"-o", path, tool.pkg})
+		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -85,10 +85,10 @@ func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	})
 }
 
-// buildFlags are chosen for the time of the build: without DWARF it is a sixth shorter. The Makefile runs the lab's tests
-// with the same -trimpath and -gcflags, so that both share what is compiled.
+// buildFlags omit DWARF, which makes the build a sixth shorter. The Makefile runs the lab's tests with the same
+// -trimpath and -gcflags, so that both share the build cache.
 func buildFlags(version string) []string {
-	// Without a version the API server calls itself v0.0.0, and charts with a kubeVersion refuse it.
+	// Without them, the API server's version is v0.0.0, which a chart's kubeVersion rejects.
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	const variables = "k8s.io/component-base/version."
 	ldflags := []string{"-s", "-w",

@@ -133,7 +133,7 @@ func Template(ctx context.Context, progress *os.File) (string, error) {
 		parts = append(parts, []byte(name), content)
 	}
 	return cache.Get(ctx, "wine-"+cache.Key(parts...), progress, func(path string) error {
-		fmt.Fprintln(progress, "making a Wine prefix; once, some seconds")
+		fmt.Fprintln(progress, "building a Wine prefix (once, takes some seconds)")
 		return makeTemplate(ctx, path)
 	})
 }

@@ -1,4 +1,4 @@
-// Package cache keeps what is slow to make, a file or a directory, under the user's cache directory.
+// Package cache keeps files and directories that are slow to build in the user's cache directory.
 package cache
 
 import (
@@ -11,11 +11,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
 
-// Key is a name that changes with any of the parts.
+// Key is a hash of the parts.
 func Key(parts ...[]byte) string {
 	h := sha256.New()
 	for _, p := range parts {
@@ -25,10 +26,9 @@ func Key(parts ...[]byte) string {
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
-// Get returns the path of the entry called name. If there is none, make makes it at the path that it is given, and a
-// rename puts it in place: an entry is whole or absent. One process makes, others that want the same entry wait for it.
-// What is said on progress says why it takes long.
-func Get(ctx context.Context, name string, progress io.Writer, make func(path string) error) (string, error) {
+// Get returns the path of the entry name. If it is missing, build creates it at a temporary path, and a rename moves it
+// into place: an entry is complete or absent. One process builds an entry; others that need it wait.
+func Get(ctx context.Context, name string, progress io.Writer, build func(path string) error) (string, error) {
 	base, err := os.UserCacheDir() // $XDG_CACHE_HOME, or ~/.cache
 	if err != nil {
 		return "", err
@@ -55,8 +55,8 @@ func Get(ctx context.Context, name string, progress io.Writer, make func(path st
 		return "", err
 	}
 	defer os.RemoveAll(unfinished)
-	stop := report(progress, "still making "+name)
-	err = make(unfinished)
+	stop := report(progress, "still building "+name)
+	err = build(unfinished)
 	stop()
 	if err != nil {
 		return "", err
@@ -64,13 +64,14 @@ func Get(ctx context.Context, name string, progress io.Writer, make func(path st
 	return entry, os.Rename(unfinished, entry)
 }
 
-// lock takes an advisory lock, which the kernel gives back if this process dies.
+// lock takes an advisory lock, which the kernel releases if this process dies.
 func lock(ctx context.Context, path string, progress io.Writer) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	stop := report(progress, "waiting for another process that makes "+filepath.Base(path))
+	entry := strings.TrimSuffix(filepath.Base(path), ".lock")
+	stop := report(progress, "waiting for another process that builds "+entry)
 	defer stop()
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -90,7 +91,7 @@ func lock(ctx context.Context, path string, progress io.Writer) (unlock func(), 
 	}
 }
 
-// report says every 15 seconds that something still goes on, until stop is called.
+// report prints what and the time since the start every 15 seconds, until stop is called.
 func report(w io.Writer, what string) (stop func()) {
 	begin, done := time.Now(), make(chan struct{})
 	go func() {

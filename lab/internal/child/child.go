@@ -1,4 +1,4 @@
-// Package child starts processes that do not outlive this one, however it ends.
+// Package child starts processes that end with this one, even if it is killed.
 package child
 
 import (
@@ -12,15 +12,15 @@ import (
 
 // Process is a started child.
 type Process struct {
-	// Done is closed when the process has ended and was waited for; Err is valid from then on.
+	// Done is closed when the process has ended; Err is valid from then on.
 	Done chan struct{}
 	Err  error
 
 	cmd *exec.Cmd
 }
 
-// Start starts cmd in a process group of its own, so that an interrupt typed at a terminal reaches it through this
-// process's orderly end and not directly. The kernel sends it signal when this process dies.
+// Start starts cmd in its own process group, so that Ctrl+C in a terminal reaches only this process, which then stops
+// its children in order. The kernel sends signal to the child when this process dies.
 func Start(cmd *exec.Cmd, signal syscall.Signal) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -30,7 +30,7 @@ func Start(cmd *exec.Cmd, signal syscall.Signal) (*Process, error) {
 	p := &Process{Done: make(chan struct{}), cmd: cmd}
 	started := make(chan error)
 	go func() {
-		// PR_SET_PDEATHSIG means the death of the thread that forked, so that thread must live as long as the child.
+		// PR_SET_PDEATHSIG reacts to the end of the thread that forked, so the thread must live as long as the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		if err := cmd.Start(); err != nil {
@@ -47,9 +47,9 @@ func Start(cmd *exec.Cmd, signal syscall.Signal) (*Process, error) {
 	return p, nil
 }
 
-// Guard is for a process that is about to change its user, at which the kernel forgets that it shall die with this one: a
-// shell that waits for this process's end then kills the process group, until end is called. It must be called while the process
-// group exists, for its number may be used again.
+// Guard starts a shell that kills the process group when this process ends. A process that changes its user needs it,
+// because the kernel then clears its parent-death signal. Call end while the process group exists: its id can be
+// reused.
 func (p *Process) Guard() (end func(), err error) {
 	waits, held, err := os.Pipe()
 	if err != nil {
@@ -70,8 +70,7 @@ func (p *Process) Guard() (end func(), err error) {
 	}, nil
 }
 
-// PID is the process's id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Signal sends a signal; to a process that has ended it is os.ErrProcessDone.
+// Signal sends a signal. If the process has ended, it returns os.ErrProcessDone.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }

@@ -15,13 +15,15 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// A guarded process that changed its user dies with the process that started it, however that ends.
+// A guarded process that changed its user ends with its parent, even if the parent is killed.
 func TestGuardedProcessDiesWithItsParent(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test changes a process's user, which needs root")
 	}
 	if os.Getenv("CCGRKC_GUARD_PARENT") != "" {
-		p, err := child.Start(exec.Command("/usr/bin/setpriv", "--reuid=65532", "--regid=65532", "--clear-groups", "--", "sleep", "3600"), syscall.SIGKILL)
+		cmd := exec.Command("/usr/bin/setpriv", "--reuid=65532", "--regid=65532", "--clear-groups", "--",
+			"sleep", "3600")
+		p, err := child.Start(cmd, syscall.SIGKILL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +56,7 @@ func TestGuardedProcessDiesWithItsParent(t *testing.T) {
 	for deadline := time.Now().Add(5 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
-			t.Fatalf("process %d runs on", pid)
+			t.Fatalf("process %d is still running", pid)
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Package mountns runs programs in mount namespaces of their own, in which directories and files appear at other places.
-// It needs root, and util-linux.
+// Package mountns runs programs in their own mount namespaces, in which directories and files appear at other paths. It
+// needs root and util-linux.
 package mountns
 
 import (
@@ -14,14 +14,13 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// Mount makes Source, with what is mounted below it, appear at Target, which must exist.
+// Mount shows Source, including mounts below it, at Target. Target must exist.
 type Mount struct {
 	Source, Target string
 	ReadOnly       bool
 }
 
-// The mounts are made in order; then file 3 says so, and the shell becomes the program. What mount complains of goes to
-// file 3 as well.
+// script mounts in order, reports the success or the errors to file 3, and then executes the program.
 const script = `while [ "$1" != -- ]; do
 	/usr/bin/mount -o "$1" "$2" "$3" 2>&3 || exit 125
 	shift 3
@@ -31,8 +30,8 @@ echo mounted >&3
 exec 3>&-
 exec "$@"`
 
-// Start starts cmd in a namespace of its own. It returns when the mounts are made. The process dies with this one, by
-// signal.
+// Start starts cmd in its own namespace and returns when everything is mounted. The kernel sends signal to the process
+// when this one dies.
 func Start(cmd *exec.Cmd, signal syscall.Signal, mounts []Mount) (*child.Process, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a mount namespace needs root; run the lab as root")
@@ -48,18 +47,18 @@ func Start(cmd *exec.Cmd, signal syscall.Signal, mounts []Mount) (*child.Process
 	args = append(args, "--")
 	cmd.Args = append(args, cmd.Args...)
 	cmd.Path = args[0]
-	answer, said, err := os.Pipe()
+	report, reportWriter, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer answer.Close()
-	cmd.ExtraFiles = []*os.File{said}
+	defer report.Close()
+	cmd.ExtraFiles = []*os.File{reportWriter}
 	process, err := child.Start(cmd, signal)
-	said.Close()
+	reportWriter.Close()
 	if err != nil {
 		return nil, err
 	}
-	text, err := io.ReadAll(answer)
+	text, err := io.ReadAll(report)
 	if err != nil || string(text) != "mounted\n" {
 		_ = process.Signal(syscall.SIGKILL)
 		<-process.Done
@@ -68,15 +67,15 @@ func Start(cmd *exec.Cmd, signal syscall.Signal, mounts []Mount) (*child.Process
 	return process, nil
 }
 
-// Private makes cmd run in a namespace of its own, with these mounts. Other than with Start, it is the command that fails
-// where a mount fails, with status 125.
+// Private makes cmd run in its own namespace, with these mounts. If a mount fails, the command exits with status 125.
 func Private(cmd *exec.Cmd, mounts ...Mount) {
-	args := []string{"/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", `while [ "$1" != -- ]; do
+	const script = `while [ "$1" != -- ]; do
 	/usr/bin/mount -o bind,ro "$1" "$2" || exit 125
 	shift 2
 done
 shift
-exec "$@"`, "sh"}
+exec "$@"`
+	args := []string{"/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh"}
 	for _, m := range mounts {
 		args = append(args, m.Source, m.Target)
 	}
@@ -84,7 +83,7 @@ exec "$@"`, "sh"}
 	cmd.Path, cmd.Err = args[0], nil
 }
 
-// Enter makes cmd run in the mount namespace of a process. Its working directory is dir as seen there, or the root.
+// Enter makes cmd run in the mount namespace of a process. Its working directory is dir in that namespace, or the root.
 func Enter(cmd *exec.Cmd, pid int, dir string) {
 	args := []string{"/usr/bin/nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", pid)}
 	if dir != "" {

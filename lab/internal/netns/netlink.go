@@ -8,19 +8,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The messages of rtnetlink(7) that a namespace needs, in the thread's namespace.
+// This file implements the requests of rtnetlink(7) that a namespace needs. They apply to the thread's namespace.
 
 var native = binary.NativeEndian
 
-// createPair makes a veth(4) pair, one end here and the other in the namespace of a file descriptor.
+// createPair creates a veth(4) pair: name here, and peer in the namespace of a file descriptor.
 func createPair(name, peer string, namespace uintptr) error {
 	other := append(linkHeader(0, 0), attribute(unix.IFLA_IFNAME, []byte(peer+"\x00"))...)
 	other = append(other, attribute(unix.IFLA_NET_NS_FD, native.AppendUint32(nil, uint32(namespace)))...)
 	const vethInfoPeer = 1 // VETH_INFO_PEER of linux/veth.h
-	info := append(attribute(unix.IFLA_INFO_KIND, []byte("veth")), attribute(unix.IFLA_INFO_DATA, attribute(vethInfoPeer, other))...)
+	info := attribute(unix.IFLA_INFO_KIND, []byte("veth"))
+	info = append(info, attribute(unix.IFLA_INFO_DATA, attribute(vethInfoPeer, other))...)
 	message := append(linkHeader(0, 0), attribute(unix.IFLA_IFNAME, []byte(name+"\x00"))...)
 	message = append(message, attribute(unix.IFLA_LINKINFO, info)...)
-	return request("making the link "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, message)
+	return request("creating the link "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, message)
 }
 
 func deleteLink(index int) error {
@@ -35,7 +36,7 @@ func up(name string) error {
 	return request("setting the link "+name+" up", unix.RTM_NEWLINK, 0, linkHeader(link.Index, unix.IFF_UP))
 }
 
-// addAddress gives a link an address of a /31, with which comes the route to the other.
+// addAddress sets an address of a /31 on a link. The kernel adds the route to the other address.
 func addAddress(name string, address [4]byte) error {
 	link, err := net.InterfaceByName(name)
 	if err != nil {
@@ -45,11 +46,11 @@ func addAddress(name string, address [4]byte) error {
 	message = native.AppendUint32(message, uint32(link.Index))
 	message = append(message, attribute(unix.IFA_LOCAL, address[:])...)
 	message = append(message, attribute(unix.IFA_ADDRESS, address[:])...)
-	return request("giving the link "+name+" its address", unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, message)
+	what := "setting the address of the link " + name
+	return request(what, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, message)
 }
 
-// setLost sends what is for the address to an Ethernet address that the other end has not, or lets ARP find the right one
-// again.
+// setLost sends packets for the address to an Ethernet address that does not exist, or, with false, restores ARP.
 func setLost(link int, address [4]byte, lost bool) error {
 	message := []byte{unix.AF_INET, 0, 0, 0}
 	message = native.AppendUint32(message, uint32(link))
@@ -60,10 +61,10 @@ func setLost(link int, address [4]byte, lost bool) error {
 	message = append(native.AppendUint16(message, state), 0, 0) // no flags, no type
 	message = append(message, attribute(unix.NDA_DST, address[:])...)
 	if !lost {
-		return request("forgetting a neighbour", unix.RTM_DELNEIGH, 0, message)
+		return request("deleting a neighbor", unix.RTM_DELNEIGH, 0, message)
 	}
 	message = append(message, attribute(unix.NDA_LLADDR, []byte{2, 0, 0, 0, 0, 1})...)
-	return request("setting a neighbour", unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, message)
+	return request("setting a neighbor", unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, message)
 }
 
 // linkHeader is a struct ifinfomsg that sets these flags.
@@ -94,8 +95,9 @@ func request(what string, kind, flags uint16, body []byte) error {
 	message := native.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
 	message = native.AppendUint16(message, kind)
 	message = native.AppendUint16(message, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)
-	message = append(message, make([]byte, 8)...) // sequence number and sender: there is one message on this socket
-	if err := unix.Sendto(socket, append(message, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	message = append(message, make([]byte, 8)...) // sequence number and sender, unused: one message per socket
+	kernel := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+	if err := unix.Sendto(socket, append(message, body...), 0, kernel); err != nil {
 		return fail(err)
 	}
 	answer := make([]byte, 8<<10)

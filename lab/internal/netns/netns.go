@@ -1,5 +1,5 @@
-// Package netns makes network namespaces that only this machine reaches: each has an address of its own, and a route to the
-// machine and to nothing else. It needs root and the right CAP_NET_ADMIN, and no program.
+// Package netns creates network namespaces that only this machine can reach. Each has its own address and one route, to
+// the machine. The package needs root and CAP_NET_ADMIN, but no external program.
 package netns
 
 import (
@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace. It has no name: the kernel removes it, with its link and its address, when this process
-// and the processes in it have ended, however they do.
+// Namespace is a network namespace without a name: the kernel removes it, with its link and address, when this process
+// and the processes in it have ended.
 type Namespace struct {
 	Address netip.Addr
 
@@ -24,11 +24,11 @@ type Namespace struct {
 	link int // the machine's end of the pair
 }
 
-// New makes a namespace, with its loopback and its address up.
+// New creates a namespace with its loopback interface and its address.
 //
-// The addresses are pairs, /31, of 198.19.0.0/16, which RFC 2544 gives to tests: the even one is the machine's, the odd one
-// the namespace's. A link's name holds its pair, and no two links of a machine have one name, so the kernel sees to it that
-// no two processes use one pair.
+// The addresses are /31 pairs of 198.19.0.0/16, which RFC 2544 reserves for tests. The machine has the even address,
+// the namespace the odd one. The link's name contains the pair. Link names are unique on a machine, so two processes
+// cannot use the same pair.
 func New() (*Namespace, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a network namespace needs root; run the lab as root")
@@ -49,7 +49,7 @@ func New() (*Namespace, error) {
 	}
 	if err != nil {
 		n.Close()
-		return nil, fmt.Errorf("making a network namespace: %w", err)
+		return nil, fmt.Errorf("creating a network namespace: %w", err)
 	}
 	return n, nil
 }
@@ -73,7 +73,7 @@ func (n *Namespace) connect() error {
 		break
 	}
 	if name == "" {
-		return errors.New("no free address was found in 198.19.0.0/16: remove the links ccgrkc-*, whose processes have ended")
+		return errors.New("no free address in 198.19.0.0/16: delete the links ccgrkc-* of processes that have ended")
 	}
 	link, err := net.InterfaceByName(name)
 	if err != nil {
@@ -88,20 +88,20 @@ func (n *Namespace) connect() error {
 	return n.do(func() error { return errors.Join(addAddress(inside, pair), up(inside)) })
 }
 
-// Close takes the address away at once, whoever still holds the namespace open.
+// Close removes the address immediately, even if a process still uses the namespace.
 func (n *Namespace) Close() {
 	if n.link != 0 {
-		_ = deleteLink(n.link) // gone already
+		_ = deleteLink(n.link) // fails only if the link is gone
 	}
 	if n.file != nil {
 		n.file.Close()
 	}
 }
 
-// Path is a name for nsenter, good until Close.
+// Path is the namespace's path for nsenter. It is valid until Close.
 func (n *Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
 
-// Listen opens a TCP port within.
+// Listen listens on a TCP port in the namespace.
 func (n *Namespace) Listen(address string) (l net.Listener, _ error) {
 	err := n.do(func() (err error) {
 		l, err = net.Listen("tcp", address)
@@ -110,7 +110,7 @@ func (n *Namespace) Listen(address string) (l net.Listener, _ error) {
 	return l, err
 }
 
-// DialContext calls a TCP port, given with an IP address, from within.
+// DialContext connects to a TCP port from within the namespace. The host must be an IP address.
 func (n *Namespace) DialContext(ctx context.Context, network, address string) (conn net.Conn, _ error) {
 	err := n.do(func() (err error) {
 		conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -119,8 +119,8 @@ func (n *Namespace) DialContext(ctx context.Context, network, address string) (c
 	return conn, err
 }
 
-// Cut has what the machine sends to the address vanish, as where packets are dropped; connections from within to within go
-// on. Cut with false ends it.
+// Cut with true drops the packets that the machine sends to the address. Connections inside the namespace continue. Cut
+// with false ends this.
 func (n *Namespace) Cut(cut bool) error { return setLost(n.link, n.Address.As4(), cut) }
 
 func (n *Namespace) do(f func() error) error {
@@ -132,8 +132,8 @@ func (n *Namespace) do(f func() error) error {
 	})
 }
 
-// inThread calls f, which may change the thread's namespace, and brings the thread back. A thread that cannot be brought back
-// ends with its goroutine; one that can must not end, for it may be the parent of processes that die with it.
+// inThread calls f, which can change the thread's namespace, and then restores the namespace. If that fails, the thread
+// ends with its goroutine. Otherwise the thread must not end: it can be the parent of processes that die with it.
 func inThread(f func() error) error {
 	done := make(chan error)
 	go func() {

@@ -25,7 +25,7 @@ func namespace(t *testing.T) *netns.Namespace {
 	return n
 }
 
-// serve answers each connection on the port, which every namespace has for itself, with a word.
+// serve listens on port 8080 of the namespace and sends word on each connection.
 func serve(t *testing.T, n *netns.Namespace, word string) {
 	t.Helper()
 	l, err := n.Listen(":8080")
@@ -45,7 +45,9 @@ func serve(t *testing.T, n *netns.Namespace, word string) {
 	}()
 }
 
-func ask(dial func(ctx context.Context, network, address string) (net.Conn, error), n *netns.Namespace) (string, error) {
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+func read(dial dialFunc, n *netns.Namespace) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	conn, err := dial(ctx, "tcp", n.Address.String()+":8080")
@@ -57,55 +59,55 @@ func ask(dial func(ctx context.Context, network, address string) (net.Conn, erro
 	return string(word), err
 }
 
-func TestTheMachineReachesEachNamespaceAndNoneReachesAnother(t *testing.T) {
+func TestMachineReachesNamespacesButNamespacesDoNotReachEachOther(t *testing.T) {
 	labtest.Require(t)
 	a, b := namespace(t), namespace(t)
 	serve(t, a, "a")
 	serve(t, b, "b")
 	machine := new(net.Dialer).DialContext
 	for n, want := range map[*netns.Namespace]string{a: "a", b: "b"} {
-		if got, err := ask(machine, n); err != nil || got != want {
+		if got, err := read(machine, n); err != nil || got != want {
 			t.Errorf("the machine got %q, %v, want %q", got, err, want)
 		}
-		if got, err := ask(n.DialContext, n); err != nil || got != want {
-			t.Errorf("from within came %q, %v, want %q", got, err, want)
+		if got, err := read(n.DialContext, n); err != nil || got != want {
+			t.Errorf("inside the namespace: got %q, %v, want %q", got, err, want)
 		}
 	}
-	if got, err := ask(a.DialContext, b); err == nil {
-		t.Errorf("one namespace got %q from another", got)
+	if got, err := read(a.DialContext, b); err == nil {
+		t.Errorf("a namespace got %q from another namespace", got)
 	}
 	out, err := exec.Command("/usr/bin/nsenter", "--net="+a.Path(), "--", "cat", "/proc/net/route").CombinedOutput()
 	if routes := strings.Count(string(out), "\n") - 1; err != nil || routes != 1 {
-		t.Errorf("not one route within but %d: %v\n%s", routes, err, out)
+		t.Errorf("the namespace has %d routes, want 1: %v\n%s", routes, err, out)
 	}
 }
 
-func TestCutNamespaceDropsWhatTheMachineSends(t *testing.T) {
+func TestCutDropsPacketsFromTheMachine(t *testing.T) {
 	labtest.Require(t)
 	n := namespace(t)
 	serve(t, n, "a")
 	machine := new(net.Dialer).DialContext
-	for range 2 { // cut before and after anybody knows its Ethernet address
+	for range 2 { // cut before and after ARP has found its Ethernet address
 		if err := n.Cut(true); err != nil {
 			t.Fatal(err)
 		}
 		var timeout net.Error
-		if got, err := ask(machine, n); !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("the machine got %q, %v, want no answer", got, err)
+		if got, err := read(machine, n); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("the machine got %q, %v, want a timeout", got, err)
 		}
-		if got, err := ask(n.DialContext, n); err != nil || got != "a" {
-			t.Errorf("from within came %q, %v", got, err)
+		if got, err := read(n.DialContext, n); err != nil || got != "a" {
+			t.Errorf("inside the namespace: got %q, %v", got, err)
 		}
 		if err := n.Cut(false); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := ask(machine, n); err != nil || got != "a" {
+		if got, err := read(machine, n); err != nil || got != "a" {
 			t.Errorf("the machine got %q, %v", got, err)
 		}
 	}
 }
 
-// What a process that is killed leaves goes by itself.
+// The kernel removes the namespace of a killed process.
 func TestNamespaceEndsWithItsProcess(t *testing.T) {
 	labtest.Require(t)
 	if os.Getenv("CCGRKC_NETNS_CHILD") != "" {
@@ -125,16 +127,16 @@ func TestNamespaceEndsWithItsProcess(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said := make([]byte, 64)
-	n, err := stdout.Read(said)
+	output := make([]byte, 64)
+	n, err := stdout.Read(output)
 	killed := errors.Join(cmd.Process.Kill(), err)
 	_ = cmd.Wait() // it was killed
 	if killed != nil {
 		t.Fatal(killed)
 	}
-	address := net.ParseIP(string(said[:n-1])).To4()
+	address := net.ParseIP(string(output[:n-1])).To4()
 	if address == nil {
-		t.Fatalf("the child said %q", said[:n])
+		t.Fatalf("the child printed %q", output[:n])
 	}
 	address[3]-- // the machine's end
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -142,15 +144,15 @@ func TestNamespaceEndsWithItsProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		there := false
+		present := false
 		for _, a := range addresses {
-			there = there || a.(*net.IPNet).IP.Equal(address)
+			present = present || a.(*net.IPNet).IP.Equal(address)
 		}
-		if !there {
+		if !present {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s is still there", address)
+			t.Fatalf("%s still exists", address)
 		}
 	}
 }
