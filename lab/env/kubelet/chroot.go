@@ -14,9 +14,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// chroot is the runtime of Linux nodes. A container is a copy of its image, in a mount namespace with its volumes, and
-// its processes see nothing else of the machine's files. They have the pod's network; processes, users and resources are the
-// machine's. So it holds programs together and not apart.
+// chroot is the runtime of Linux nodes. A container is a copy of its image in a mount namespace, with its volumes. Its
+// processes see no other files of the machine. They use the pod's network, but the machine's processes, users and
+// resources. This is not a security boundary.
 type chroot struct {
 	dir string
 }
@@ -33,13 +33,16 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 		mounts = append(mounts, mount{source: "/etc/" + name, target: "/etc/" + name, readOnly: true})
 	}
 	outer := slices.Clone(s.mounts)
-	slices.SortStableFunc(outer, func(a, b mount) int { return len(filepath.Clean(a.target)) - len(filepath.Clean(b.target)) })
+	slices.SortStableFunc(outer, func(a, b mount) int {
+		return len(filepath.Clean(a.target)) - len(filepath.Clean(b.target))
+	})
 	var binds []mountns.Mount
 	for _, m := range append(mounts, outer...) {
 		if err := r.mountPoint(root, m, outer); err != nil {
 			return nil, fmt.Errorf("%w%s", err, note(release()))
 		}
-		binds = append(binds, mountns.Mount{Source: m.source, Target: filepath.Join(root, m.target), ReadOnly: m.readOnly})
+		target := filepath.Join(root, m.target)
+		binds = append(binds, mountns.Mount{Source: m.source, Target: target, ReadOnly: m.readOnly})
 	}
 	workingDir := s.workingDir
 	if workingDir == "" {
@@ -69,7 +72,7 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 		return nil, fmt.Errorf("%w%s", err, note(release()))
 	}
 	release = func() error {
-		// Its children are in its process group, unless they left it.
+		// Its children are in its process group, except those that left it.
 		_ = syscall.Kill(-process.PID(), syscall.SIGKILL)
 		return os.RemoveAll(dir)
 	}
@@ -85,8 +88,8 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 		}
 	}
 	return &running{
-		process: process,
-		asksEnd: syscall.SIGTERM,
+		process:   process,
+		endSignal: syscall.SIGTERM,
 		command: func(ctx context.Context, argv []string) *exec.Cmd {
 			cmd := command(ctx, argv)
 			mountns.Enter(cmd, process.PID(), "")
@@ -96,7 +99,8 @@ func (r *chroot) start(ctx context.Context, s start) (*running, error) {
 	}, nil
 }
 
-// mountPoint makes a mount's target, in the copy of the image and, where it lies below another mount, in that one too.
+// mountPoint creates a mount's target in the copy of the image and, if it is below another mount, in that mount's
+// source.
 func (r *chroot) mountPoint(root string, m mount, others []mount) error {
 	info, err := os.Stat(m.source)
 	if err != nil {
@@ -128,7 +132,7 @@ func (r *chroot) mountPoint(root string, m mount, others []mount) error {
 	return nil
 }
 
-// identity is the user and group, without which a container runs as root. What an image says of it is not looked at.
+// identity is the container's user and group, by default root. It ignores the user in the image.
 func identity(security *corev1.SecurityContext) []string {
 	var args []string
 	if security.RunAsGroup != nil {
@@ -148,5 +152,5 @@ func note(err error) string {
 	if err == nil {
 		return ""
 	}
-	return "; and " + err.Error()
+	return "; " + err.Error()
 }

@@ -21,7 +21,7 @@ import (
 const (
 	firstBackOff = time.Second
 	maxBackOff   = 30 * time.Second
-	// A container that ran this long starts again without delay.
+	// A container that ran this long restarts without delay.
 	backOffReset = time.Minute
 )
 
@@ -34,7 +34,7 @@ type container struct {
 	status     corev1.ContainerStatus
 	current    *running
 	killReason string
-	failing    bool // its liveness or startup probe says so
+	failing    bool // according to the liveness or startup probe
 }
 
 func newContainer(p *pod, spec *corev1.Container, before []corev1.ContainerStatus) *container {
@@ -45,7 +45,7 @@ func newContainer(p *pod, spec *corev1.Container, before []corev1.ContainerStatu
 		c.status.State.Waiting.Reason = "PodInitializing"
 	}
 	for _, old := range before {
-		// Whatever ran when the node went down has ended, and nobody saw how.
+		// A container that ran when the node went down has ended with an unknown exit code.
 		if old.Name != spec.Name || old.ContainerID == "" {
 			continue
 		}
@@ -55,7 +55,11 @@ func newContainer(p *pod, spec *corev1.Container, before []corev1.ContainerStatu
 			c.status.LastTerminationState = old.State
 		case old.State.Running != nil:
 			c.status.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{
-				ExitCode: 255, Reason: "Unknown", StartedAt: old.State.Running.StartedAt, FinishedAt: metav1.Now(), ContainerID: old.ContainerID,
+				ExitCode:    255,
+				Reason:      "Unknown",
+				StartedAt:   old.State.Running.StartedAt,
+				FinishedAt:  metav1.Now(),
+				ContainerID: old.ContainerID,
 			}
 		}
 	}
@@ -100,13 +104,13 @@ func (c *container) waitStarted(ctx context.Context) bool {
 	}
 }
 
-// refusal is why a container could not be started, in the words that its status shows.
+// refusal is the reason and message in the status of a container that could not start.
 type refusal struct{ reason, message string }
 
 func (r *refusal) Error() string { return r.reason + ": " + r.message }
 
-// run runs the container until its restart policy is content, or the pod ends or end is closed. It tells whether the
-// last run succeeded.
+// run runs the container, with restarts, until its restart policy allows no further run, the pod ends or end is closed.
+// It reports whether the last run succeeded.
 func (c *container) run(policy corev1.RestartPolicy, end <-chan struct{}) bool {
 	ctx, cancel := context.WithCancel(c.pod.ctx)
 	defer cancel()
@@ -138,7 +142,7 @@ func (c *container) run(policy corev1.RestartPolicy, end <-chan struct{}) bool {
 			delay = firstBackOff
 		}
 		if delay > 0 {
-			c.sayBackOff(refused, delay)
+			c.reportBackOff(refused, delay)
 			if !sleep(ctx, delay) {
 				return false
 			}
@@ -147,20 +151,23 @@ func (c *container) run(policy corev1.RestartPolicy, end <-chan struct{}) bool {
 	}
 }
 
-func (c *container) sayBackOff(refused *refusal, delay time.Duration) {
+func (c *container) reportBackOff(refused *refusal, delay time.Duration) {
 	p := c.pod
 	switch {
 	case refused == nil:
-		c.wait("CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)", delay, c.spec.Name, p.name, p.namespace, p.uid))
-		p.event(corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)", c.spec.Name, p.name, p.namespace, p.uid)
+		c.wait("CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+			delay, c.spec.Name, p.name, p.namespace, p.uid))
+		p.event(corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)",
+			c.spec.Name, p.name, p.namespace, p.uid)
 	case refused.reason == "ErrImagePull":
-		c.wait("ImagePullBackOff", fmt.Sprintf("Back-off pulling image %q: %s: %s", c.spec.Image, refused.reason, refused.message))
+		c.wait("ImagePullBackOff", fmt.Sprintf("Back-off pulling image %q: %s: %s",
+			c.spec.Image, refused.reason, refused.message))
 		p.event(corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", c.spec.Image)
 	}
-	// Other refusals stay in sight.
+	// Other refusals remain in the status.
 }
 
-// once runs the container one time. An error says that it did not start.
+// once runs the container one time. It returns an error if the container did not start.
 func (c *container) once(ctx context.Context) (int32, error) {
 	p := c.pod
 	r, log, err := c.start(ctx)
@@ -182,7 +189,7 @@ func (c *container) once(ctx context.Context) (int32, error) {
 	case <-ctx.Done():
 		p.event(corev1.EventTypeNormal, "Killing", "Stopping container %s", c.spec.Name)
 		endProbes()
-		if end := p.killTime(); end.IsZero() { // a sidecar whose pod is done
+		if end := p.killTime(); end.IsZero() { // a sidecar of a completed pod
 			end = time.Now().Add(p.grace())
 			c.terminate(r, func() time.Time { return end })
 		} else {
@@ -203,7 +210,7 @@ func (c *container) once(ctx context.Context) (int32, error) {
 	code := exitCode(r.process.Err)
 	message := ""
 	if code != 0 && c.spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
-		message = lastWords(log.Name())
+		message = logTail(log.Name())
 	}
 	c.change(func(s *corev1.ContainerStatus) {
 		reason := "Completed"
@@ -214,7 +221,12 @@ func (c *container) once(ctx context.Context) (int32, error) {
 			reason = c.killReason
 		}
 		s.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
-			ExitCode: code, Reason: reason, Message: message, StartedAt: s.State.Running.StartedAt, FinishedAt: metav1.Now(), ContainerID: s.ContainerID,
+			ExitCode:    code,
+			Reason:      reason,
+			Message:     message,
+			StartedAt:   s.State.Running.StartedAt,
+			FinishedAt:  metav1.Now(),
+			ContainerID: s.ContainerID,
 		}}
 		s.Ready, s.Started = false, new(bool)
 		c.current, c.killReason, c.failing = nil, "", false
@@ -225,9 +237,8 @@ func (c *container) once(ctx context.Context) (int32, error) {
 	return code, nil
 }
 
-// lastWords is the end of a log, as much of it as a kubelet puts into a status. Nothing is written to a termination message
-// file here.
-func lastWords(log string) string {
+// logTail is the end of a log, as long as in a kubelet's status. The lab does not support termination message files.
+func logTail(log string) string {
 	content, err := os.ReadFile(log)
 	if err != nil {
 		return ""
@@ -239,11 +250,11 @@ func lastWords(log string) string {
 	return strings.ToValidUTF8(string(content), "")
 }
 
-// terminate asks the container to end, and ends it at the time that deadline says, which may move nearer meanwhile.
+// terminate requests that the container exits, and kills it at the deadline. The deadline can become earlier meanwhile.
 func (c *container) terminate(r *running, deadline func() time.Time) {
 	if deadline().After(time.Now()) {
 		c.preStop(r, deadline())
-		_ = r.process.Signal(r.asksEnd)
+		_ = r.process.Signal(r.endSignal)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -306,7 +317,7 @@ func (c *container) start(ctx context.Context) (*running, *os.File, error) {
 		return nil, nil, &refusal{"CreateContainerError", err.Error()}
 	}
 	p.event(corev1.EventTypeNormal, "Created", "Container created")
-	if err := c.askCCG(ctx, s.id); err != nil {
+	if err := c.fetchCredentials(ctx, s.id); err != nil {
 		return nil, nil, &refusal{"RunContainerError", err.Error()}
 	}
 	if s.log, err = c.openLog(); err != nil {
@@ -315,7 +326,8 @@ func (c *container) start(ctx context.Context) (*running, *os.File, error) {
 	r, err := p.node.runtime.start(ctx, s)
 	if err != nil {
 		s.log.Close()
-		return nil, nil, &refusal{"RunContainerError", "failed to create containerd task: failed to create shim task: " + err.Error()}
+		const prefix = "failed to create containerd task: failed to create shim task: "
+		return nil, nil, &refusal{"RunContainerError", prefix + err.Error()}
 	}
 	c.change(func(status *corev1.ContainerStatus) {
 		if status.State.Terminated != nil {
@@ -334,15 +346,18 @@ func (c *container) start(ctx context.Context) (*running, *os.File, error) {
 	return r, s.log, nil
 }
 
-// askCCG does for a container with a credential spec what Windows does when it makes one: it has ccg.exe fetch the
-// credentials. The text around ccg's reason is hcsshim's.
-func (c *container) askCCG(ctx context.Context, id string) error {
+// fetchCredentials calls the emulator of ccg.exe for a container that uses a gMSA, as Windows does when it creates the
+// container. The text around the error is hcsshim's.
+func (c *container) fetchCredentials(ctx context.Context, id string) error {
 	if c.pod.node.o.OS != "windows" {
 		return nil
 	}
 	var spec string
 	object := c.pod.latest()
-	for _, o := range []*corev1.WindowsSecurityContextOptions{podWindows(object.Spec.SecurityContext), containerWindows(c.spec.SecurityContext)} {
+	for _, o := range []*corev1.WindowsSecurityContextOptions{
+		podWindows(object.Spec.SecurityContext),
+		containerWindows(c.spec.SecurityContext),
+	} {
 		if o == nil {
 			continue
 		}
@@ -354,12 +369,13 @@ func (c *container) askCCG(ctx context.Context, id string) error {
 	if spec == "" {
 		return nil
 	}
-	err := errors.New("this node has no Container Credential Guard: the Containers feature is off")
+	err := errors.New("this node has no Container Credential Guard: the Windows feature Containers is not installed")
 	if ccg := c.pod.node.o.CCG; ccg != nil {
 		err = ccg(ctx, []byte(spec))
 	}
 	if err != nil {
-		return fmt.Errorf("failed to create containerd task: failed to create shim task: hcs::CreateComputeSystem %s: winapi error #3489661095: %w", id, err)
+		return fmt.Errorf("failed to create containerd task: failed to create shim task: "+
+			"hcs::CreateComputeSystem %s: winapi error #3489661095: %w", id, err)
 	}
 	return nil
 }
@@ -378,7 +394,7 @@ func containerWindows(s *corev1.SecurityContext) *corev1.WindowsSecurityContextO
 	return s.WindowsOptions
 }
 
-// security is the container's user and group, from its own or its pod's settings.
+// security is the user and group from the container's or the pod's settings.
 func (c *container) security() *corev1.SecurityContext {
 	s := &corev1.SecurityContext{}
 	if of := c.pod.latest().Spec.SecurityContext; of != nil {
@@ -412,7 +428,7 @@ func (c *container) mounts(env map[string]string) ([]mount, error) {
 		}
 		if m.SubPath != "" {
 			if !filepath.IsLocal(m.SubPath) {
-				return nil, fmt.Errorf("subPath %q leaves the volume", m.SubPath)
+				return nil, fmt.Errorf("subPath %q is outside the volume", m.SubPath)
 			}
 			source = filepath.Join(source, m.SubPath)
 			if _, err := os.Stat(source); err != nil {
@@ -426,7 +442,7 @@ func (c *container) mounts(env map[string]string) ([]mount, error) {
 	return mounts, nil
 }
 
-// openLog makes the log of the next run: <pod>/<container>/<n>.log. That of the run before stays.
+// openLog creates the log of the next run: <pod>/<container>/<n>.log. It keeps the log of the previous run.
 func (c *container) openLog() (*os.File, error) {
 	c.pod.mu.Lock()
 	n := c.status.RestartCount
@@ -437,7 +453,7 @@ func (c *container) openLog() (*os.File, error) {
 	if err := os.MkdirAll(filepath.Join(c.pod.dir, c.spec.Name), 0o755); err != nil {
 		return nil, err
 	}
-	_ = os.Remove(c.logFile(n - 2)) // there may be none
+	_ = os.Remove(c.logFile(n - 2)) // fails only if it does not exist
 	return os.OpenFile(c.logFile(n), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o644)
 }
 

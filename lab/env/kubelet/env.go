@@ -15,10 +15,10 @@ import (
 	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 )
 
-// The address of every node, and of every pod that has no network of its own.
+// The address of every node and of every pod without its own network.
 const loopback = "127.0.0.1"
 
-// field is what the downward API says of the pod.
+// field is a value of the downward API.
 func (p *pod) field(spec *corev1.Pod, path string) (string, error) {
 	switch path {
 	case "spec.nodeName":
@@ -33,11 +33,15 @@ func (p *pod) field(spec *corev1.Pod, path string) (string, error) {
 	return fieldpath.ExtractFieldPathAsString(spec, path)
 }
 
-// environment is the container's: the API server, what the image sets, and what the pod sets, with $(NAME) expanded.
+// environment contains the API server's address and the variables of the image and the pod, with $(NAME) expanded.
 func (c *container) environment(ctx context.Context, img *image) (map[string]string, error) {
 	p, spec := c.pod, c.pod.latest()
 	port := strconv.Itoa(p.node.api.port())
-	env := map[string]string{"KUBERNETES_SERVICE_HOST": loopback, "KUBERNETES_SERVICE_PORT": port, "KUBERNETES_SERVICE_PORT_HTTPS": port}
+	env := map[string]string{
+		"KUBERNETES_SERVICE_HOST":       loopback,
+		"KUBERNETES_SERVICE_PORT":       port,
+		"KUBERNETES_SERVICE_PORT_HTTPS": port,
+	}
 	for _, e := range img.config.Env {
 		name, value, _ := strings.Cut(e, "=")
 		env[name] = value
@@ -80,7 +84,8 @@ func (p *pod) envFrom(ctx context.Context, source corev1.EnvFromSource) (map[str
 			values[source.Prefix+key] = string(value)
 		}
 	case source.ConfigMapRef != nil:
-		configMap, err := p.node.client.CoreV1().ConfigMaps(p.namespace).Get(ctx, source.ConfigMapRef.Name, metav1.GetOptions{})
+		configMaps := p.node.client.CoreV1().ConfigMaps(p.namespace)
+		configMap, err := configMaps.Get(ctx, source.ConfigMapRef.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) && deref(source.ConfigMapRef.Optional, false) {
 			return nil, nil
 		}
@@ -94,7 +99,7 @@ func (p *pod) envFrom(ctx context.Context, source corev1.EnvFromSource) (map[str
 	return values, nil
 }
 
-func (p *pod) envValue(ctx context.Context, spec *corev1.Pod, source *corev1.EnvVarSource) (value string, ok bool, _ error) {
+func (p *pod) envValue(ctx context.Context, spec *corev1.Pod, source *corev1.EnvVarSource) (string, bool, error) {
 	switch {
 	case source.FieldRef != nil:
 		value, err := p.field(spec, source.FieldRef.FieldPath)
@@ -146,7 +151,7 @@ func (c *container) command(img *image, env map[string]string) ([]string, error)
 	}
 	argv := slices.Concat(command, args)
 	if len(argv) == 0 {
-		return nil, fmt.Errorf("no command specified: neither the container nor the image %s has one", c.spec.Image)
+		return nil, fmt.Errorf("no command specified in the container or in the image %s", c.spec.Image)
 	}
 	for i, arg := range argv {
 		argv[i] = expansion.Expand(arg, expansion.MappingFuncFor(env))

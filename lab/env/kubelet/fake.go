@@ -15,20 +15,20 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// FakeOptions say how many nodes there are and what they do with a pod.
+// FakeOptions configure simulated nodes.
 type FakeOptions struct {
 	Names  []string
 	OS     string
 	Labels map[string]string
-	// Config is the identity of a node.
+	// Config returns the client configuration of a node.
 	Config func(ctx context.Context, node string) (*rest.Config, error)
-	// Bound is called for each pod that is bound to a node, before it becomes Ready; its error keeps the pod waiting, and it is
-	// called again after a second. stop is called when the pod is to end. Both may be nil.
+	// Bound is called for each pod that is bound to a node, before the pod becomes Ready. After an error, it is called
+	// again after a second. stop is called when the pod must end. Both can be nil.
 	Bound func(ctx context.Context, pod *corev1.Pod) (stop func(), err error)
 }
 
-// FakeNodes are many nodes in one process that run nothing: a pod that is bound to one is Ready at once. For what depends on
-// the number of nodes and not on what runs there.
+// FakeNodes are many simulated nodes in one process. They run nothing: a pod that is bound to one becomes Ready
+// immediately. They serve for tests that depend on the number of nodes.
 type FakeNodes struct {
 	o      FakeOptions
 	ctx    context.Context
@@ -44,7 +44,7 @@ type fakeNode struct {
 	pods map[types.UID]context.CancelFunc
 }
 
-// StartFakeNodes registers the nodes, ten at a time, and returns when all are.
+// StartFakeNodes registers the nodes, ten at a time, and returns when all are registered.
 func StartFakeNodes(ctx context.Context, o FakeOptions) (*FakeNodes, error) {
 	f := &FakeNodes{o: o}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -81,12 +81,19 @@ func (f *FakeNodes) start(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	labels := map[string]string{corev1.LabelOSStable: f.o.OS, corev1.LabelArchStable: "amd64", corev1.LabelHostname: name}
+	labels := map[string]string{
+		corev1.LabelOSStable:   f.o.OS,
+		corev1.LabelArchStable: "amd64",
+		corev1.LabelHostname:   name,
+	}
 	for key, value := range f.o.Labels {
 		labels[key] = value
 	}
 	r := &registration{client: client, name: name, labels: labels, port: 1, info: corev1.NodeSystemInfo{
-		OperatingSystem: f.o.OS, Architecture: "amd64", KubeletVersion: kubernetesVersion, ContainerRuntimeVersion: "fake://1",
+		OperatingSystem:         f.o.OS,
+		Architecture:            "amd64",
+		KubeletVersion:          kubernetesVersion,
+		ContainerRuntimeVersion: "fake://1",
 	}}
 	if err := r.register(ctx); err != nil {
 		return fmt.Errorf("registering node %s: %w", name, err)
@@ -97,7 +104,7 @@ func (f *FakeNodes) start(ctx context.Context, name string) error {
 	return nil
 }
 
-// Stop stops what the pods run and forgets the nodes; the objects stay.
+// Stop stops the nodes and what Bound started. The API objects remain.
 func (f *FakeNodes) Stop() {
 	f.cancel()
 	f.wg.Wait()
@@ -109,7 +116,7 @@ func (n *fakeNode) sync(pod *corev1.Pod) {
 	cancel := n.pods[pod.UID]
 	switch {
 	case pod.DeletionTimestamp != nil && cancel != nil:
-		cancel() // and run deletes the object
+		cancel() // then run deletes the object
 	case pod.DeletionTimestamp != nil:
 		n.all.wg.Go(func() { n.deleteObject(pod) })
 	case cancel == nil:
@@ -155,25 +162,34 @@ func (n *fakeNode) ready(ctx context.Context, pod *corev1.Pod) error {
 		HostIPs: []corev1.HostIP{{IP: loopback}}, PodIPs: []corev1.PodIP{{IP: loopback}},
 	}
 	for _, kind := range []corev1.PodConditionType{corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady} {
-		status.Conditions = append(status.Conditions, corev1.PodCondition{Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: now})
+		status.Conditions = append(status.Conditions, corev1.PodCondition{
+			Type:               kind,
+			Status:             corev1.ConditionTrue,
+			LastTransitionTime: now,
+		})
 	}
 	for _, c := range pod.Spec.Containers {
 		status.ContainerStatuses = append(status.ContainerStatuses, corev1.ContainerStatus{
-			Name: c.Name, Image: c.Image, Ready: true, Started: &yes, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}},
+			Name:    c.Name,
+			Image:   c.Image,
+			Ready:   true,
+			Started: &yes,
+			State:   corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}},
 		})
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID}, "status": status})
 	if err != nil {
 		return err
 	}
-	_, err = n.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	pods := n.client.CoreV1().Pods(pod.Namespace)
+	_, err = pods.Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
 	return err
 }
 
-// deleteObject is for a pod that shall be deleted; when the nodes stop, the objects stay.
+// deleteObject deletes the object of a pod that is being deleted. Objects remain when the nodes stop.
 func (n *fakeNode) deleteObject(pod *corev1.Pod) {
 	now := int64(0)
 	options := metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &pod.UID}}

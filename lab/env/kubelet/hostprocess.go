@@ -16,15 +16,15 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 )
 
-// Sandbox is where a HostProcess container finds its image and its volumes. The rules are hcsshim's
-// (internal/jobcontainers): both versions set CONTAINER_SANDBOX_MOUNT_POINT to the root of the container's own files, with a
-// backslash at its end, and put the volumes below it.
+// Sandbox is the layout of a HostProcess container's image and volumes, as in hcsshim (internal/jobcontainers). In both
+// versions CONTAINER_SANDBOX_MOUNT_POINT is the root of the container's files, with a trailing backslash, and the
+// volumes are below it.
 type Sandbox string
 
 const (
-	// Containerd17 shows the image at C:\hpc and the volumes at their mountPath too, to the container alone.
+	// Containerd17 shows the image at C:\hpc and the volumes also at their mountPath, only to the container.
 	Containerd17 Sandbox = "1.7"
-	// Containerd16 has them on the node's disk, at C:\C\<container id>, for all to see.
+	// Containerd16 puts both on the node's disk, at C:\C\<container id>, visible to all processes.
 	Containerd16 Sandbox = "1.6"
 )
 
@@ -40,16 +40,16 @@ const (
 //   - Containerd17, without: in the node's own session, with its registry; the image is at C:\lab\images\<digest>;
 //   - Containerd16: in the node's own session.
 //
-// The same goes for containers that are not HostProcess: they are no Windows containers, only programs on the node.
+// Containers that are not HostProcess run in the same way: as programs on the node, not as Windows containers.
 type hostProcess struct {
 	dir     string
 	node    *wine.Node
 	sandbox Sandbox
-	// resolvConf is as in Options.
+	// resolvConf: see Options.
 	resolvConf func() string
 }
 
-// system is what a container sees elsewhere than on the node's disk.
+// system lists the mounts of a container outside the node's disk.
 func (r *hostProcess) system() []mountns.Mount {
 	if r.resolvConf == nil || r.resolvConf() == "" {
 		return nil
@@ -113,7 +113,7 @@ func (r *hostProcess) startShared(ctx context.Context, s start) (*running, error
 		if err := s.image.copyTo(ctx, partial); err != nil {
 			return nil, err
 		}
-		// Another container of the image may have been faster.
+		// Another container of the same image can be faster.
 		if err := os.Rename(partial, files); err != nil {
 			if err := os.RemoveAll(partial); err != nil {
 				return nil, err
@@ -129,7 +129,7 @@ func (r *hostProcess) start16(ctx context.Context, s start) (_ *running, err err
 	files := r.node.UnixPath(root)
 	release := func() error {
 		err := os.RemoveAll(files)
-		_ = os.Remove(filepath.Dir(files)) // fails while another container has its files there
+		_ = os.Remove(filepath.Dir(files)) // fails while another container has files there
 		return err
 	}
 	defer func() {
@@ -141,7 +141,7 @@ func (r *hostProcess) start16(ctx context.Context, s start) (_ *running, err err
 		return nil, err
 	}
 	for _, m := range s.mounts {
-		// Containerd 1.6 makes links to the volumes, and so does this.
+		// Links to the volumes, as in containerd 1.6.
 		link := r.node.UnixPath(below(root, m.target))
 		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
 			return nil, err
@@ -168,23 +168,24 @@ func (r *hostProcess) inSession(c windowsContainer, fallback bool) func(context.
 	}
 }
 
-// windowsContainer is what hcsshim makes of a container's configuration.
+// windowsContainer applies hcsshim's rules to a container's configuration.
 type windowsContainer struct {
 	root  string // Windows path of the container's own files
 	files string // their Unix path
 	start
 }
 
-func (c windowsContainer) run(command func(context.Context, []string) *exec.Cmd, release func() error) (*running, error) {
+func (c windowsContainer) run(command func(context.Context, []string) *exec.Cmd,
+	release func() error) (*running, error) {
 	first := command(context.Background(), c.argv)
 	first.Stdout, first.Stderr = c.log, c.log
 	process, err := child.Start(first, syscall.SIGKILL)
 	if err != nil {
 		return nil, fmt.Errorf("%w%s", err, note(release()))
 	}
-	// A real container gets CTRL_SHUTDOWN_EVENT, which Go delivers as SIGTERM. Wine cannot send it; what it makes of SIGINT,
-	// CTRL_C_EVENT, Go delivers as os.Interrupt.
-	return &running{process: process, asksEnd: syscall.SIGINT, command: command, release: release}, nil
+	// A real container gets CTRL_SHUTDOWN_EVENT, which Go delivers as SIGTERM. Wine cannot send it. It turns SIGINT
+	// into CTRL_C_EVENT, which Go delivers as os.Interrupt.
+	return &running{process: process, endSignal: syscall.SIGINT, command: command, release: release}, nil
 }
 
 func (c windowsContainer) expand(s string) string {
@@ -194,14 +195,15 @@ func (c windowsContainer) expand(s string) string {
 	return s
 }
 
-// commandLine finds a program that is named without a drive in the container's own files first, as hcsshim does, and else
-// leaves the search to Wine.
+// commandLine searches a program without a drive first in the container's files, like hcsshim. If it is not there, Wine
+// searches it.
 func (c windowsContainer) commandLine(argv []string) []string {
 	argv = slices.Clone(argv)
 	for i := range argv {
 		argv[i] = c.expand(argv[i])
 	}
-	if program := strings.ReplaceAll(argv[0], "/", `\`); !strings.HasPrefix(program, `\`) && !strings.Contains(program, ":") {
+	program := strings.ReplaceAll(argv[0], "/", `\`)
+	if !strings.HasPrefix(program, `\`) && !strings.Contains(program, ":") {
 		for _, name := range []string{program, program + ".exe"} {
 			path := filepath.Join(c.files, strings.ReplaceAll(name, `\`, "/"))
 			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
@@ -233,7 +235,7 @@ func (c windowsContainer) workingDir(fallback bool) string {
 	return dir
 }
 
-// below is a Windows path, whose drive is dropped, below another.
+// below joins a Windows path, without its drive, to root.
 func below(root, path string) string {
 	path = strings.ReplaceAll(path, "/", `\`)
 	if len(path) >= 2 && path[1] == ':' {
@@ -242,10 +244,10 @@ func below(root, path string) string {
 	return root + `\` + strings.TrimLeft(path, `\`)
 }
 
-// clearAfterPowerFailure removes what containers left on the node's disk.
+// clearAfterPowerFailure removes the files of containers from the node's disk.
 func (r *hostProcess) clearAfterPowerFailure() error {
 	err := os.RemoveAll(r.node.UnixPath(sandboxes16))
-	// Copies that were not finished.
+	// Incomplete copies.
 	entries, _ := os.ReadDir(r.node.UnixPath(sharedImages))
 	for _, e := range entries {
 		if strings.Contains(e.Name(), ".") && e.Type() == fs.ModeDir {

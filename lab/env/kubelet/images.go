@@ -36,7 +36,7 @@ type image struct {
 // images are the images of one node: unpacked once for each digest.
 type images struct {
 	dir, os string
-	mirror  string // see Options.Mirror
+	mirror  string // see Options
 
 	mu   sync.Mutex
 	refs map[string]*image
@@ -44,16 +44,17 @@ type images struct {
 
 var errNeverPull = errors.New("ErrImageNeverPull")
 
-// get returns the image of a reference, and whether it was pulled for that. Only registries on loopback are asked.
+// get returns the image of a reference, and whether it had to be pulled. It pulls only from registries on loopback.
 func (s *images) get(ctx context.Context, ref string, policy corev1.PullPolicy) (_ *image, pulled bool, _ error) {
-	// One pull at a time, as kubelets do by default.
+	// One pull at a time, a kubelet's default.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if img := s.refs[ref]; img != nil && policy != corev1.PullAlways {
 		return img, false, nil
 	}
 	if policy == corev1.PullNever {
-		return nil, false, fmt.Errorf("%w: Container image %q is not present with pull policy of Never", errNeverPull, ref)
+		const format = "%w: Container image %q is not present with pull policy of Never"
+		return nil, false, fmt.Errorf(format, errNeverPull, ref)
 	}
 	img, err := s.pull(ctx, ref)
 	if err != nil {
@@ -72,19 +73,22 @@ func (s *images) pull(ctx context.Context, ref string) (*image, error) {
 	host, _, err := net.SplitHostPort(parsed.Context().RegistryStr())
 	if err != nil || !net.ParseIP(host).IsLoopback() && host != "localhost" {
 		if s.mirror == "" {
-			return nil, fmt.Errorf("the lab's nodes pull from registries on loopback, such as 127.0.0.1:5000, and %s is none", parsed.Context().RegistryStr())
+			return nil, fmt.Errorf("the lab's nodes pull only from registries on loopback, such as 127.0.0.1:5000, "+
+				"not from %s", parsed.Context().RegistryStr())
 		}
 		separator := ":"
 		if _, isDigest := parsed.(name.Digest); isDigest {
 			separator = "@"
 		}
-		if from, err = name.ParseReference(s.mirror + "/" + parsed.Context().RepositoryStr() + separator + parsed.Identifier()); err != nil {
+		mirrored := s.mirror + "/" + parsed.Context().RepositoryStr() + separator + parsed.Identifier()
+		if from, err = name.ParseReference(mirrored); err != nil {
 			return nil, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	img, err := remote.Image(from, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(v1.Platform{OS: s.os, Architecture: "amd64"}))
+	img, err := remote.Image(from, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous),
+		remote.WithPlatform(v1.Platform{OS: s.os, Architecture: "amd64"}))
 	if err != nil {
 		return nil, err
 	}
@@ -97,9 +101,15 @@ func (s *images) pull(ctx context.Context, ref string) (*image, error) {
 		return nil, err
 	}
 	if config.OS != s.os {
-		return nil, fmt.Errorf("no match for platform in manifest: the image is for %s, the node is %s", config.OS, s.os)
+		return nil, fmt.Errorf("no match for platform in manifest: the image is for %s, the node runs %s",
+			config.OS, s.os)
 	}
-	unpacked := &image{id: parsed.Context().Digest(digest.String()).String(), digest: digest.Hex, dir: filepath.Join(s.dir, digest.Hex), config: config.Config}
+	unpacked := &image{
+		id:     parsed.Context().Digest(digest.String()).String(),
+		digest: digest.Hex,
+		dir:    filepath.Join(s.dir, digest.Hex),
+		config: config.Config,
+	}
 	if _, err := os.Stat(unpacked.dir); err == nil {
 		return unpacked, nil
 	}
@@ -118,8 +128,8 @@ func (s *images) pull(ctx context.Context, ref string) (*image, error) {
 	return unpacked, os.Rename(partial, unpacked.dir)
 }
 
-// unpack writes a flattened image to dir. In a Windows image the file system is below Files; Hives are registry changes,
-// which mean nothing to a HostProcess container.
+// unpack writes a flattened image to dir. In a Windows image the file system is below Files. Hives contains registry
+// changes, which a HostProcess container does not use.
 func unpack(r io.Reader, dir string, windows bool) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -167,7 +177,7 @@ func unpack(r io.Reader, dir string, windows bool) error {
 
 func writeFrom(root *os.Root, name string, content io.Reader, mode fs.FileMode, windows bool) error {
 	if windows {
-		mode = 0o755 // Windows images say nothing of it
+		mode = 0o755 // Windows images have no modes
 	}
 	f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
@@ -177,7 +187,7 @@ func writeFrom(root *os.Root, name string, content io.Reader, mode fs.FileMode, 
 	return errors.Join(err, f.Close())
 }
 
-// copyTo makes dir, which must not exist, a copy of the image for a container to write in.
+// copyTo copies the image to dir, which must not exist. The container can write to the copy.
 func (i *image) copyTo(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err

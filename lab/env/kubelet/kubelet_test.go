@@ -46,8 +46,8 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	cp := labtest.ControlPlane(t)
 	c := &cluster{ControlPlane: cp, client: cp.Client(), image: pushImage(t)}
-	// The controller makes it soon after the start, and pods need it.
-	eventually(t, 30*time.Second, "the namespace has its ConfigMap kube-root-ca.crt", func() bool {
+	// Pods need this ConfigMap. A controller creates it soon after the start.
+	eventually(t, 30*time.Second, "the namespace has the ConfigMap kube-root-ca.crt", func() bool {
 		_, err := c.client.CoreV1().ConfigMaps(namespace).Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{})
 		return err == nil
 	})
@@ -94,7 +94,7 @@ var programs = sync.OnceValues(func() (map[string][]byte, error) {
 	return built, nil
 })
 
-// pushImage serves an index with an image for each operating system from a registry of the test's own.
+// pushImage pushes an index with an image for each operating system to a registry for this test.
 func pushImage(t *testing.T) string {
 	t.Helper()
 	built, err := programs()
@@ -109,7 +109,9 @@ func pushImage(t *testing.T) string {
 	}
 	index := mutate.IndexMediaType(empty.Index, "application/vnd.oci.image.index.v1+json")
 	for goos, path := range map[string]string{"linux": "prog", "windows": "Files/prog.exe"} {
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(tarOf(t, path, built[goos])), nil })
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+			return io.NopCloser(tarOf(t, path, built[goos])), nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,12 +119,19 @@ func pushImage(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		img, err = mutate.ConfigFile(img, &v1.ConfigFile{OS: goos, Architecture: "amd64", Config: v1.Config{Env: []string{"FROM_IMAGE=yes"}},
-			RootFS: v1.RootFS{Type: "layers", DiffIDs: diffIDs(t, layer)}})
+		img, err = mutate.ConfigFile(img, &v1.ConfigFile{
+			OS:           goos,
+			Architecture: "amd64",
+			Config:       v1.Config{Env: []string{"FROM_IMAGE=yes"}},
+			RootFS:       v1.RootFS{Type: "layers", DiffIDs: diffIDs(t, layer)},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: goos, Architecture: "amd64"}}})
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{
+			Add:        img,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: goos, Architecture: "amd64"}},
+		})
 	}
 	if err := remote.WriteIndex(ref, index); err != nil {
 		t.Fatal(err)
@@ -143,7 +152,8 @@ func tarOf(t *testing.T, path string, content []byte) io.Reader {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Name: path, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}); err != nil {
+	header := &tar.Header{Name: path, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}
+	if err := w.WriteHeader(header); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.Write(content); err != nil {
@@ -160,21 +170,39 @@ func (c *cluster) podOf(name, node, goos string, args ...string) *corev1.Pod {
 	program := "/prog"
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace},
-		Spec:       corev1.PodSpec{NodeName: node, Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}}},
+		Spec: corev1.PodSpec{
+			NodeName:    node,
+			Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+		},
 	}
 	if goos == "windows" {
 		program = "prog.exe"
 		yes, system := true, `NT AUTHORITY\SYSTEM`
 		pod.Spec.HostNetwork = true
-		pod.Spec.SecurityContext = &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{HostProcess: &yes, RunAsUserName: &system}}
+		windows := &corev1.WindowsSecurityContextOptions{HostProcess: &yes, RunAsUserName: &system}
+		pod.Spec.SecurityContext = &corev1.PodSecurityContext{WindowsOptions: windows}
 	}
-	pod.Spec.Containers = []corev1.Container{{Name: "main", Image: c.image, Command: append([]string{program}, args...)}}
+	pod.Spec.Containers = []corev1.Container{{
+		Name:    "main",
+		Image:   c.image,
+		Command: append([]string{program}, args...),
+	}}
 	return pod
+}
+
+// probe is a probe with a period of one second.
+func probe(failures int32, handler corev1.ProbeHandler) *corev1.Probe {
+	return &corev1.Probe{PeriodSeconds: 1, FailureThreshold: failures, ProbeHandler: handler}
+}
+
+// field is a value of the downward API.
+func field(path string) *corev1.EnvVarSource {
+	return &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}
 }
 
 func (c *cluster) create(t *testing.T, pod *corev1.Pod) {
 	t.Helper()
-	// The service account's controller may be behind.
+	// The controller can create the service account a little later.
 	eventually(t, 10*time.Second, "pod "+pod.Name+" is created", func() bool {
 		_, err := c.client.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{})
 		if err != nil {
@@ -201,13 +229,15 @@ func (c *cluster) waitPod(t *testing.T, pod, what string, holds func(*corev1.Pod
 			return p
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("pod %s: not within a minute: %s; its status: %+v\nits log: %s", pod, what, p.Status, c.logs(t, pod, nil))
+			t.Fatalf("pod %s: timeout waiting until %s; status: %+v\nlog: %s", pod, what, p.Status, c.logs(t, pod, nil))
 		}
 	}
 }
 
 func ready(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue })
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 func (c *cluster) logs(t *testing.T, pod string, o *corev1.PodLogOptions) string {
@@ -226,7 +256,8 @@ func (c *cluster) logs(t *testing.T, pod string, o *corev1.PodLogOptions) string
 
 func (c *cluster) delete(t *testing.T, pod string, grace int64) {
 	t.Helper()
-	if err := c.client.CoreV1().Pods(namespace).Delete(t.Context(), pod, metav1.DeleteOptions{GracePeriodSeconds: &grace}); err != nil {
+	options := metav1.DeleteOptions{GracePeriodSeconds: &grace}
+	if err := c.client.CoreV1().Pods(namespace).Delete(t.Context(), pod, options); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -244,13 +275,13 @@ func eventually(t *testing.T, within time.Duration, what string, holds func() bo
 	deadline := time.Now().Add(within)
 	for !holds() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", within, what)
+			t.Fatalf("timeout after %s waiting until %s", within, what)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// disk lists what is on a Wine node's drive C, but for what Windows itself writes.
+// disk lists the files on a Wine node's drive C, except those of Windows.
 func disk(t *testing.T, node *wine.Node) []string {
 	t.Helper()
 	root := node.UnixPath(`C:\`)

@@ -22,7 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// kubectl runs the real one and returns what it printed, and its exit code.
+// kubectl runs kubectl and returns its output and exit code.
 func (c *cluster) kubectl(t *testing.T, stdin string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	path, err := tools.Path(t.Context(), tools.Kubectl, os.Stderr)
@@ -31,7 +31,8 @@ func (c *cluster) kubectl(t *testing.T, stdin string, args ...string) (stdout, s
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, append([]string{"--kubeconfig", c.Kubeconfig, "--namespace", namespace}, args...)...)
+	global := []string{"--kubeconfig", c.Kubeconfig, "--namespace", namespace}
+	cmd := exec.CommandContext(ctx, path, append(global, args...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
@@ -52,12 +53,17 @@ func TestKubectlExecAndLogs(t *testing.T) {
 		t.Run(test.goos, func(t *testing.T) {
 			c.create(t, c.podOf(test.name, test.node, test.goos, "echo", "one", "echo", "two", "wait"))
 			c.waitPod(t, test.name, "it is ready", ready)
-			eventually(t, 20*time.Second, "it waits", func() bool { return strings.Contains(c.logs(t, test.name, nil), "waiting") })
-			out, errOut, code := c.kubectl(t, "from here", "exec", "-i", test.name, "--", test.program, "cat", test.file, "stdin", "it", "stderr", "complaint", "exit", "5")
-			if code != 5 || !strings.Contains(out, "token: ey") || !strings.Contains(out, `it read "from here"`) || !strings.Contains(errOut, "complaint") {
+			eventually(t, 20*time.Second, "the program waits", func() bool {
+				return strings.Contains(c.logs(t, test.name, nil), "waiting")
+			})
+			out, errOut, code := c.kubectl(t, "from here", "exec", "-i", test.name, "--",
+				test.program, "cat", test.file, "stdin", "it", "stderr", "complaint", "exit", "5")
+			if code != 5 || !strings.Contains(out, "token: ey") || !strings.Contains(out, `it read "from here"`) ||
+				!strings.Contains(errOut, "complaint") {
 				t.Errorf("exec: code %d\n%s\n%s", code, out, errOut)
 			}
-			if out, errOut, code := c.kubectl(t, "", "logs", "--tail=2", test.name); code != 0 || out != "two\nwaiting\n" {
+			out, errOut, code = c.kubectl(t, "", "logs", "--tail=2", test.name)
+			if code != 0 || out != "two\nwaiting\n" {
 				t.Errorf("logs: code %d, %q, %q", code, out, errOut)
 			}
 			followed := make(chan string)
@@ -67,7 +73,7 @@ func TestKubectlExecAndLogs(t *testing.T) {
 			}()
 			time.Sleep(time.Second)
 			c.delete(t, test.name, 20)
-			if out := <-followed; !strings.HasSuffix(out, "asked to end\n") {
+			if out := <-followed; !strings.HasSuffix(out, "told to exit\n") {
 				t.Errorf("followed logs: %q", out)
 			}
 		})
@@ -80,12 +86,16 @@ func TestProbesDriveReadinessAndRestarts(t *testing.T) {
 	const port = 8080
 	state := t.TempDir()
 	pod := c.podOf("p", "linux-1", "linux", "serve", "/state/good", "wait")
-	pod.Spec.Volumes = []corev1.Volume{{Name: "state", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: state}}}}
+	pod.Spec.Volumes = []corev1.Volume{{
+		Name:         "state",
+		VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: state}},
+	}}
 	main := &pod.Spec.Containers[0]
 	main.VolumeMounts = []corev1.VolumeMount{{Name: "state", MountPath: "/state"}}
 	main.Env = []corev1.EnvVar{{Name: "SERVE", Value: fmt.Sprintf(":%d", port)}}
-	main.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt(port)}}}
-	main.LivenessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 2, ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/prog", "test", "/state/alive"}}}}
+	main.ReadinessProbe = probe(1, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt(port)}})
+	alive := &corev1.ExecAction{Command: []string{"/prog", "test", "/state/alive"}}
+	main.LivenessProbe = probe(2, corev1.ProbeHandler{Exec: alive})
 	good, alive := filepath.Join(state, "good"), filepath.Join(state, "alive")
 	write(t, alive)
 	c.create(t, pod)
@@ -95,7 +105,7 @@ func TestProbesDriveReadinessAndRestarts(t *testing.T) {
 	c.waitPod(t, "p", "it runs", running)
 	time.Sleep(2 * time.Second)
 	if ready(c.get(t, "p")) {
-		t.Error("ready, though the probe gets 503")
+		t.Error("the container is ready although the probe gets 503")
 	}
 	write(t, good)
 	p := c.waitPod(t, "p", "it is ready", ready)
@@ -105,7 +115,9 @@ func TestProbesDriveReadinessAndRestarts(t *testing.T) {
 	if err := os.Remove(alive); err != nil {
 		t.Fatal(err)
 	}
-	c.waitPod(t, "p", "it is restarted", func(p *corev1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount > 0 })
+	c.waitPod(t, "p", "it is restarted", func(p *corev1.Pod) bool {
+		return p.Status.ContainerStatuses[0].RestartCount > 0
+	})
 	write(t, alive)
 	c.waitPod(t, "p", "it is ready again", ready)
 }
@@ -117,21 +129,23 @@ func write(t *testing.T, file string) {
 	}
 }
 
-func TestDeafContainerIsKilledAfterTheGracePeriod(t *testing.T) {
+func TestContainerThatIgnoresSignalsIsKilledAfterTheGracePeriod(t *testing.T) {
 	c := newCluster(t)
 	c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
 	c.create(t, c.podOf("p", "linux-1", "linux", "wait", "deaf"))
 	c.waitPod(t, "p", "it is ready", ready)
-	eventually(t, 10*time.Second, "it waits", func() bool { return strings.Contains(c.logs(t, "p", nil), "waiting") })
+	eventually(t, 10*time.Second, "the program waits", func() bool {
+		return strings.Contains(c.logs(t, "p", nil), "waiting")
+	})
 	began := time.Now()
 	c.delete(t, "p", 3)
 	c.waitGone(t, "p")
 	if d := time.Since(began); d < 2900*time.Millisecond || d > 8*time.Second {
-		t.Errorf("gone after %s, with a grace period of 3 s", d)
+		t.Errorf("the pod was gone after %s, want 3 s", d)
 	}
 }
 
-func TestKilledNodeRunsItsPodsAnew(t *testing.T) {
+func TestKilledNodeRunsItsPodsAgain(t *testing.T) {
 	c := newCluster(t)
 	wineNode := labtest.Node(t)
 	o := kubelet.Options{Name: "win-1", OS: "windows", Wine: wineNode, Dir: t.TempDir()}
@@ -141,21 +155,26 @@ func TestKilledNodeRunsItsPodsAnew(t *testing.T) {
 	if err := n.KillContainer(types.NamespacedName{Namespace: namespace, Name: "p"}, "main", "OOMKilled"); err != nil {
 		t.Fatal(err)
 	}
-	p := c.waitPod(t, "p", "it is restarted", func(p *corev1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && ready(p) })
-	if last := p.Status.ContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.Reason != "OOMKilled" || last.ExitCode != 137 {
+	p := c.waitPod(t, "p", "it is restarted", func(p *corev1.Pod) bool {
+		return p.Status.ContainerStatuses[0].RestartCount == 1 && ready(p)
+	})
+	last := p.Status.ContainerStatuses[0].LastTerminationState.Terminated
+	if last == nil || last.Reason != "OOMKilled" || last.ExitCode != 137 {
 		t.Errorf("the last state: %+v", last)
 	}
 	n.Kill()
 	before := c.get(t, "p")
 	if !ready(before) {
-		t.Error("a power failure told the API server")
+		t.Error("the API server knows of the power failure")
 	}
 	n = c.node(t, o)
-	c.waitPod(t, "p", "it runs anew", func(p *corev1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 2 && ready(p) })
+	c.waitPod(t, "p", "it runs again", func(p *corev1.Pod) bool {
+		return p.Status.ContainerStatuses[0].RestartCount == 2 && ready(p)
+	})
 
 	n.Stop()
 	if ready(c.get(t, "p")) {
-		t.Error("the pod of a node that was shut down is ready")
+		t.Error("the pod is ready although its node was shut down")
 	}
 	node, err := c.client.CoreV1().Nodes().Get(t.Context(), "win-1", metav1.GetOptions{})
 	if err != nil {
@@ -163,7 +182,7 @@ func TestKilledNodeRunsItsPodsAnew(t *testing.T) {
 	}
 	for _, condition := range node.Status.Conditions {
 		if condition.Type == corev1.NodeReady && condition.Status != corev1.ConditionFalse {
-			t.Errorf("the node that was shut down says Ready=%s", condition.Status)
+			t.Errorf("the node was shut down and has Ready=%s", condition.Status)
 		}
 	}
 	for _, path := range []string{`C:\hpc`, `C:\var\run`} {
@@ -172,10 +191,10 @@ func TestKilledNodeRunsItsPodsAnew(t *testing.T) {
 		}
 	}
 	c.node(t, o)
-	c.waitPod(t, "p", "it runs anew", ready)
+	c.waitPod(t, "p", "it runs again", ready)
 }
 
-func TestCutOffNodeGoesOnAndCatchesUp(t *testing.T) {
+func TestCutOffNodeKeepsItsPodsAndCatchesUp(t *testing.T) {
 	c := newCluster(t)
 	n := c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
 	c.create(t, c.podOf("p", "linux-1", "linux", "wait"))
@@ -186,40 +205,43 @@ func TestCutOffNodeGoesOnAndCatchesUp(t *testing.T) {
 	c.delete(t, "p", 5)
 	time.Sleep(3 * time.Second)
 	if p := c.get(t, "p"); !ready(p) {
-		t.Error("the pod ended, though its node cannot know that it shall")
+		t.Error("the pod ended although its node cannot know of the deletion")
 	}
 	if p := c.get(t, "late"); p.Status.Phase != corev1.PodPending {
-		t.Errorf("the pod that the node cannot know of is %s", p.Status.Phase)
+		t.Errorf("the node cannot know of the new pod, but its phase is %s", p.Status.Phase)
 	}
 	if log := c.logs(t, "p", nil); !strings.Contains(log, "error") {
-		t.Errorf("the API server reaches the node: %q", log)
+		t.Errorf("the API server can reach the node: %q", log)
 	}
 	n.Reconnect()
 	c.waitGone(t, "p")
 	c.waitPod(t, "late", "it is ready", ready)
 }
 
-func TestPodWithCredentialSpecStartsWhenCCGHasTheCredentials(t *testing.T) {
+func TestPodThatUsesAGMSAStartsWhenCCGSucceeds(t *testing.T) {
 	c := newCluster(t)
 	var refuse atomic.Bool
 	refuse.Store(true)
 	var got atomic.Value
-	c.node(t, kubelet.Options{Name: "win-1", OS: "windows", Wine: labtest.Node(t), CCG: func(_ context.Context, spec []byte) error {
+	ccg := func(_ context.Context, spec []byte) error {
 		got.Store(string(spec))
 		if refuse.Load() {
 			return errors.New("the plug-in returned 0x8007052E")
 		}
 		return nil
-	}})
+	}
+	c.node(t, kubelet.Options{Name: "win-1", OS: "windows", Wine: labtest.Node(t), CCG: ccg})
 	pod := c.podOf("web", "win-1", "windows", "wait")
 	spec := `{"CmsPlugins":["ActiveDirectory"]}`
-	pod.Spec.HostNetwork, pod.Spec.SecurityContext = false, &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpec: &spec}}
+	windows := &corev1.WindowsSecurityContextOptions{GMSACredentialSpec: &spec}
+	pod.Spec.HostNetwork, pod.Spec.SecurityContext = false, &corev1.PodSecurityContext{WindowsOptions: windows}
 	c.create(t, pod)
-	p := c.waitPod(t, "web", "it is refused", func(p *corev1.Pod) bool {
+	p := c.waitPod(t, "web", "its container cannot start", func(p *corev1.Pod) bool {
 		s := p.Status.ContainerStatuses
 		return len(s) == 1 && s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "RunContainerError"
 	})
-	if message := p.Status.ContainerStatuses[0].State.Waiting.Message; !strings.Contains(message, "0x8007052E") || !strings.Contains(message, "3489661095") {
+	message := p.Status.ContainerStatuses[0].State.Waiting.Message
+	if !strings.Contains(message, "0x8007052E") || !strings.Contains(message, "3489661095") {
 		t.Errorf("the message: %s", message)
 	}
 	refuse.Store(false)
@@ -229,7 +251,7 @@ func TestPodWithCredentialSpecStartsWhenCCGHasTheCredentials(t *testing.T) {
 	}
 }
 
-func TestImageThatCannotBePulledSaysWhy(t *testing.T) {
+func TestFailedImagePullHasAReason(t *testing.T) {
 	c := newCluster(t)
 	c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
 	pod := c.podOf("p", "linux-1", "linux")
@@ -247,11 +269,15 @@ func TestImageThatCannotBePulledSaysWhy(t *testing.T) {
 func TestFakeNodesMakeTheirPodsReady(t *testing.T) {
 	c := newCluster(t)
 	var bound, stopped atomic.Int32
-	nodes, err := kubelet.StartFakeNodes(t.Context(), kubelet.FakeOptions{Names: []string{"fake-1", "fake-2"}, OS: "windows", Config: c.NodeConfig,
+	nodes, err := kubelet.StartFakeNodes(t.Context(), kubelet.FakeOptions{
+		Names:  []string{"fake-1", "fake-2"},
+		OS:     "windows",
+		Config: c.NodeConfig,
 		Bound: func(context.Context, *corev1.Pod) (func(), error) {
 			bound.Add(1)
 			return func() { stopped.Add(1) }, nil
-		}})
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,9 +290,9 @@ func TestFakeNodesMakeTheirPodsReady(t *testing.T) {
 	c.waitGone(t, "fake-1")
 	nodes.Stop()
 	if b, s := bound.Load(), stopped.Load(); b != 2 || s != 2 {
-		t.Errorf("%d bound, %d stopped, want 2 of each", b, s)
+		t.Errorf("%d pods bound and %d stopped, want 2 and 2", b, s)
 	}
 	if c.get(t, "fake-2").DeletionTimestamp != nil {
-		t.Error("the stop of the nodes deleted a pod")
+		t.Error("stopping the nodes deleted a pod")
 	}
 }

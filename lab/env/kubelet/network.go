@@ -8,12 +8,12 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/netns"
 )
 
-// hasNetwork tells whether the pod has an address and ports of its own. Those of Windows nodes have the machine's: Wine's
-// session has one network.
+// hasNetwork reports whether the pod has its own address and ports. Pods of Windows nodes use the machine's, because a
+// Wine session has one network.
 func (p *pod) hasNetwork() bool { return p.node.o.OS == "linux" && !p.latest().Spec.HostNetwork }
 
-// joinNetwork makes the pod's network. Within, the API server is where it is for the node: the gate has a listener there, at
-// its own port, which is free in a new namespace.
+// joinNetwork creates the pod's network. The API server has the same address in it as on the node: the gate listens
+// there too, on the same port, which is free in a new namespace.
 func (p *pod) joinNetwork() (leave func(), _ error) {
 	network, err := netns.New()
 	if err != nil {
@@ -21,7 +21,7 @@ func (p *pod) joinNetwork() (leave func(), _ error) {
 	}
 	api, err := network.Listen(net.JoinHostPort(loopback, strconv.Itoa(p.node.api.port())))
 	if err == nil {
-		err = p.node.plug(network)
+		err = p.node.addNetwork(network)
 	}
 	if err != nil {
 		network.Close()
@@ -33,7 +33,7 @@ func (p *pod) joinNetwork() (leave func(), _ error) {
 	p.mu.Unlock()
 	p.touch()
 	return func() {
-		p.node.unplug(network)
+		p.node.removeNetwork(network)
 		api.Close()
 		network.Close()
 	}, nil
@@ -45,7 +45,8 @@ func (p *pod) ip() string {
 	return p.address
 }
 
-// dial reaches the pod's own address from within its network, where a CutOff of the node is not felt, and others from the node.
+// dial connects to the pod's own address from within its network, which a CutOff does not affect, and to other
+// addresses from the node.
 func (p *pod) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if host, _, err := net.SplitHostPort(address); err == nil && p.network != nil && host == p.ip() {
 		return p.network.DialContext(ctx, network, address)
@@ -53,8 +54,8 @@ func (p *pod) dial(ctx context.Context, network, address string) (net.Conn, erro
 	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
-// plug has a pod's network share in the node's CutOff.
-func (n *Node) plug(network *netns.Namespace) error {
+// addNetwork makes the node's CutOff apply to a pod's network.
+func (n *Node) addNetwork(network *netns.Namespace) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.networks[network] = true
@@ -64,7 +65,7 @@ func (n *Node) plug(network *netns.Namespace) error {
 	return network.Cut(true)
 }
 
-func (n *Node) unplug(network *netns.Namespace) {
+func (n *Node) removeNetwork(network *netns.Namespace) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.networks, network)
@@ -78,7 +79,7 @@ func (n *Node) cut(cut bool) {
 	n.isCut = cut
 	for network := range n.networks {
 		if err := network.Cut(cut); err != nil {
-			panic(err) // a test that goes on would prove nothing
+			panic(err) // without the cut, the test would verify nothing
 		}
 	}
 }

@@ -14,20 +14,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// speaker is a pod that says its name and address on port 8080, to the API server and as a probe.
+// speaker is a pod that responds on port 8080 with its name and address.
 func (c *cluster) speaker(name, node string) *corev1.Pod {
 	pod := c.podOf(name, node, "linux", "api", "/version", "say", name, "wait")
 	pod.Labels = map[string]string{"app": "speaker"}
 	main := &pod.Spec.Containers[0]
 	main.Env = []corev1.EnvVar{{Name: "SERVE", Value: ":8080"},
-		{Name: "ADDRESS", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}}}
-	main.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(8080)}}}
-	main.LivenessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 2, ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}}}
+		{Name: "ADDRESS", ValueFrom: field("status.podIP")}}
+	port := intstr.FromInt32(8080)
+	main.ReadinessProbe = probe(1, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: port}})
+	main.LivenessProbe = probe(2, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}})
 	return pod
 }
 
-// ask has the API server ask a Service.
-func (c *cluster) ask(t *testing.T, service string) (string, error) {
+// callService calls a Service through the API server.
+func (c *cluster) callService(t *testing.T, service string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -39,9 +40,11 @@ func TestPodsOfLinuxNodesHaveAddressesThatServicesReach(t *testing.T) {
 	c := newCluster(t)
 	n := c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "speaker"}, Spec: corev1.ServiceSpec{
-		Selector: map[string]string{"app": "speaker"}, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}},
+		Selector: map[string]string{"app": "speaker"},
+		Ports:    []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}},
 	}}
-	if _, err := c.client.CoreV1().Services(namespace).Create(t.Context(), service, metav1.CreateOptions{}); err != nil {
+	services := c.client.CoreV1().Services(namespace)
+	if _, err := services.Create(t.Context(), service, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]bool{}
@@ -52,13 +55,13 @@ func TestPodsOfLinuxNodesHaveAddressesThatServicesReach(t *testing.T) {
 			t.Errorf("pod %s has the address %q, its host %q", name, p.Status.PodIP, p.Status.HostIP)
 		}
 		if log := c.logs(t, name, nil); !strings.Contains(log, "the API server answered 200") {
-			t.Errorf("pod %s does not reach the API server: %s", name, log)
+			t.Errorf("pod %s cannot reach the API server: %s", name, log)
 		}
 		want[fmt.Sprint(name, " at ", p.Status.PodIP)] = true
 	}
 	heard := map[string]bool{}
 	eventually(t, 20*time.Second, "the Service reaches both pods", func() bool {
-		answer, err := c.ask(t, "speaker")
+		answer, err := c.callService(t, "speaker")
 		if err != nil {
 			return false
 		}
@@ -69,15 +72,15 @@ func TestPodsOfLinuxNodesHaveAddressesThatServicesReach(t *testing.T) {
 		return len(heard) == 2
 	})
 
-	// A cut-off node's pods are out of the API server's reach and well.
+	// The API server cannot reach the pods of a cut-off node, but they remain healthy.
 	n.CutOff()
-	if answer, err := c.ask(t, "speaker"); err == nil {
-		t.Errorf("a pod of a node that is cut off answered %q", answer)
+	if answer, err := c.callService(t, "speaker"); err == nil {
+		t.Errorf("a pod of a cut-off node answered %q", answer)
 	}
 	time.Sleep(2 * time.Second)
 	n.Reconnect()
 	eventually(t, 20*time.Second, "the Service answers again", func() bool {
-		_, err := c.ask(t, "speaker")
+		_, err := c.callService(t, "speaker")
 		return err == nil
 	})
 	for _, name := range []string{"a", "b"} {
@@ -86,24 +89,24 @@ func TestPodsOfLinuxNodesHaveAddressesThatServicesReach(t *testing.T) {
 		}
 	}
 
-	// The network goes with the pod, and with the node.
-	machines := func(name string) string { // the machine's end of a pod's network
+	// The network is removed with the pod, and with the node.
+	machines := func(name string) string { // the machine's address of a pod's network
 		address := net.ParseIP(c.get(t, name).Status.PodIP).To4()
 		address[3]--
 		return address.String() + "/31"
 	}
 	a, b := machines("a"), machines("b")
 	if addresses := machine(t); !strings.Contains(addresses, a) || !strings.Contains(addresses, b) {
-		t.Errorf("the machine has %s, without %s or %s", addresses, a, b)
+		t.Errorf("the machine's addresses %s lack %s or %s", addresses, a, b)
 	}
 	c.delete(t, "a", 5)
 	c.waitGone(t, "a")
 	if addresses := machine(t); strings.Contains(addresses, a) {
-		t.Errorf("the machine has %s, with that of a pod that is gone, %s", addresses, a)
+		t.Errorf("the machine's addresses %s include %s of a deleted pod", addresses, a)
 	}
 	n.Kill()
 	if addresses := machine(t); strings.Contains(addresses, b) {
-		t.Errorf("the machine has %s, with that of a pod of a killed node, %s", addresses, b)
+		t.Errorf("the machine's addresses %s include %s of a killed node's pod", addresses, b)
 	}
 }
 
@@ -121,11 +124,15 @@ func TestPodWithHostNetworkHasTheNodesAddress(t *testing.T) {
 	c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
 	pod := c.podOf("p", "linux-1", "linux", "env", "ADDRESS", "api", "/version", "wait")
 	pod.Spec.HostNetwork = true
-	pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "ADDRESS", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}}}
+	pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "ADDRESS", ValueFrom: field("status.podIP")}}
 	c.create(t, pod)
 	p := c.waitPod(t, "p", "it is ready", ready)
-	eventually(t, 20*time.Second, "it waits", func() bool { return strings.Contains(c.logs(t, "p", nil), "waiting") })
-	if log := c.logs(t, "p", nil); p.Status.PodIP != "127.0.0.1" || !strings.Contains(log, "ADDRESS=127.0.0.1") || !strings.Contains(log, "the API server answered 200") {
-		t.Errorf("its address is %s; it said: %s", p.Status.PodIP, log)
+	eventually(t, 20*time.Second, "the program waits", func() bool {
+		return strings.Contains(c.logs(t, "p", nil), "waiting")
+	})
+	log := c.logs(t, "p", nil)
+	if p.Status.PodIP != "127.0.0.1" || !strings.Contains(log, "ADDRESS=127.0.0.1") ||
+		!strings.Contains(log, "the API server answered 200") {
+		t.Errorf("the pod's address is %s; its log: %s", p.Status.PodIP, log)
 	}
 }

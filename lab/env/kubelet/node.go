@@ -1,15 +1,14 @@
-// Package kubelet joins nodes to the lab's control plane and runs the pods that are bound to them: "Windows nodes", on
-// which containers are programs under Wine, and Linux nodes, on which they are processes in a chroot. It speaks to the API
-// server as a kubelet does, with a node's own identity and rights, and keeps a kubelet's promises about images, volumes,
-// tokens, probes, restarts, grace, logs and exec, so that charts are installed, upgraded and removed as on a real cluster.
+// Package kubelet adds nodes to the lab's control plane and runs the pods that are bound to them. On "Windows nodes"
+// containers are programs under Wine, on Linux nodes processes in a chroot. The package uses the API server like a
+// kubelet, with a node's identity and permissions. It implements a kubelet's images, volumes, tokens, probes, restarts,
+// grace periods, logs and exec, so that charts can be installed, upgraded and uninstalled as on a real cluster.
 //
-// It is not a container runtime: nothing is isolated but the view of files and, on Linux nodes, the network; resources are
-// neither measured nor limited. A pod of a Linux node has an address that this machine reaches, and itself reaches the API
-// server and nothing else: no other pod, no Service, no DNS server. A pod of a Windows node, or with hostNetwork, has the
-// machine's network, and says that its address is 127.0.0.1. It has no static pods, no ephemeral containers, no
-// volumes from drivers, no post-start and no HTTP hooks, no gRPC probes, no readiness gates. What waits 10 s to 5 min between
-// attempts in a real kubelet waits 1 s to 30 s here. Anybody on the machine may call a node's port for logs and exec: it
-// asks for no client certificate.
+// It is not a container runtime: it isolates only files and, on Linux nodes, the network, and it neither measures nor
+// limits resources. This machine can reach the address of a pod on a Linux node. The pod can reach only the API server:
+// no other pod, no Service and no DNS server. A pod on a Windows node, or with hostNetwork, uses the machine's network
+// and has the address 127.0.0.1. Static pods, ephemeral containers, volumes from drivers, post-start hooks, HTTP hooks,
+// gRPC probes and readiness gates are not supported. Retries wait for 1 s to 30 s, not 10 s to 5 min as in a real
+// kubelet. A node's port for logs and exec requires no client certificate: every process on the machine can use it.
 package kubelet
 
 import (
@@ -45,29 +44,29 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Options say what a node is.
+// Options configure a node.
 type Options struct {
 	Name   string
 	OS     string // windows or linux
 	Labels map[string]string
 	Taints []corev1.Taint
-	Config *rest.Config // of system:node:<name>, whom the Node authorizer and NodeRestriction know
-	Dir    string       // images, pods, logs; kept over a restart
-	// Mirror is a registry on loopback, host:port, that images of all other registries are pulled from, as by a mirror in
-	// containerd's configuration. Without it such images are not pulled.
+	Config *rest.Config // of the user system:node:<name>, for the Node authorizer and NodeRestriction
+	Dir    string       // images, pods, logs; kept across restarts
+	// Mirror is a registry on loopback, host:port, from which images of other registries are pulled, like a mirror in
+	// containerd's configuration. Without it, such images cannot be pulled.
 	Mirror string
 
-	Wine    *wine.Node // Windows nodes only; booted if it does not run
-	Sandbox Sandbox    // Containerd17 if empty
-	// CCG stands for ccg.exe: it is called with a credential spec before a container that has one starts. Its error is what
-	// the pod shows. Without it, no container with a credential spec starts.
+	Wine    *wine.Node // Windows nodes only; booted if necessary
+	Sandbox Sandbox    // default: Containerd17
+	// CCG emulates ccg.exe. It is called with the credential spec before a container that uses a gMSA starts. The pod's
+	// status shows its error. Without CCG, no such container starts.
 	CCG func(ctx context.Context, credentialSpec []byte) error
-	// ResolvConf is a file that HostProcess containers have at /etc/resolv.conf, where Wine looks for the DNS server. It is
-	// asked for at every start of a container; "" leaves them the machine's.
+	// ResolvConf returns the file that HostProcess containers see as /etc/resolv.conf, from which Wine reads the DNS
+	// server. It is called at every start of a container; "" selects the machine's file.
 	ResolvConf func() string
 }
 
-// Node is a node that was started. Its object in the API server stays when it stops.
+// Node is a started node. Its API object remains when it stops.
 type Node struct {
 	o       Options
 	client  kubernetes.Interface
@@ -79,17 +78,17 @@ type Node struct {
 	events  record.EventRecorder
 	stopLog func()
 
-	ctx    context.Context // of everything that calls the API server
+	ctx    context.Context // for all API requests
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
 	mu       sync.Mutex
 	pods     map[types.UID]*pod
-	networks map[*netns.Namespace]bool // of the pods that run
+	networks map[*netns.Namespace]bool // of the running pods
 	isCut    bool
 	stopped  bool
 
-	killed atomic.Bool // nothing is said any more
+	killed atomic.Bool // no further events
 }
 
 // Start registers the node, or takes over its object, and runs its pods until Stop or Kill.
@@ -104,13 +103,23 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	containers := filepath.Join(o.Dir, "containers")
-	n := &Node{o: o, pods: map[types.UID]*pod{}, networks: map[*netns.Namespace]bool{}, images: &images{dir: filepath.Join(o.Dir, "images"), os: o.OS, mirror: o.Mirror, refs: map[string]*image{}}}
+	n := &Node{
+		o:        o,
+		pods:     map[types.UID]*pod{},
+		networks: map[*netns.Namespace]bool{},
+		images: &images{
+			dir:    filepath.Join(o.Dir, "images"),
+			os:     o.OS,
+			mirror: o.Mirror,
+			refs:   map[string]*image{},
+		},
+	}
 	switch o.OS {
 	case "linux":
 		n.runtime = &chroot{containers}
 	case "windows":
 		if o.Wine == nil {
-			return nil, fmt.Errorf("node %s is a Windows node and has no Wine node", o.Name)
+			return nil, fmt.Errorf("node %s: a Windows node needs Options.Wine", o.Name)
 		}
 		if err := o.Wine.Boot(ctx); err != nil {
 			return nil, err
@@ -121,7 +130,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		}
 		n.runtime = r
 	default:
-		return nil, fmt.Errorf("node %s has the operating system %q, which is neither windows nor linux", o.Name, o.OS)
+		return nil, fmt.Errorf("node %s: operating system %q is neither windows nor linux", o.Name, o.OS)
 	}
 	if err := os.RemoveAll(containers); err != nil {
 		return nil, err
@@ -160,7 +169,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	return n, nil
 }
 
-// throughGate is a client that reaches the API server through a gate of its own.
+// throughGate creates a client that reaches the API server through a new gate.
 func throughGate(config *rest.Config) (kubernetes.Interface, *gate, error) {
 	server, err := url.Parse(config.Host)
 	if err != nil {
@@ -171,7 +180,7 @@ func throughGate(config *rest.Config) (kubernetes.Interface, *gate, error) {
 		return nil, nil, err
 	}
 	config = rest.CopyConfig(config)
-	// The API server's certificate has the gate's address too.
+	// The API server's certificate is also valid for the gate's address.
 	config.Host = "https://" + net.JoinHostPort(loopback, strconv.Itoa(g.port()))
 	config.QPS = -1
 	client, err := kubernetes.NewForConfig(config)
@@ -181,17 +190,16 @@ func throughGate(config *rest.Config) (kubernetes.Interface, *gate, error) {
 	return client, g, err
 }
 
-// Name is the node's name.
 func (n *Node) Name() string { return n.o.Name }
 
-// Stop shuts the node down in order: its pods' containers are ended with grace, and the API server learns that the node is
-// not ready. Wine's session ends too. The pods' objects stay, and run anew when a node of the same name and Dir starts.
+// Stop shuts the node down in order: containers exit within their grace period, the node becomes NotReady, and Wine's
+// session ends. The pods' objects remain; the pods start again when a node with the same name and Dir starts.
 func (n *Node) Stop() {
 	if !n.stop() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, 2*time.Second)
-	_ = n.registration().status(ctx, corev1.ConditionFalse, "node is shutting down") // it may be cut off
+	_ = n.registration().status(ctx, corev1.ConditionFalse, "node is shutting down") // fails if the node is cut off
 	cancel()
 	var wg sync.WaitGroup
 	for _, p := range n.all() {
@@ -208,7 +216,7 @@ func (n *Node) Stop() {
 	}
 }
 
-// Kill is a power failure: nothing is told to anybody, and every process of the node is gone.
+// Kill emulates a power failure: every process of the node ends, and the API server is not informed.
 func (n *Node) Kill() {
 	if !n.stop() {
 		return
@@ -254,16 +262,15 @@ func (n *Node) close() {
 	}
 }
 
-// CutOff cuts the network between the API server on one side, the kubelet and the pods on the other: connections that go
-// through the kubelet are closed and new ones hang, and what is sent to a pod's own address is lost. Containers go on, and the
-// kubelet reaches them.
+// CutOff cuts the network between the API server and the node. Connections through the kubelet are closed, new ones
+// hang, and packets to pods' addresses are dropped. Containers continue, and the kubelet can reach them.
 func (n *Node) CutOff() { n.cut(true) }
 
-// Reconnect ends a CutOff.
+// Reconnect reverses CutOff.
 func (n *Node) Reconnect() { n.cut(false) }
 
-// KillContainer ends a container's processes at once and has its status say the reason, with exit code 137: what the
-// kernel does to a container that is out of memory, if the reason is OOMKilled.
+// KillContainer kills a container's processes. The status shows the reason and exit code 137, as for a container that
+// the kernel kills with the reason OOMKilled.
 func (n *Node) KillContainer(pod types.NamespacedName, container string, reason string) error {
 	c, err := n.container(pod.Namespace, pod.Name, container)
 	if err != nil {
@@ -306,10 +313,18 @@ func (n *Node) container(namespace, name, container string) (*container, error) 
 
 func (n *Node) registration() *registration {
 	info := corev1.NodeSystemInfo{
-		OperatingSystem: n.o.OS, Architecture: "amd64", KubeletVersion: kubernetesVersion,
-		OSImage: "Debian GNU/Linux 12 (bookworm)", KernelVersion: "6.1.0", ContainerRuntimeVersion: "containerd://1.7.27",
+		OperatingSystem:         n.o.OS,
+		Architecture:            "amd64",
+		KubeletVersion:          kubernetesVersion,
+		OSImage:                 "Debian GNU/Linux 12 (bookworm)",
+		KernelVersion:           "6.1.0",
+		ContainerRuntimeVersion: "containerd://1.7.27",
 	}
-	labels := map[string]string{corev1.LabelOSStable: n.o.OS, corev1.LabelArchStable: "amd64", corev1.LabelHostname: n.o.Name}
+	labels := map[string]string{
+		corev1.LabelOSStable:   n.o.OS,
+		corev1.LabelArchStable: "amd64",
+		corev1.LabelHostname:   n.o.Name,
+	}
 	if n.o.OS == "windows" {
 		info.OSImage, info.KernelVersion = "Windows Server 2022 Datacenter (Wine)", "10.0.20348.2340"
 		labels[corev1.LabelWindowsBuild] = "10.0.20348"
@@ -320,19 +335,26 @@ func (n *Node) registration() *registration {
 	for name, value := range n.o.Labels {
 		labels[name] = value
 	}
-	return &registration{client: n.client, name: n.o.Name, labels: labels, taints: n.o.Taints, info: info, port: int32(n.inbound.port())}
+	return &registration{
+		client: n.client,
+		name:   n.o.Name,
+		labels: labels,
+		taints: n.o.Taints,
+		info:   info,
+		port:   int32(n.inbound.port()),
+	}
 }
 
 const kubernetesVersion = "v1.37.2"
 
-// registration keeps a Node object and its Lease.
+// registration maintains a Node object and its Lease.
 type registration struct {
 	client kubernetes.Interface
 	name   string
 	labels map[string]string
 	taints []corev1.Taint
 	info   corev1.NodeSystemInfo
-	port   int32 // of logs and exec
+	port   int32 // for logs and exec
 }
 
 func (r *registration) register(ctx context.Context) error {
@@ -361,8 +383,10 @@ func (r *registration) register(ctx context.Context) error {
 
 func (r *registration) nodeStatus(ready corev1.ConditionStatus, message string) corev1.NodeStatus {
 	resources := corev1.ResourceList{
-		corev1.ResourceCPU: resource.MustParse("64"), corev1.ResourceMemory: resource.MustParse("256Gi"),
-		corev1.ResourcePods: resource.MustParse("110"), corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
+		corev1.ResourceCPU:              resource.MustParse("64"),
+		corev1.ResourceMemory:           resource.MustParse("256Gi"),
+		corev1.ResourcePods:             resource.MustParse("110"),
+		corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
 	}
 	reason := "KubeletReady"
 	if ready != corev1.ConditionTrue {
@@ -370,14 +394,26 @@ func (r *registration) nodeStatus(ready corev1.ConditionStatus, message string) 
 	}
 	now := metav1.Now()
 	return corev1.NodeStatus{
-		Capacity: resources, Allocatable: resources, NodeInfo: r.info,
-		Addresses:       []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: loopback}, {Type: corev1.NodeHostName, Address: r.name}},
+		Capacity:    resources,
+		Allocatable: resources,
+		NodeInfo:    r.info,
+		Addresses: []corev1.NodeAddress{
+			{Type: corev1.NodeInternalIP, Address: loopback},
+			{Type: corev1.NodeHostName, Address: r.name},
+		},
 		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: r.port}},
-		Conditions:      []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready, Reason: reason, Message: message, LastHeartbeatTime: now, LastTransitionTime: now}},
+		Conditions: []corev1.NodeCondition{{
+			Type:               corev1.NodeReady,
+			Status:             ready,
+			Reason:             reason,
+			Message:            message,
+			LastHeartbeatTime:  now,
+			LastTransitionTime: now,
+		}},
 	}
 }
 
-// status writes the node's status. The time of the last transition is as good as that of the last start.
+// status writes the node's status. LastTransitionTime is always the time of the write: nothing in the lab reads it.
 func (r *registration) status(ctx context.Context, ready corev1.ConditionStatus, message string) error {
 	patch, err := json.Marshal(map[string]any{"status": r.nodeStatus(ready, message)})
 	if err != nil {
@@ -394,10 +430,14 @@ func (r *registration) renew(ctx context.Context) error {
 	if apierrors.IsNotFound(err) {
 		lease = &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{Name: r.name},
-			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &r.name, LeaseDurationSeconds: &seconds, RenewTime: &now},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity:       &r.name,
+				LeaseDurationSeconds: &seconds,
+				RenewTime:            &now,
+			},
 		}
 		if _, err = leases.Create(ctx, lease, metav1.CreateOptions{}); apierrors.IsNotFound(err) {
-			return nil // the namespace of a control plane that just started; the next renewal finds it
+			return nil // the control plane has just started; the namespace exists at the next renewal
 		}
 		return err
 	}
@@ -418,13 +458,14 @@ func (r *registration) heartbeat(ctx context.Context) {
 			err = r.status(call, corev1.ConditionTrue, "kubelet is posting ready status")
 		}
 		cancel()
-		_ = err // the next beat tries again, and the control plane notices if none succeeds
+		_ = err // the next heartbeat tries again; without success, the node becomes NotReady
 	}
 }
 
-// watchPods calls sync with each pod of the node as it is and becomes, and vanished for those whose objects are gone.
-// client-go's informer would do, but may wait 30 s after an outage.
-func watchPods(ctx context.Context, client kubernetes.Interface, node string, sync func(*corev1.Pod), vanished func(types.UID)) {
+// watchPods calls sync with the current state and each change of the node's pods, and vanished for deleted objects.
+// client-go's informer can wait 30 s after an outage.
+func watchPods(ctx context.Context, client kubernetes.Interface, node string, sync func(*corev1.Pod),
+	vanished func(types.UID)) {
 	selector := fields.OneTermEqualSelector("spec.nodeName", node).String()
 	pods := client.CoreV1().Pods(metav1.NamespaceAll)
 	known := map[types.UID]bool{}

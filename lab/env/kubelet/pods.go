@@ -23,25 +23,25 @@ type pod struct {
 	inits           []*container
 	containers      []*container
 
-	ctx    context.Context // ends when the pod shall end
+	ctx    context.Context // ends when the pod must end
 	cancel context.CancelFunc
-	ended  chan struct{} // closed when no container runs, nor will again
+	ended  chan struct{} // closed when no container runs or will run
 
-	changed chan struct{} // the status differs from what was written
+	changed chan struct{} // the status differs from the written one
 	tokens  map[string]*token
-	network *netns.Namespace // from the first container on; nil for the machine's
+	network *netns.Namespace // set before the first container starts; nil for the machine's network
 
 	mu       sync.Mutex
 	object   *corev1.Pod
-	address  string // "" until the network is there
+	address  string // "" until the network exists
 	volumes  map[string]string
 	started  metav1.Time
 	initDone bool
-	deadline time.Time // of the processes, once the pod shall end
+	deadline time.Time // for the processes, after the pod was told to end
 	deleting bool
 }
 
-// sync starts a pod that is new, and ends one that is to be deleted.
+// sync starts a new pod and ends one that is being deleted.
 func (n *Node) sync(object *corev1.Pod) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -75,7 +75,7 @@ func (n *Node) sync(object *corev1.Pod) {
 	if first {
 		n.wg.Go(func() {
 			<-p.ended
-			// Its last state is for those who watch; the deletion does not wait for it.
+			// The last status is for watchers; the deletion does not wait for it.
 			p.lastStatus(5 * time.Second)
 			n.deleteObject(object)
 		})
@@ -85,8 +85,10 @@ func (n *Node) sync(object *corev1.Pod) {
 func (n *Node) newPod(object *corev1.Pod) *pod {
 	p := &pod{
 		node: n, namespace: object.Namespace, name: object.Name, uid: object.UID, object: object,
-		dir: filepath.Join(n.o.Dir, "pods", string(object.UID)), ended: make(chan struct{}), changed: make(chan struct{}, 1),
-		tokens: map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
+		dir:     filepath.Join(n.o.Dir, "pods", string(object.UID)),
+		ended:   make(chan struct{}),
+		changed: make(chan struct{}, 1),
+		tokens:  map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
 	}
 	if !p.hasNetwork() {
 		p.address = loopback
@@ -99,12 +101,13 @@ func (n *Node) newPod(object *corev1.Pod) *pod {
 		p.inits = append(p.inits, newContainer(p, &object.Spec.InitContainers[i], object.Status.InitContainerStatuses))
 	}
 	for i := range object.Spec.Containers {
-		p.containers = append(p.containers, newContainer(p, &object.Spec.Containers[i], object.Status.ContainerStatuses))
+		c := newContainer(p, &object.Spec.Containers[i], object.Status.ContainerStatuses)
+		p.containers = append(p.containers, c)
 	}
 	return p
 }
 
-// deleteObject tells the API server that nothing is left of the pod.
+// deleteObject removes the pod's object from the API server when nothing of the pod is left on the node.
 func (n *Node) deleteObject(object *corev1.Pod) {
 	now := int64(0)
 	options := metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &object.UID}}
@@ -116,7 +119,7 @@ func (n *Node) deleteObject(object *corev1.Pod) {
 	}
 }
 
-// vanished ends a pod whose object is gone, at once.
+// vanished kills a pod whose object no longer exists.
 func (n *Node) vanished(uid types.UID) {
 	n.mu.Lock()
 	p := n.pods[uid]
@@ -128,7 +131,7 @@ func (n *Node) vanished(uid types.UID) {
 	p.kill()
 	n.wg.Go(func() {
 		<-p.ended
-		_ = os.RemoveAll(p.dir) // logs; a file that stays is in the lab's own directory
+		_ = os.RemoveAll(p.dir) // logs; the lab removes its directory at the end anyway
 	})
 }
 
@@ -153,7 +156,7 @@ func (p *pod) grace() time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// stop ends the pod within the grace period; a later call can only shorten it.
+// stop ends the pod within the grace period. Another call can only shorten the period.
 func (p *pod) stop(grace time.Duration) {
 	p.mu.Lock()
 	deadline := time.Now().Add(grace)
@@ -179,7 +182,7 @@ func (p *pod) event(kind, reason, format string, args ...any) {
 	p.node.events.Eventf(p.latest(), kind, reason, format, args...)
 }
 
-// run is the pod's life.
+// run runs the pod to its end.
 func (p *pod) run() {
 	defer p.touch()
 	defer close(p.ended)
@@ -251,6 +254,6 @@ func (p *pod) run() {
 }
 
 func (p *pod) removeVolumes() {
-	// A host path is not below it. What stays is in the lab's own directory, and goes with the pod's object.
+	// Host paths are not below this directory. A failure leaves files only until the pod's object is deleted.
 	_ = os.RemoveAll(filepath.Join(p.dir, "volumes"))
 }

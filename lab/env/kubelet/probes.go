@@ -71,7 +71,7 @@ func (c *container) setFailing() {
 	c.failing = true
 }
 
-// unhealthy is closed when a probe wants the container to be restarted.
+// unhealthy is closed when a probe requires a restart of the container.
 func (c *container) unhealthy(ctx context.Context) <-chan struct{} {
 	ch := make(chan struct{})
 	if c.spec.LivenessProbe == nil && c.spec.StartupProbe == nil {
@@ -91,8 +91,9 @@ func (c *container) unhealthy(ctx context.Context) <-chan struct{} {
 	return ch
 }
 
-// every probes periodically and calls report each time that a threshold is reached, until that says to stop.
-func (c *container) every(ctx context.Context, r *running, kind string, probe *corev1.Probe, report func(healthy bool) (goOn bool)) {
+// every probes periodically and calls report each time that a threshold is reached, until report returns false.
+func (c *container) every(ctx context.Context, r *running, kind string, probe *corev1.Probe,
+	report func(healthy bool) (goOn bool)) {
 	if !sleep(ctx, time.Duration(probe.InitialDelaySeconds)*time.Second) {
 		return
 	}
@@ -127,7 +128,8 @@ func (c *container) check(ctx context.Context, r *running, probe *corev1.Probe) 
 	case probe.Exec != nil:
 		out, err := r.output(ctx, probe.Exec.Command)
 		if ctx.Err() != nil {
-			return fmt.Errorf("command timed out: %q timed out after %ds", strings.Join(probe.Exec.Command, " "), max(probe.TimeoutSeconds, 1))
+			command := strings.Join(probe.Exec.Command, " ")
+			return fmt.Errorf("command timed out: %q timed out after %ds", command, max(probe.TimeoutSeconds, 1))
 		}
 		if err != nil {
 			return fmt.Errorf("%s (%w)", bytes.TrimSpace(out), err)
@@ -146,7 +148,7 @@ func (c *container) check(ctx context.Context, r *running, probe *corev1.Probe) 
 		}
 		return conn.Close()
 	}
-	return errors.New("the lab's kubelet has no probes of this kind")
+	return errors.New("the lab's kubelet does not support this kind of probe")
 }
 
 func (c *container) checkHTTP(ctx context.Context, get *corev1.HTTPGetAction) error {
@@ -158,7 +160,8 @@ func (c *container) checkHTTP(ctx context.Context, get *corev1.HTTPGetAction) er
 	if scheme == "" {
 		scheme = "http"
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+"/"+strings.TrimPrefix(get.Path, "/"), nil)
+	url := scheme + "://" + address + "/" + strings.TrimPrefix(get.Path, "/")
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
@@ -166,7 +169,7 @@ func (c *container) checkHTTP(ctx context.Context, get *corev1.HTTPGetAction) er
 	for _, h := range get.HTTPHeaders {
 		request.Header.Add(h.Name, h.Value)
 	}
-	// As kubelets do, it trusts every certificate: the probe sends nothing of value.
+	// Like a kubelet, it trusts every certificate: the probe sends no secrets.
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: c.pod.dial,
 	}}
@@ -197,8 +200,8 @@ func (c *container) address(host string, port intstr.IntOrString) (string, error
 	return "", fmt.Errorf("couldn't find port: %q", port.StrVal)
 }
 
-// output runs a program in the container to its end and returns what it wrote. One that does not get to its first line is
-// started again once: see wine.NeverStarted.
+// output runs a program in the container and returns its output. It runs a program that did not start once more: see
+// wine.NeverStarted.
 func (r *running) output(ctx context.Context, argv []string) ([]byte, error) {
 	out, err := r.outputOnce(ctx, argv)
 	if neverRan(out, err) && ctx.Err() == nil {
@@ -212,7 +215,8 @@ func neverRan(out []byte, err error) bool {
 }
 
 func (r *running) outputOnce(ctx context.Context, argv []string) ([]byte, error) {
-	// A file and not a pipe: a surrogate that the program's activation starts inherits it, and Wine's services may.
+	// A file, not a pipe: a surrogate that the program's activation starts inherits it, and so can Wine's services. A
+	// pipe would remain open until they exit.
 	f, err := os.CreateTemp("", "lab-kubelet-*.out")
 	if err != nil {
 		return nil, err

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// gate passes TCP connections on to one address. While it is cut, connections that were open are closed and new ones are
-// accepted and hang, as where packets are dropped; they are closed when the cut ends.
+// gate forwards TCP connections to one address. A cut closes open connections; new ones are accepted and hang, as if
+// packets were dropped, until the end of the cut closes them.
 type gate struct {
 	listener net.Listener
 	target   string
@@ -30,7 +30,7 @@ func newGate(target string) (*gate, error) {
 
 func (g *gate) port() int { return g.listener.Addr().(*net.TCPAddr).Port }
 
-// accept serves a listener until that is closed. The gate may have others than its own, in namespaces of pods.
+// accept serves a listener until it is closed. The gate can have further listeners in the namespaces of pods.
 func (g *gate) accept(listener net.Listener) {
 	for {
 		conn, err := listener.Accept()

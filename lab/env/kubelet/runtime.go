@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// start is what a runtime needs to start a container.
+// start describes a container for a runtime.
 type start struct {
 	id         string
 	image      *image
@@ -20,8 +20,8 @@ type start struct {
 	mounts     []mount
 	workingDir string
 	log        *os.File
-	security   *corev1.SecurityContext // the container's, over the pod's
-	network    *netns.Namespace        // nil for the machine's
+	security   *corev1.SecurityContext // the container's settings, with the pod's as defaults
+	network    *netns.Namespace        // nil for the machine's network
 }
 
 type mount struct {
@@ -29,23 +29,23 @@ type mount struct {
 	readOnly       bool
 }
 
-// running is a container that was started.
+// running is a started container.
 type running struct {
-	process *child.Process
-	asksEnd syscall.Signal // what asks its first process to end
-	// command is another program in the container.
+	process   *child.Process
+	endSignal syscall.Signal // requests that the first process exits
+	// command runs another program in the container.
 	command func(ctx context.Context, argv []string) *exec.Cmd
-	// release ends what the first process left behind, and removes what was made for the container.
+	// release kills the remaining processes and removes the container's files.
 	release func() error
 }
 
-// runtime starts containers: the Linux and the Windows way.
+// runtime starts containers. Linux and Windows nodes have different ones.
 type runtime interface {
 	start(ctx context.Context, s start) (*running, error)
 }
 
-// exitCode is that of a shell: 128 and the signal's number for a process that a signal ended. Of a Windows exit code, Wine
-// passes on the lowest 8 bits.
+// exitCode is the exit code as in a shell: 128 plus the signal's number for a process that a signal ended. Wine passes
+// only the lowest 8 bits of a Windows exit code.
 func exitCode(err error) int32 {
 	if err == nil {
 		return 0

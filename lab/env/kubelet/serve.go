@@ -23,8 +23,8 @@ import (
 	utilexec "k8s.io/utils/exec"
 )
 
-// server is the node's port: logs and exec, for the API server. Its certificate is its own, which the lab's API server
-// takes, having no --kubelet-certificate-authority; it asks for no client certificate.
+// server is the node's port for logs and exec. It has a self-signed certificate, which the lab's API server accepts
+// because it runs without --kubelet-certificate-authority. It requires no client certificate.
 type server struct {
 	node     *Node
 	listener net.Listener
@@ -37,15 +37,18 @@ func newServer(n *Node) (*server, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: n.o.Name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().AddDate(1, 0, 0),
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: n.o.Name},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:    time.Now().Add(-time.Minute), NotAfter: time.Now().AddDate(1, 0, 0),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		return nil, err
 	}
-	// HTTP/1.1 only, because exec takes the connection over.
-	listener, err := tls.Listen("tcp", loopback+":0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	// HTTP/1.1 only, because exec hijacks the connection.
+	certificate := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	listener, err := tls.Listen("tcp", loopback+":0", &tls.Config{Certificates: []tls.Certificate{certificate}})
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +58,7 @@ func newServer(n *Node) (*server, error) {
 	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", s.exec)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = s.http.Serve(listener) }() // until close
+	go func() { _ = s.http.Serve(listener) }()
 	return s, nil
 }
 
@@ -81,7 +84,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		if !started {
 			err = fmt.Errorf("container %q in pod %q is waiting to start", c.spec.Name, c.pod.name)
 		} else {
-			err = fmt.Errorf("this run of container %q in pod %q is not there", c.spec.Name, c.pod.name)
+			err = fmt.Errorf("container %q in pod %q has no log of this run", c.spec.Name, c.pod.name)
 		}
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -107,10 +110,10 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		}
 		out = flushing{w}
 	}
-	_ = follow(r.Context(), f, out, ended) // the reader has gone
+	_ = follow(r.Context(), f, out, ended) // fails if the client closed the connection
 }
 
-// flushing sends each piece at once.
+// flushing flushes after each write.
 type flushing struct{ http.ResponseWriter }
 
 func (f flushing) Write(b []byte) (int, error) {
@@ -119,10 +122,10 @@ func (f flushing) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// follow copies a file that grows, until ended says that it does no more.
+// follow copies a growing file until ended returns true.
 func follow(ctx context.Context, f io.Reader, w io.Writer, ended func() bool) error {
 	for {
-		over := ended() // first, so that what came before is copied
+		over := ended() // before the copy, so that the copy includes the last write
 		if _, err := io.Copy(w, f); err != nil {
 			return err
 		}
@@ -135,7 +138,7 @@ func follow(ctx context.Context, f io.Reader, w io.Writer, ended func() bool) er
 	}
 }
 
-// seekTail sets the file to its last lines.
+// seekTail seeks to the start of the last lines.
 func seekTail(f *os.File, lines int) error {
 	content, err := io.ReadAll(f)
 	if err != nil {
@@ -172,14 +175,16 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("container not found (%q)", c.spec.Name), http.StatusInternalServerError)
 		return
 	}
-	remotecommand.ServeExec(w, r, executor{c}, c.pod.name, string(c.pod.uid), c.spec.Name, r.URL.Query()["command"], options,
+	command := r.URL.Query()["command"]
+	remotecommand.ServeExec(w, r, executor{c}, c.pod.name, string(c.pod.uid), c.spec.Name, command, options,
 		time.Hour, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
 type executor struct{ *container }
 
-// ExecInContainer runs a program in the container. There are no terminals: with tty, it is run as without.
-func (e executor) ExecInContainer(ctx context.Context, _, _, _ string, argv []string, in io.Reader, out, errOut io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
+// ExecInContainer runs a program in the container. It ignores tty, because the lab has no terminals.
+func (e executor) ExecInContainer(ctx context.Context, _, _, _ string, argv []string, in io.Reader,
+	out, errOut io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	r := e.currentRun()
 	if r == nil {
 		return fmt.Errorf("container %s ended", e.spec.Name)
@@ -200,7 +205,7 @@ func (e executor) ExecInContainer(ctx context.Context, _, _, _ string, argv []st
 }
 
 func execOnce(ctx context.Context, r *running, argv []string, in io.Reader, out, errOut io.Writer, sent *int64) error {
-	// A client that leaves ends the program.
+	// The program ends when the client closes the connection.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := r.command(ctx, argv)
@@ -213,7 +218,7 @@ func execOnce(ctx context.Context, r *running, argv []string, in io.Reader, out,
 		cmd.Stdin = stdin
 		go func() {
 			defer toStdin.Close()
-			_, _ = io.Copy(toStdin, in) // until either side has gone
+			_, _ = io.Copy(toStdin, in) // until either side closes
 		}()
 	}
 	done := make(chan struct{})
@@ -225,7 +230,7 @@ func execOnce(ctx context.Context, r *running, argv []string, in io.Reader, out,
 			return false
 		}
 	}
-	// Files and not pipes, as in running.output.
+	// Files, not pipes, as in running.output.
 	var copies []chan struct{}
 	for _, stream := range []struct {
 		to  io.Writer

@@ -12,16 +12,15 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// touch has the status written soon.
+// touch requests a write of the status.
 func (p *pod) touch() {
 	select {
 	case p.changed <- struct{}{}:
-	default: // it will be anyway
+	default: // already requested
 	}
 }
 
-// writeStatus writes the status when it changed, for as long as the node runs: an API server that cannot be reached is
-// told later.
+// writeStatus writes each change of the status while the node runs. It retries while the API server is unreachable.
 func (p *pod) writeStatus() {
 	for over := false; !over; {
 		select {
@@ -47,7 +46,7 @@ func sleepIf(ctx context.Context, err error, d time.Duration) bool {
 	return err == nil || sleep(ctx, d)
 }
 
-// lastStatus writes the status now, as far as that can be done in the time.
+// lastStatus tries to write the status before the timeout.
 func (p *pod) lastStatus(within time.Duration) {
 	ctx, cancel := context.WithTimeout(p.node.ctx, within)
 	defer cancel()
@@ -59,7 +58,8 @@ func (p *pod) putStatus(ctx context.Context) (gone bool, _ error) {
 	if err != nil {
 		return false, err
 	}
-	_, err = p.node.client.CoreV1().Pods(p.namespace).Patch(ctx, p.name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	pods := p.node.client.CoreV1().Pods(p.namespace)
+	_, err = pods.Patch(ctx, p.name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return apierrors.IsNotFound(err) || apierrors.IsConflict(err), err
 }
 
@@ -68,7 +68,10 @@ func (p *pod) status() corev1.PodStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := corev1.PodStatus{
-		Phase: p.phase(stopped), StartTime: &p.started, HostIP: loopback, HostIPs: []corev1.HostIP{{IP: loopback}},
+		Phase:     p.phase(stopped),
+		StartTime: &p.started,
+		HostIP:    loopback,
+		HostIPs:   []corev1.HostIP{{IP: loopback}},
 	}
 	if p.address != "" {
 		s.PodIP, s.PodIPs = p.address, []corev1.PodIP{{IP: p.address}}
@@ -82,8 +85,10 @@ func (p *pod) status() corev1.PodStatus {
 		ready = ready && c.status.Ready
 	}
 	for kind, holds := range map[corev1.PodConditionType]bool{
-		corev1.PodReadyToStartContainers: true, corev1.PodInitialized: p.initDone,
-		corev1.ContainersReady: ready, corev1.PodReady: ready,
+		corev1.PodReadyToStartContainers: true,
+		corev1.PodInitialized:            p.initDone,
+		corev1.ContainersReady:           ready,
+		corev1.PodReady:                  ready,
 	} {
 		condition := corev1.PodCondition{Type: kind, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Now()}
 		switch {
@@ -106,7 +111,7 @@ func (p *pod) status() corev1.PodStatus {
 	return s
 }
 
-// phase is Pending until the init containers are done, Succeeded or Failed when nothing will run again.
+// phase is Pending until the init containers are done, and Succeeded or Failed when no container will run again.
 func (p *pod) phase(stopped bool) corev1.PodPhase {
 	failed := func(c *container) bool {
 		return c.status.State.Terminated != nil && c.status.State.Terminated.ExitCode != 0
@@ -119,7 +124,7 @@ func (p *pod) phase(stopped bool) corev1.PodPhase {
 	}
 	switch {
 	case over && stopped:
-		// The node goes down, the pod does not end: it runs anew when the node is back.
+		// The node shuts down. The pod starts again when the node is back.
 		if p.initDone {
 			return corev1.PodRunning
 		}

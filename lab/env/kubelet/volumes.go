@@ -19,11 +19,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// volumeRefresh is how often volumes are compared with what they show. A real kubelet watches Secrets and ConfigMaps,
-// and takes up to a minute all the same.
+// volumeRefresh is the interval at which volumes are updated. A real kubelet needs up to a minute.
 const volumeRefresh = 2 * time.Second
 
-// projection is the content of a volume: slashed path to file.
+// projection is the content of a volume: files by path, with slashes.
 type projection map[string]projected
 
 type projected struct {
@@ -31,13 +30,13 @@ type projected struct {
 	mode    fs.FileMode
 }
 
-// token is a projected service account token; it is renewed at 80 % of its life.
+// token is a projected service account token. It is renewed at 80 % of its lifetime.
 type token struct {
 	content []byte
 	renewAt time.Time
 }
 
-// makeVolumes makes or refreshes the pod's volumes. The directory of each is in p.volumes from then on.
+// makeVolumes creates or updates the pod's volumes and stores their directories in p.volumes.
 func (p *pod) makeVolumes(ctx context.Context) error {
 	spec := p.latest()
 	for _, v := range spec.Spec.Volumes {
@@ -90,14 +89,14 @@ func (p *pod) makeVolume(ctx context.Context, spec *corev1.Pod, v corev1.Volume)
 			case s.DownwardAPI != nil:
 				err = p.projectDownward(spec, files, s.DownwardAPI.Items, mode)
 			default:
-				err = errors.New("the lab's kubelet has no such source")
+				err = errors.New("the lab's kubelet does not support this source")
 			}
 			if err != nil {
 				break
 			}
 		}
 	default:
-		err = errors.New("the lab's kubelet has no volumes of this kind")
+		err = errors.New("the lab's kubelet does not support this kind of volume")
 	}
 	if err != nil {
 		return err
@@ -110,7 +109,7 @@ func hostPath(dir string, source *corev1.HostPathVolumeSource) error {
 	info, err := os.Stat(dir)
 	switch kind {
 	case corev1.HostPathUnset:
-		// Containerd makes what is missing.
+		// Containerd creates a missing directory.
 		if err != nil {
 			return os.MkdirAll(dir, 0o755)
 		}
@@ -126,10 +125,11 @@ func hostPath(dir string, source *corev1.HostPathVolumeSource) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("the lab's kubelet has no hostPath of type %s", kind)
+	return fmt.Errorf("the lab's kubelet does not support a hostPath of type %s", kind)
 }
 
-func (p *pod) projectSecret(ctx context.Context, files projection, name string, items []corev1.KeyToPath, optional *bool, mode int32) error {
+func (p *pod) projectSecret(ctx context.Context, files projection, name string, items []corev1.KeyToPath,
+	optional *bool, mode int32) error {
 	secret, err := p.node.client.CoreV1().Secrets(p.namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) && deref(optional, false) {
 		return nil
@@ -140,7 +140,8 @@ func (p *pod) projectSecret(ctx context.Context, files projection, name string, 
 	return files.keys("secret", name, secret.Data, items, deref(optional, false), mode)
 }
 
-func (p *pod) projectConfigMap(ctx context.Context, files projection, name string, items []corev1.KeyToPath, optional *bool, mode int32) error {
+func (p *pod) projectConfigMap(ctx context.Context, files projection, name string, items []corev1.KeyToPath,
+	optional *bool, mode int32) error {
 	configMap, err := p.node.client.CoreV1().ConfigMaps(p.namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) && deref(optional, false) {
 		return nil
@@ -158,7 +159,8 @@ func (p *pod) projectConfigMap(ctx context.Context, files projection, name strin
 	return files.keys("configmap", name, data, items, deref(optional, false), mode)
 }
 
-func (files projection) keys(kind, name string, data map[string][]byte, items []corev1.KeyToPath, optional bool, mode int32) error {
+func (files projection) keys(kind, name string, data map[string][]byte, items []corev1.KeyToPath,
+	optional bool, mode int32) error {
 	if items == nil {
 		for key, value := range data {
 			files[key] = projected{value, fs.FileMode(mode)}
@@ -177,10 +179,11 @@ func (files projection) keys(kind, name string, data map[string][]byte, items []
 	return nil
 }
 
-func (p *pod) projectDownward(spec *corev1.Pod, files projection, items []corev1.DownwardAPIVolumeFile, mode int32) error {
+func (p *pod) projectDownward(spec *corev1.Pod, files projection, items []corev1.DownwardAPIVolumeFile,
+	mode int32) error {
 	for _, item := range items {
 		if item.FieldRef == nil {
-			return fmt.Errorf("%s: the lab's kubelet has no resource limits to show", item.Path)
+			return fmt.Errorf("%s: the lab's kubelet does not support resource limits", item.Path)
 		}
 		value, err := p.field(spec, item.FieldRef.FieldPath)
 		if err != nil {
@@ -191,19 +194,26 @@ func (p *pod) projectDownward(spec *corev1.Pod, files projection, items []corev1
 	return nil
 }
 
-func (p *pod) projectToken(ctx context.Context, spec *corev1.Pod, files projection, volume string, source *corev1.ServiceAccountTokenProjection, mode int32) error {
+func (p *pod) projectToken(ctx context.Context, spec *corev1.Pod, files projection, volume string,
+	source *corev1.ServiceAccountTokenProjection, mode int32) error {
 	key := volume + "/" + source.Path
 	t := p.tokens[key]
 	if t == nil || time.Now().After(t.renewAt) {
 		request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 			ExpirationSeconds: source.ExpirationSeconds,
-			BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.name, UID: p.uid},
+			BoundObjectRef: &authenticationv1.BoundObjectReference{
+				Kind:       "Pod",
+				APIVersion: "v1",
+				Name:       p.name,
+				UID:        p.uid,
+			},
 		}}
 		if source.Audience != "" {
 			request.Spec.Audiences = []string{source.Audience}
 		}
 		asked := time.Now()
-		answer, err := p.node.client.CoreV1().ServiceAccounts(p.namespace).CreateToken(ctx, spec.Spec.ServiceAccountName, request, metav1.CreateOptions{})
+		accounts := p.node.client.CoreV1().ServiceAccounts(p.namespace)
+		answer, err := accounts.CreateToken(ctx, spec.Spec.ServiceAccountName, request, metav1.CreateOptions{})
 		switch {
 		case err == nil:
 			life := answer.Status.ExpirationTimestamp.Sub(asked)
@@ -212,25 +222,25 @@ func (p *pod) projectToken(ctx context.Context, spec *corev1.Pod, files projecti
 		case t == nil:
 			return fmt.Errorf("failed to fetch token: %w", err)
 		}
-		// One that cannot be renewed now stays until it can.
+		// If the renewal fails, the old token stays in use until a later renewal succeeds.
 	}
 	files[source.Path] = projected{t.content, fs.FileMode(mode)}
 	return nil
 }
 
-// refreshVolumes keeps the volumes as the objects are that they show, until the pod ends.
+// refreshVolumes updates the volumes from their objects until the pod ends.
 func (p *pod) refreshVolumes(ctx context.Context) {
 	live := slices.ContainsFunc(p.latest().Spec.Volumes, func(v corev1.Volume) bool {
 		return v.Secret != nil || v.ConfigMap != nil || v.Projected != nil || v.DownwardAPI != nil
 	})
 	for live && sleep(ctx, volumeRefresh) {
-		// What cannot be read now stays as it was.
+		// A failed update leaves the volume unchanged.
 		_ = p.makeVolumes(ctx)
 	}
 }
 
-// write brings a volume to this content as kubelets do: a new directory, then one rename of the link ..data, through
-// which every file is seen. Readers see all of the old content or all of the new.
+// write updates a volume atomically, as a kubelet does: it writes a new directory and then renames the link ..data,
+// which is part of every file's path. Readers see either the old or the new content.
 func (files projection) write(dir string) error {
 	const data, next = "..data", "..data_tmp"
 	if files.equals(filepath.Join(dir, data)) {
@@ -245,7 +255,7 @@ func (files projection) write(dir string) error {
 	}
 	for path, file := range files {
 		if !filepath.IsLocal(path) {
-			return fmt.Errorf("the path %q leaves the volume", path)
+			return fmt.Errorf("the path %q is outside the volume", path)
 		}
 		full := filepath.Join(version, path)
 		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
@@ -254,11 +264,11 @@ func (files projection) write(dir string) error {
 		if err := os.WriteFile(full, file.content, file.mode); err != nil {
 			return err
 		}
-		if err := os.Chmod(full, file.mode); err != nil { // whatever the umask
+		if err := os.Chmod(full, file.mode); err != nil { // independent of the umask
 			return err
 		}
 	}
-	old, _ := os.Readlink(filepath.Join(dir, data)) // none at first
+	old, _ := os.Readlink(filepath.Join(dir, data)) // missing at first
 	if err := os.RemoveAll(filepath.Join(dir, next)); err != nil {
 		return err
 	}

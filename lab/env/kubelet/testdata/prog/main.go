@@ -1,4 +1,4 @@
-// Command prog is what the tests' containers run, on Windows and Linux.
+// Command prog runs in the tests' containers, on Windows and Linux.
 package main
 
 import (
@@ -37,7 +37,7 @@ func main() {
 				content = []byte("cannot read")
 			}
 			fmt.Printf("%s: %s\n", operand, content)
-		case "test": // fails where the file is not there
+		case "test": // fails if the file does not exist
 			if _, err := os.Stat(operand); err != nil {
 				fmt.Println("missing:", operand)
 				os.Exit(1)
@@ -62,30 +62,31 @@ func main() {
 		case "exit":
 			code, _ := strconv.Atoi(operand)
 			os.Exit(code)
-		case "serve": // 200 while the file is there
+		case "serve": // 200 while the file exists
 			serve(func(w http.ResponseWriter, _ *http.Request) {
 				if _, err := os.Stat(operand); err != nil {
 					w.WriteHeader(http.StatusServiceUnavailable)
 				}
 			})
-		case "say": // this, and from which address, to whoever asks
+		case "say": // responds with the operand and the pod's address
 			serve(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, operand, " at ", os.Getenv("ADDRESS")) })
 		case "api":
 			client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-			answer, err := client.Get("https://" + net.JoinHostPort(os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")) + operand)
+			host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
+			answer, err := client.Get("https://" + net.JoinHostPort(host, port) + operand)
 			if err != nil {
 				fmt.Println(err)
 				break
 			}
 			fmt.Println("the API server answered", answer.Status)
-		case "wait": // until it is asked to end; an operand makes it deaf to that
+		case "wait": // until a signal; with an operand it ignores signals
 			signals := make(chan os.Signal, 1)
 			signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 			fmt.Println("waiting")
 			for {
 				select {
 				case <-signals:
-					fmt.Println("asked to end")
+					fmt.Println("told to exit")
 					if operand == "" {
 						return
 					}
