@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// SurrogatePIDs are the Unix process ids of the node's surrogates, dllhost.exe.
+// SurrogatePIDs returns the Unix process ids of the node's surrogates, dllhost.exe.
 func (n *Node) SurrogatePIDs() ([]int, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -17,7 +17,7 @@ func (n *Node) SurrogatePIDs() ([]int, error) {
 	}
 	var pids []int
 	for _, file := range files {
-		// A process that ends meanwhile is none.
+		// A process that ends meanwhile is skipped.
 		cmdline, _ := os.ReadFile(file)
 		arg0, _, _ := bytes.Cut(cmdline, []byte{0})
 		if !bytes.HasSuffix(bytes.ToLower(arg0), []byte(`\dllhost.exe`)) {
@@ -37,8 +37,8 @@ func (n *Node) SurrogatePIDs() ([]int, error) {
 	return pids, nil
 }
 
-// Handles counts the open file descriptors of a process. In Wine a handle is the server's, but one that a process uses
-// for input or output has a descriptor, and sockets always have.
+// Handles counts the open file descriptors of a process. Wine's server owns the handles, but a handle that a process
+// uses for input or output has a descriptor, and a socket always has one.
 func Handles(pid int) (int, error) {
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	return len(entries), err
@@ -58,5 +58,5 @@ func RSS(pid int) (int64, error) {
 		kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 		return kib << 10, err
 	}
-	return 0, fmt.Errorf("process %d has no resident memory", pid)
+	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }

@@ -16,17 +16,17 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 )
 
-// Mount makes a Unix file or directory appear at a Windows path on drive C.
+// Mount shows a Unix file or directory at a Windows path on drive C.
 type Mount struct {
 	Source   string
 	Target   string
 	ReadOnly bool
 }
 
-// View is the node's disk with mounts that only the view's own programs see, as a HostProcess container has it under
-// containerd 1.7 and later: what is written outside the mounts is on the node's disk. Its session is its own, so two
-// things are not as on Windows: the registry is a private copy of what the node last wrote to its disk, and no program
-// of the view meets one of the node, by COM or otherwise, except over the network and through files.
+// View is the node's disk with mounts that only the view's programs see, like a HostProcess container under containerd
+// 1.7 and later. Files outside the mounts are the node's. A view has its own Wine session, which leads to two
+// differences from Windows: its registry is a private copy of the node's registry as last written to disk, and its
+// programs can reach the node's programs only over the network and through files, not through COM.
 type View struct {
 	node   *Node
 	prefix string
@@ -35,8 +35,8 @@ type View struct {
 	points []string
 }
 
-// View makes a view in dir, which must not exist. It takes most of a second until its first program runs. What system says
-// appears outside the disk, on the machine as the view's programs see it.
+// View creates a view in dir, which must not exist. Its first program starts after almost a second. The system mounts
+// apply to the machine's Unix paths, as the view's programs see them.
 func (n *Node) View(ctx context.Context, dir string, mounts []Mount, system ...mountns.Mount) (*View, error) {
 	v := &View{node: n, prefix: dir}
 	for _, e := range n.env {
@@ -49,9 +49,11 @@ func (n *Node) View(ctx context.Context, dir string, mounts []Mount, system ...m
 	if err := v.makePrefix(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	// A mount below another comes after it.
+	// A mount comes before the mounts below it.
 	mounts = slices.Clone(mounts)
-	slices.SortStableFunc(mounts, func(a, b Mount) int { return strings.Compare(windowsKey(a.Target), windowsKey(b.Target)) })
+	slices.SortStableFunc(mounts, func(a, b Mount) int {
+		return strings.Compare(windowsKey(a.Target), windowsKey(b.Target))
+	})
 	drive := filepath.Join(dir, "drive_c")
 	binds := []mountns.Mount{{Source: filepath.Join(n.dir, "drive_c"), Target: drive}}
 	for i, m := range mounts {
@@ -60,7 +62,8 @@ func (n *Node) View(ctx context.Context, dir string, mounts []Mount, system ...m
 			v.Close()
 			return nil, err
 		}
-		binds = append(binds, mountns.Mount{Source: m.Source, Target: filepath.Join(drive, target), ReadOnly: m.ReadOnly})
+		target = filepath.Join(drive, target)
+		binds = append(binds, mountns.Mount{Source: m.Source, Target: target, ReadOnly: m.ReadOnly})
 	}
 	binds = append(binds, system...)
 	server := exec.CommandContext(context.WithoutCancel(ctx), wineserver, "--foreground", "--persistent")
@@ -70,7 +73,7 @@ func (n *Node) View(ctx context.Context, dir string, mounts []Mount, system ...m
 		v.Close()
 		return nil, err
 	}
-	// A program that finds no server starts one that nobody waits for.
+	// Wait for the server: a program that finds none starts another one, which this process does not control.
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		if dir := serverDir(v.server); dir != "" {
 			if _, err := os.Stat(filepath.Join(dir, "socket")); err == nil {
@@ -95,8 +98,8 @@ func (v *View) makePrefix() error {
 			return err
 		}
 	}
-	// With the time stamp Wine knows that the prefix is made; Debian's Wine keeps in the file wineserver which directory the
-	// sockets are below.
+	// With .update-timestamp, Wine does not update the prefix. In the file wineserver, Debian's Wine stores the
+	// directory of the sockets.
 	for _, name := range []string{"system.reg", "user.reg", "userdef.reg", ".update-timestamp", "wineserver"} {
 		content, err := os.ReadFile(filepath.Join(v.node.dir, name))
 		if errors.Is(err, os.ErrNotExist) && name == "wineserver" {
@@ -112,8 +115,9 @@ func (v *View) makePrefix() error {
 	return nil
 }
 
-// mountPoint makes sure that the target of a mount exists and returns its path below drive C. Below another mount it is
-// made there, where it stays; else on the node's disk, from where Close removes it.
+// mountPoint creates the target of a mount if it is missing, and returns its path below drive C. If the target is below
+// another mount, it is created in that mount's source and remains. Otherwise it is on the node's disk, and Close
+// removes it.
 func (v *View) mountPoint(before []Mount, m Mount) (string, error) {
 	info, err := os.Stat(m.Source)
 	if err != nil {
@@ -148,7 +152,8 @@ func (v *View) targetOf(mounts []Mount, m Mount) string {
 			continue
 		}
 		parts := windowsParts(m.Target)
-		return filepath.Join(v.targetOf(mounts, outer), matchCase(outer.Source, parts[len(parts)-strings.Count(below, "\x00"):]))
+		parts = parts[len(parts)-strings.Count(below, "\x00"):]
+		return filepath.Join(v.targetOf(mounts, outer), matchCase(outer.Source, parts))
 	}
 	return matchCase(drive, windowsParts(m.Target))
 }
@@ -166,7 +171,7 @@ func makePoint(path string, dir bool) error {
 	return os.WriteFile(path, nil, 0o644)
 }
 
-// takeMountPoint makes what is missing of a path on the node's disk, and counts the views that need what was made.
+// takeMountPoint creates the missing parts of a path on the node's disk, and counts the views that use them.
 func (n *Node) takeMountPoint(v *View, target string, dir bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -176,11 +181,11 @@ func (n *Node) takeMountPoint(v *View, target string, dir bool) error {
 		point := filepath.Join(parts[:i+1]...)
 		_, missing := os.Lstat(filepath.Join(drive, point))
 		if missing == nil && n.mountPoints[point] == 0 {
-			continue // the node's own
+			continue // it belongs to the node
 		}
 		n.mountPoints[point]++
 		v.points = append(v.points, point)
-		if err := n.noteMountPoints(); err != nil {
+		if err := n.saveMountPoints(); err != nil {
 			return err
 		}
 		if missing == nil {
@@ -202,14 +207,14 @@ func (n *Node) releaseMountPoints(points []string) error {
 			continue
 		}
 		delete(n.mountPoints, point)
-		// A directory into which a program of the node put something is the node's own from now on.
+		// The removal fails if a program has created files in the directory. It then belongs to the node.
 		_ = os.Remove(filepath.Join(n.dir, "drive_c", point))
 	}
-	return n.noteMountPoints()
+	return n.saveMountPoints()
 }
 
-// The list outlives a power failure of the node, so that the next Boot can remove what is in it.
-func (n *Node) noteMountPoints() error {
+// saveMountPoints writes the list to disk, so that Boot can remove the mount points after a power failure.
+func (n *Node) saveMountPoints() error {
 	var points []string
 	for point := range n.mountPoints {
 		points = append(points, point)
@@ -232,11 +237,11 @@ func (n *Node) clearMountPoints() error {
 		}
 	}
 	clear(n.mountPoints)
-	return n.noteMountPoints()
+	return n.saveMountPoints()
 }
 
-// UnixPath is the Unix path of a Windows path on the node's drive C, of which a part may not exist. Names are found in
-// any case; the drive may be missing, and slashes may lean either way.
+// UnixPath is the Unix path of a Windows path on the node's drive C. Parts of the path can be missing. Case is ignored,
+// the drive is optional, and both kinds of slashes are allowed.
 func (n *Node) UnixPath(winPath string) string {
 	drive := filepath.Join(n.dir, "drive_c")
 	return filepath.Join(drive, matchCase(drive, windowsParts(winPath)))
@@ -250,7 +255,8 @@ func windowsParts(path string) []string {
 	return strings.FieldsFunc(path, func(r rune) bool { return r == '\\' })
 }
 
-// windowsKey compares paths: each part is followed by a NUL, in lower case, so that a prefix is a path above.
+// windowsKey is a key for comparing paths: the parts in lower case, each followed by a NUL, so that the key of a parent
+// directory is a prefix.
 func windowsKey(path string) string {
 	var key strings.Builder
 	for _, part := range windowsParts(path) {
@@ -259,12 +265,12 @@ func windowsKey(path string) string {
 	return key.String()
 }
 
-// matchCase is the path of the parts below dir, spelled as what exists there is spelled.
+// matchCase joins the parts below dir. Parts that exist get the case of the existing file.
 func matchCase(dir string, parts []string) string {
 	path := ""
 	for _, part := range parts {
 		if _, err := os.Lstat(filepath.Join(dir, path, part)); err != nil {
-			entries, _ := os.ReadDir(filepath.Join(dir, path)) // what does not exist has none
+			entries, _ := os.ReadDir(filepath.Join(dir, path)) // none if it does not exist
 			for _, e := range entries {
 				if strings.EqualFold(e.Name(), part) {
 					part = e.Name()
@@ -277,24 +283,24 @@ func matchCase(dir string, parts []string) string {
 	return path
 }
 
-// Command is a program of the view, as Node.Command is one of the node: its output must be a file too, because the first
-// program starts Windows' services, which inherit it. Its working directory is a Windows path.
+// Command returns a command for a program in the view, like Node.Command. Its output must be a file too, because the
+// first program starts Windows' services, which inherit it. dir is the working directory, a Windows path.
 func (v *View) Command(ctx context.Context, dir, exe string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, wine64, append([]string{exe}, args...)...)
 	cmd.Env = slices.Clone(v.env)
-	// The spelling of what is mounted is the mount's.
+	// Mounted files keep the case of the mount.
 	drive := filepath.Join(v.prefix, "drive_c")
 	seen := fmt.Sprintf("/proc/%d/root%s", v.server.PID(), drive)
 	mountns.Enter(cmd, v.server.PID(), filepath.Join(drive, matchCase(seen, windowsParts(dir))))
 	return cmd
 }
 
-// Run runs a program to its end and returns what it wrote to standard output and error.
+// Run runs a program and returns its standard output and error.
 func (v *View) Run(ctx context.Context, dir, exe string, args ...string) ([]byte, error) {
 	return output(v.Command(ctx, dir, exe, args...))
 }
 
-// Close ends every process of the view and leaves nothing of it, on the node's disk neither.
+// Close kills every process of the view and removes its files, including those on the node's disk.
 func (v *View) Close() error {
 	if v.server != nil {
 		socket := serverDir(v.server)

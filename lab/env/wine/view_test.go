@@ -12,7 +12,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-func TestViewSeesItsMountsAndTheNodeDoesNot(t *testing.T) {
+func TestOnlyTheViewSeesItsMounts(t *testing.T) {
 	node := labtest.Node(t)
 	secret := t.TempDir()
 	for name, content := range map[string]string{"..v1/token": "t0ken", "inner/file": "1nner"} {
@@ -54,28 +54,35 @@ func TestViewSeesItsMountsAndTheNodeDoesNot(t *testing.T) {
 		}
 	}
 	viewRun(t, view, `C:\`, "cmd", "/c", "echo written> C:\\written.txt")
-	if content, err := os.ReadFile(node.Path(`C:\written.txt`)); err != nil || strings.TrimSpace(string(content)) != "written" {
-		t.Errorf("what the view wrote outside its mounts, on the node's disk: %q, %v", content, err)
+	content, err := os.ReadFile(node.Path(`C:\written.txt`))
+	if err != nil || strings.TrimSpace(string(content)) != "written" {
+		t.Errorf("the node's disk has %q in the file that the view wrote outside its mounts: %v", content, err)
 	}
 	if err := view.Close(); err != nil {
 		t.Error(err)
 	}
-	for _, path := range []string{node.Path(`C:\var`), node.Path(`C:\single`), node.UnixPath(`C:\windows\temp\mixed case`), dir} {
+	for _, path := range []string{
+		node.Path(`C:\var`),
+		node.Path(`C:\single`),
+		node.UnixPath(`C:\windows\temp\mixed case`),
+		dir,
+	} {
 		if _, err := os.Lstat(path); err == nil {
-			t.Errorf("%s is left", path)
+			t.Errorf("%s still exists", path)
 		}
 	}
 	if pids := processesOf(t, dir); len(pids) > 0 {
-		t.Errorf("processes of the view are left: %v", pids)
+		t.Errorf("processes of the view are still running: %v", pids)
 	}
 }
 
-func TestMountPointStaysWhileAnyViewNeedsIt(t *testing.T) {
+func TestMountPointRemainsWhileAViewUsesIt(t *testing.T) {
 	node := labtest.Node(t)
 	source, work := t.TempDir(), t.TempDir()
 	var views []*wine.View
 	for _, name := range []string{"a", "b"} {
-		view, err := node.View(t.Context(), filepath.Join(work, name), []wine.Mount{{Source: source, Target: `C:\shared\point`}})
+		mounts := []wine.Mount{{Source: source, Target: `C:\shared\point`}}
+		view, err := node.View(t.Context(), filepath.Join(work, name), mounts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,14 +94,15 @@ func TestMountPointStaysWhileAnyViewNeedsIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := os.Lstat(node.Path(`C:\shared`)); (err == nil) != want {
-			t.Errorf("after %d of 2 views: the mount point is there: %v, want %v", i+1, err == nil, want)
+			t.Errorf("after %d of 2 views: the mount point exists: %v, want %v", i+1, err == nil, want)
 		}
 	}
 }
 
-func TestKilledNodeBootsAgainWithoutWhatItsViewsLeft(t *testing.T) {
+func TestBootAfterAKillRemovesMountPointsOfViews(t *testing.T) {
 	node := labtest.Node(t)
-	view, err := node.View(t.Context(), filepath.Join(t.TempDir(), "view"), []wine.Mount{{Source: t.TempDir(), Target: `C:\a b\point`}})
+	mounts := []wine.Mount{{Source: t.TempDir(), Target: `C:\a b\point`}}
+	view, err := node.View(t.Context(), filepath.Join(t.TempDir(), "view"), mounts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,18 +119,18 @@ func TestKilledNodeBootsAgainWithoutWhatItsViewsLeft(t *testing.T) {
 	time.Sleep(time.Second)
 	prefix := filepath.Dir(filepath.Clean(node.Path(`C:\`)))
 	if len(processesOf(t, prefix)) == 0 {
-		t.Fatal("the node has no processes to begin with")
+		t.Fatal("the node has no processes before the kill")
 	}
 	node.Kill()
 	_ = sleeper.Wait()
 	if pids := processesOf(t, prefix); len(pids) > 0 {
-		t.Errorf("processes outlive the power failure: %v", pids)
+		t.Errorf("processes are still running after the kill: %v", pids)
 	}
 	if err := node.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(node.Path(`C:\a b`)); err == nil {
-		t.Error("the mount point is left after the boot")
+		t.Error("the mount point still exists after the boot")
 	}
 	if out, err := node.Run(t.Context(), "cmd", "/c", "echo up"); err != nil || strings.TrimSpace(string(out)) != "up" {
 		t.Errorf("the node after the boot: %q, %v", out, err)

@@ -1,6 +1,6 @@
-// Package wine makes a Wine prefix a "Windows node": a machine with its own registry, file system and processes on which
-// the product's Windows binaries run, with what Go and COM need there. It is not Windows: DACLs on files and the
-// permissions of an AppID are kept at best and never enforced, and nobody can be impersonated.
+// Package wine turns a Wine prefix into a "Windows node": a machine with its own registry, file system and processes,
+// on which the product's Windows binaries run. It adds what Go and COM need and Wine lacks. It is not Windows: DACLs on
+// files and the permissions of an AppID are at best stored and never enforced, and impersonation does not work.
 package wine
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// Debian's wrappers choose between 32 and 64 bits, and let the server linger or not; the lab needs to know.
+// Not Debian's wrappers: they select 32 or 64 bits and the server's lifetime themselves.
 const (
 	wine64     = "/usr/lib/wine/wine64"
 	wineserver = "/usr/lib/wine/wineserver64"
@@ -31,7 +31,7 @@ const (
 //go:embed build.sh src
 var sources embed.FS
 
-// Node is one prefix, with a session while it runs.
+// Node is one prefix. While it runs, it has a Wine session.
 type Node struct {
 	dir  string
 	env  []string
@@ -39,10 +39,10 @@ type Node struct {
 
 	mu          sync.Mutex
 	session     *child.Process
-	mountPoints map[string]int // made for views on the node's disk, with the number of views that need them; see view.go
+	mountPoints map[string]int // created for views on the node's disk, with the number of views that use them
 }
 
-// Option changes how a node is made.
+// Option configures a node.
 type Option func(*options)
 
 type options struct {
@@ -51,17 +51,17 @@ type options struct {
 	debug             string
 }
 
-// WithoutContainersFeature leaves out the registry key of CCG, which Windows has only with the Containers feature.
+// WithoutContainersFeature omits CCG's registry key, which Windows has only with the Containers feature.
 func WithoutContainersFeature() Option { return func(o *options) { o.containersFeature = false } }
 
-// WithSurrogateIdle makes surrogates end after this time without use, instead of a minute.
+// WithSurrogateIdle sets the idle time after which a surrogate exits, by default a minute.
 func WithSurrogateIdle(d time.Duration) Option { return func(o *options) { o.surrogateIdle = d } }
 
-// WithDebug sets Wine's debug channels, such as trace+eventlog. What they say goes to the programs' standard error.
+// WithDebug sets Wine's debug channels, such as trace+eventlog. Their output is in the programs' standard error.
 func WithDebug(channels string) Option { return func(o *options) { o.debug = channels } }
 
-// New makes a node in dir, which must not exist, from a template that is made once and kept in the user's cache. The node
-// runs until Stop, and dies with this process.
+// New creates a node in dir, which must not exist, from a cached template. The node runs until Stop or until this
+// process ends.
 func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
 	opts := options{containersFeature: true, surrogateIdle: time.Minute, debug: "-all"}
 	for _, option := range with {
@@ -76,7 +76,7 @@ func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
 		return nil, err
 	}
 	if _, err := os.Lstat(dir); err == nil {
-		return nil, fmt.Errorf("%s exists; a node is made anew", dir)
+		return nil, fmt.Errorf("%s exists; a new node needs a new directory", dir)
 	}
 	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", template, dir).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("copying the prefix's template: %w\n%s", err, out)
@@ -92,7 +92,7 @@ func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
 	return node, nil
 }
 
-// Boot starts a node again that was stopped or killed. One that runs is left as it is.
+// Boot starts a stopped or killed node. It does not change a running one.
 func (n *Node) Boot(ctx context.Context) error {
 	n.mu.Lock()
 	select {
@@ -109,12 +109,12 @@ func (n *Node) Boot(ctx context.Context) error {
 	return n.firstProgram(ctx)
 }
 
-// Template returns the directory that nodes are copied from. It is made once for each version of Wine and of the lab's
-// sources, in about 15 s.
+// Template returns the directory from which nodes are copied. It is built once for each version of Wine and of the
+// lab's sources, in about 15 s.
 func Template(ctx context.Context, progress *os.File) (string, error) {
 	version, err := exec.CommandContext(ctx, wine64, "--version").Output()
 	if err != nil {
-		return "", fmt.Errorf("%s does not run; hack/apt.sh installs it: %w", wine64, err)
+		return "", fmt.Errorf("%s does not run; install it with hack/apt.sh: %w", wine64, err)
 	}
 	parts := [][]byte{version}
 	entries, err := sources.ReadDir("src")
@@ -134,11 +134,11 @@ func Template(ctx context.Context, progress *os.File) (string, error) {
 	}
 	return cache.Get(ctx, "wine-"+cache.Key(parts...), progress, func(path string) error {
 		fmt.Fprintln(progress, "building a Wine prefix (once, takes some seconds)")
-		return makeTemplate(ctx, path)
+		return buildTemplate(ctx, path)
 	})
 }
 
-func makeTemplate(ctx context.Context, prefix string) error {
+func buildTemplate(ctx context.Context, prefix string) error {
 	work, err := os.MkdirTemp("", "lab-wine-")
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func makeTemplate(ctx context.Context, prefix string) error {
 	}
 	built := filepath.Join(work, "out")
 	if out, err := exec.CommandContext(ctx, "sh", filepath.Join(work, "build.sh"), built).CombinedOutput(); err != nil {
-		return fmt.Errorf("building what a prefix needs: %w\n%s", err, out)
+		return fmt.Errorf("building the prefix's DLLs: %w\n%s", err, out)
 	}
 
 	if err := os.Mkdir(prefix, 0o700); err != nil {
@@ -166,7 +166,7 @@ func makeTemplate(ctx context.Context, prefix string) error {
 	for file, to := range map[string]string{
 		"bcryptprimitives.dll": `C:\windows\system32\bcryptprimitives.dll`,
 		"ccgplugins.dll":       `C:\windows\system32\ccgplugins.dll`,
-		// Where Wine looks for the surrogate of every class, 64-bit ones too.
+		// Wine's path of the surrogate for all classes, including 64-bit ones.
 		"dllhost.exe": `C:\windows\syswow64\dllhost.exe`,
 	} {
 		if err := node.Install(filepath.Join(built, file), to); err != nil {
@@ -176,11 +176,11 @@ func makeTemplate(ctx context.Context, prefix string) error {
 	if out, err := node.Run(ctx, "regsvr32", "/s", `C:\windows\system32\ccgplugins.dll`); err != nil {
 		return fmt.Errorf("registering the proxy and stub: %w\n%s", err, out)
 	}
-	// Links into the home of whoever made the template are nobody else's business.
+	// Without links to the home directory of the user who builds the template.
 	return unlinkProfile(node.Path(`C:\users`))
 }
 
-// unlinkProfile replaces the links that wineboot makes from a profile's folders to the Unix user's by directories.
+// unlinkProfile replaces wineboot's links from a profile's folders to the Unix user's folders with directories.
 func unlinkProfile(users string) error {
 	return filepath.WalkDir(users, func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.Type() != os.ModeSymlink {
@@ -193,19 +193,19 @@ func unlinkProfile(users string) error {
 	})
 }
 
-// open starts a session on the prefix: a server of its own that stays when the last program has ended, so that COM's
-// services and the registry's DACLs stay too.
+// open starts a session on the prefix. Its server continues after the last program has ended, so that COM's services
+// and the registry's DACLs remain.
 func open(dir string, opts options) (*Node, error) {
 	n := &Node{dir: dir, opts: opts, mountPoints: map[string]int{}, env: []string{
 		"WINEPREFIX=" + dir,
 		"WINEDEBUG=" + opts.debug,
 		"WINELOADER=" + wine64,
 		"WINESERVER=" + wineserver,
-		// Not needed, and Wine would ask to download them.
+		// Not needed. Without this, Wine prompts to download them.
 		"WINEDLLOVERRIDES=mscoree,mshtml=",
 		"HOME=" + dir,
 		"PATH=/usr/bin:/bin",
-		// File names and arguments are Unicode on their way to Windows programs.
+		// Passes file names and arguments to Windows programs as Unicode.
 		"LC_ALL=C.UTF-8",
 		fmt.Sprintf("SURROGATE_IDLE_MS=%d", opts.surrogateIdle.Milliseconds()),
 	}}
@@ -215,7 +215,7 @@ func open(dir string, opts options) (*Node, error) {
 func (n *Node) startSession() error {
 	server := exec.Command(wineserver, "--foreground", "--persistent")
 	server.Env = n.env
-	// On SIGINT the server ends every process of the session, writes the registry and exits.
+	// On SIGINT the server kills every process of the session, writes the registry and exits.
 	session, err := child.Start(server, syscall.SIGINT)
 	if err != nil {
 		return fmt.Errorf("starting wineserver: %w", err)
@@ -224,7 +224,7 @@ func (n *Node) startSession() error {
 	return nil
 }
 
-// firstProgram runs a program, with which Windows' services start, and turns the Containers feature on.
+// firstProgram runs a first program, which starts Windows' services, and enables the Containers feature.
 func (n *Node) firstProgram(ctx context.Context) error {
 	const ccg = `HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses`
 	args := []string{"query", `HKLM\SYSTEM\CurrentControlSet\Control`}
@@ -237,7 +237,7 @@ func (n *Node) firstProgram(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends the session and every process in it, in order. A node that does not run stays so.
+// Stop ends the session and every process in it, in order. It does nothing if the node does not run.
 func (n *Node) Stop() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -248,7 +248,7 @@ func stopServer(server *child.Process, env []string) {
 	defer removeServerDir(serverDir(server))
 	kill := exec.Command(wineserver, "--kill")
 	kill.Env = env
-	// It fails when the session has ended already, which is what is wanted.
+	// It fails only if the session has already ended.
 	_ = kill.Run()
 	select {
 	case <-server.Done:
@@ -258,8 +258,8 @@ func stopServer(server *child.Process, env []string) {
 	}
 }
 
-// Kill ends every process at once, as a power failure does. What the registry had not written to the disk is lost: the
-// server writes every 30 s.
+// Kill kills every process, like a power failure. Changes of the registry since the last write are lost: the server
+// writes it every 30 s.
 func (n *Node) Kill() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -269,7 +269,8 @@ func (n *Node) Kill() {
 	killProcesses(n.dir)
 }
 
-// serverDir is where a wineserver keeps its socket, below /tmp: its working directory, once it has made it; "" before.
+// serverDir is the directory of a wineserver's socket, below /tmp. It is the server's working directory, and "" until
+// the server has created it.
 func serverDir(server *child.Process) string {
 	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", server.PID()))
 	if err != nil || !strings.HasPrefix(filepath.Base(dir), "server-") {
@@ -278,15 +279,15 @@ func serverDir(server *child.Process) string {
 	return dir
 }
 
-// removeServerDir removes what Wine leaves of a server that has ended.
+// removeServerDir removes the files of a server that has ended.
 func removeServerDir(dir string) {
 	if dir != "" {
 		_ = os.RemoveAll(dir)
-		_ = os.Remove(filepath.Dir(dir)) // unless another server is in it
+		_ = os.Remove(filepath.Dir(dir)) // fails if another server uses it
 	}
 }
 
-// killProcesses ends the processes of a prefix whose server is dead, so that no new ones come.
+// killProcesses kills the processes of a prefix. Its server must have ended, so that no new processes start.
 func killProcesses(prefix string) {
 	for range 100 {
 		pids := processes(prefix)
@@ -300,12 +301,12 @@ func killProcesses(prefix string) {
 	}
 }
 
-// processes are the Unix ids of the processes of a prefix.
+// processes returns the Unix ids of the processes of a prefix.
 func processes(prefix string) []int {
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
 	var pids []int
 	for _, file := range files {
-		// A process that ends meanwhile is none, and one that has ended and was not waited for has no environment.
+		// A process that ends meanwhile is skipped. A zombie has no environment.
 		environ, _ := os.ReadFile(file)
 		if !bytes.Contains(append([]byte{0}, environ...), []byte("\x00WINEPREFIX="+prefix+"\x00")) {
 			continue
@@ -326,7 +327,7 @@ func (n *Node) Path(winPath string) string {
 	return filepath.Join(n.dir, "drive_c", filepath.FromSlash(strings.ReplaceAll(rest, `\`, "/")))
 }
 
-// Install copies a file to the node, where the directory is made if it is missing.
+// Install copies a file to the node. It creates missing directories.
 func (n *Node) Install(hostPath, winPath string) error {
 	content, err := os.ReadFile(hostPath)
 	if err != nil {
@@ -336,17 +337,17 @@ func (n *Node) Install(hostPath, winPath string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	// A new file, so that one that is loaded keeps its content.
+	// A new file, so that a loaded one keeps its content.
 	if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return os.WriteFile(to, content, 0o755)
 }
 
-// Command is a program of the node: a name that Windows finds by itself, or a Windows path. Its environment is the
-// node's and nothing of this process's; the caller may add to Env, and a surrogate that the program's activation starts
-// inherits it, as it does standard output and error in Wine. So these must be files: a pipe stays open for as long as
-// the surrogate lives, and Wait with it. Killing the command kills the Windows program.
+// Command returns a command for a Windows program, given by a Windows path or a name in Windows' search path. It has
+// only the node's environment, nothing of this process's; the caller can add to Env. A surrogate that the program's
+// activation starts inherits Env, standard output and standard error. The outputs must therefore be files: a pipe would
+// remain open, and Wait would block, until the surrogate exits. Killing the command kills the Windows program.
 func (n *Node) Command(ctx context.Context, exe string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, wine64, append([]string{exe}, args...)...)
 	cmd.Env = append([]string(nil), n.env...)
@@ -354,8 +355,8 @@ func (n *Node) Command(ctx context.Context, exe string, args ...string) *exec.Cm
 	return cmd
 }
 
-// Run runs a program to its end and returns what it, and what it started, wrote to standard output and error. One that Wine
-// says it could not start is started again.
+// Run runs a program and returns the standard output and error of it and its children. It retries if Wine could not
+// start the program.
 func (n *Node) Run(ctx context.Context, exe string, args ...string) (out []byte, err error) {
 	for range startTries {
 		if out, err = output(n.Command(ctx, exe, args...)); err == nil || !NeverStarted(out) {
@@ -367,14 +368,15 @@ func (n *Node) Run(ctx context.Context, exe string, args ...string) (out []byte,
 
 const startTries = 3
 
-// NeverStarted tells whether Wine says, in what a failed program should have written, that it could not start it. Under Wine 8
-// that happens to about one program in 1,500: a system DLL fails to initialize, or the loader takes the program for a
-// document. Others end with no output at all.
+// NeverStarted reports whether the output of a failed program is a message of Wine that it could not start the program.
+// Under Wine 8 about one start in 1,500 fails: a system DLL fails to initialize, or the loader treats the program as a
+// document. Some failed starts have no output at all.
 func NeverStarted(out []byte) bool {
-	return bytes.Contains(out, []byte("DLL initialization failed")) || bytes.Contains(out, []byte("ShellExecuteEx failed: Internal error"))
+	return bytes.Contains(out, []byte("DLL initialization failed")) ||
+		bytes.Contains(out, []byte("ShellExecuteEx failed: Internal error"))
 }
 
-// output uses a file and not a pipe, for the reason that Command names.
+// output uses a file, not a pipe: see Command.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	out, err := os.CreateTemp("", "lab-wine-output-")
 	if err != nil {

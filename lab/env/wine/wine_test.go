@@ -16,7 +16,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// The class of testdata/probe.c, under an AppID that is not its own id.
+// The class of testdata/probe.c. Its AppID differs from the class, so that the surrogate must look it up.
 const (
 	probeClass = "{11111111-2222-3333-4444-555555555555}"
 	probeAppID = "{99999999-2222-3333-4444-555555555555}"
@@ -28,9 +28,9 @@ type answer struct {
 	Errors                                     map[string]int
 }
 
-func TestThirtyTwoActivationsAtOnceAreServed(t *testing.T) {
+func TestThirtyTwoSimultaneousActivationsSucceed(t *testing.T) {
 	node := probeNode(t, "1m")
-	// The first round meets no surrogate, the second a warm one.
+	// The first round starts the surrogate, the second one uses it.
 	for _, round := range []string{"cold", "warm"} {
 		got := ccg(t, node, "--input", "echo:x", "--calls", "32", "--parallel", "32", "--activations")
 		if got.Succeeded != 32 {
@@ -43,7 +43,7 @@ func TestThirtyTwoActivationsAtOnceAreServed(t *testing.T) {
 	}
 }
 
-func TestClassAnswersOutOfProcessFromOneSurrogate(t *testing.T) {
+func TestOneSurrogateServesAllCalls(t *testing.T) {
 	node := probeNode(t, "1m")
 	first := ccg(t, node, "--input", "echo: 𝄞é\"", "--show-password")
 	second := ccg(t, node, "--input", "echo:2", "--show-password")
@@ -51,11 +51,11 @@ func TestClassAnswersOutOfProcessFromOneSurrogate(t *testing.T) {
 		t.Errorf("the passwords are %q and %q", first.Password, second.Password)
 	}
 	if first.Domain == "" || first.Domain != second.Domain {
-		t.Errorf("the calls were served by processes %q and %q, not by one", first.Domain, second.Domain)
+		t.Errorf("processes %q and %q served the calls, want one process", first.Domain, second.Domain)
 	}
 	pids := surrogates(t, node)
 	if len(pids) != 1 {
-		t.Fatalf("%d surrogates, not one", len(pids))
+		t.Fatalf("%d surrogates, want 1", len(pids))
 	}
 	if rss, err := wine.RSS(pids[0]); err != nil || rss < 1<<20 {
 		t.Errorf("the surrogate's memory: %d bytes, %v", rss, err)
@@ -65,25 +65,25 @@ func TestClassAnswersOutOfProcessFromOneSurrogate(t *testing.T) {
 	}
 }
 
-func TestFailedHResultPassesUnchanged(t *testing.T) {
+func TestClientReceivesThePluginsHResult(t *testing.T) {
 	node := probeNode(t, "1m")
 	if got := ccg(t, node, "--input", "fail"); got.HResult != "0x80041234" {
 		t.Errorf("%+v", got)
 	}
 }
 
-func TestIdleSurrogateEnds(t *testing.T) {
+func TestIdleSurrogateExits(t *testing.T) {
 	node := probeNode(t, "1s")
 	ccg(t, node, "--input", "pid")
-	eventually(t, 15*time.Second, "the idle surrogate ends", func() bool { return len(surrogates(t, node)) == 0 })
+	eventually(t, 15*time.Second, "the idle surrogate exits", func() bool { return len(surrogates(t, node)) == 0 })
 	if got := ccg(t, node, "--input", "pid"); got.Error != "" {
 		t.Errorf("the next activation: %+v", got)
 	}
 }
 
-// Clients with objects lose no call while their surrogate is suspended, as in an upgrade. Activations under way at that
-// very moment are not in it: Wine may fail those, see surrogate.c.
-func TestSuspensionMovesActivationsToANewSurrogateAndKeepsObjectsServed(t *testing.T) {
+// Clients with objects lose no call while their surrogate is suspended, as in an upgrade. The test makes no activations
+// at that moment, because Wine can fail them: see surrogate.c.
+func TestSuspendedSurrogateServesItsObjectsAndNewActivationsStartAnother(t *testing.T) {
 	node := probeNode(t, "1m")
 	old := ccg(t, node, "--input", "pid")
 	oldPIDs := surrogates(t, node)
@@ -94,15 +94,15 @@ func TestSuspensionMovesActivationsToANewSurrogateAndKeepsObjectsServed(t *testi
 	}()
 	time.Sleep(time.Second)
 	if got := ccg(t, node, "--input", "suspend"); got.Domain != old.Domain {
-		t.Fatalf("suspend was answered by %+v, not by process %s", got, old.Domain)
+		t.Fatalf("suspend: got %+v, want an answer of process %s", got, old.Domain)
 	}
 	fresh := ccg(t, node, "--input", "pid")
 	if fresh.Error != "" || fresh.Domain == old.Domain {
-		t.Errorf("after the suspension process %s answers: %+v", old.Domain, fresh)
+		t.Errorf("after the suspension: got %+v, want an answer of another process than %s", fresh, old.Domain)
 	}
 	select {
 	case <-done:
-		t.Fatal("the calls ended before the suspension was over: they prove nothing")
+		t.Fatal("the calls ended before the suspension; the test verified nothing")
 	default:
 	}
 	if got := <-done; got.Succeeded != 20000 {
@@ -110,10 +110,10 @@ func TestSuspensionMovesActivationsToANewSurrogateAndKeepsObjectsServed(t *testi
 	}
 	for range 5 {
 		if got := ccg(t, node, "--input", "pid"); got.Domain != fresh.Domain {
-			t.Errorf("a later activation is served by %+v, not by process %s", got, fresh.Domain)
+			t.Errorf("a later activation: got %+v, want an answer of process %s", got, fresh.Domain)
 		}
 	}
-	eventually(t, 15*time.Second, "the suspended surrogate ends", func() bool {
+	eventually(t, 15*time.Second, "the suspended surrogate exits", func() bool {
 		return !slices.ContainsFunc(surrogates(t, node), func(pid int) bool { return slices.Contains(oldPIDs, pid) })
 	})
 }
@@ -125,11 +125,11 @@ func TestContainersFeatureIsARegistryKey(t *testing.T) {
 		t.Errorf("with the feature: %v\n%s", err, out)
 	}
 	if _, err := without.Run(t.Context(), "reg", "query", key); err == nil {
-		t.Error("without the feature: the key is there")
+		t.Error("without the feature: the key exists")
 	}
 }
 
-func TestNodeSeesNothingOfItsParentsEnvironment(t *testing.T) {
+func TestNodeDoesNotInheritTheEnvironment(t *testing.T) {
 	t.Setenv("LAB_MARKER", "m4rker")
 	node := labtest.Node(t)
 	out, err := node.Run(t.Context(), "cmd", "/c", "set")
@@ -141,27 +141,27 @@ func TestNodeSeesNothingOfItsParentsEnvironment(t *testing.T) {
 	}
 }
 
-func TestNodesAreApartAndLeaveNoProcess(t *testing.T) {
+func TestNodesAreIndependentAndStopEndsAllProcesses(t *testing.T) {
 	a, b := probeNode(t, "1m"), probeNode(t, "1m")
 	ccg(t, a, "--input", "pid")
 	ccg(t, b, "--input", "pid")
 	if len(surrogates(t, a)) != 1 || len(surrogates(t, b)) != 1 {
-		t.Fatal("each node has one surrogate of its own")
+		t.Fatal("the nodes do not have one surrogate each")
 	}
 	a.Stop()
 	if len(surrogates(t, a)) != 0 {
-		t.Error("a stopped node's surrogate lives")
+		t.Error("the surrogate of a stopped node is still running")
 	}
 	if got := ccg(t, b, "--input", "pid"); got.Error != "" {
 		t.Errorf("the other node after the stop: %+v", got)
 	}
 }
 
-// TestHelperHoldsANode is the process that the next test kills.
-func TestHelperHoldsANode(t *testing.T) {
+// TestHelperRunsANode is the process that the next test kills.
+func TestHelperRunsANode(t *testing.T) {
 	ready := os.Getenv("LAB_NODE_READY")
 	if ready == "" {
-		return // nobody started this binary as that process
+		return // not started by the next test
 	}
 	node := probeNode(t, "1m")
 	ccg(t, node, "--input", "pid")
@@ -171,20 +171,23 @@ func TestHelperHoldsANode(t *testing.T) {
 	time.Sleep(time.Minute)
 }
 
-func TestNodeDiesWithItsMaker(t *testing.T) {
+func TestNodeEndsWithItsParentProcess(t *testing.T) {
 	labtest.Require(t)
-	dir := t.TempDir() // also the temporary directory of the process that is killed, so that nothing of it stays
+	dir := t.TempDir() // also the killed process's temporary directory, so that its files are removed
 	ready := filepath.Join(dir, "ready")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, "-test.run=^TestHelperHoldsANode$")
+	cmd := exec.Command(self, "-test.run=^TestHelperRunsANode$")
 	cmd.Env = append(os.Environ(), "LAB_NODE_READY="+ready, "TMPDIR="+dir)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "the other process has a node", func() bool { _, err := os.Stat(ready); return err == nil })
+	eventually(t, time.Minute, "the other process has a node", func() bool {
+		_, err := os.Stat(ready)
+		return err == nil
+	})
 	drive, err := os.ReadFile(ready)
 	if err != nil {
 		t.Fatal(err)
@@ -192,16 +195,18 @@ func TestNodeDiesWithItsMaker(t *testing.T) {
 	prefix := filepath.Dir(string(drive))
 
 	if len(processesOf(t, prefix)) == 0 {
-		t.Fatal("the node has no processes to begin with")
+		t.Fatal("the node has no processes before the kill")
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, 15*time.Second, "every process of the node ends", func() bool { return len(processesOf(t, prefix)) == 0 })
+	eventually(t, 15*time.Second, "every process of the node ends", func() bool {
+		return len(processesOf(t, prefix)) == 0
+	})
 }
 
-// probeNode has the probe's class registered, and the ccg emulator.
+// probeNode starts a node with the probe's class and the emulator of ccg.exe.
 func probeNode(t *testing.T, idle string) *wine.Node {
 	t.Helper()
 	d, err := time.ParseDuration(idle)
@@ -211,7 +216,8 @@ func probeNode(t *testing.T, idle string) *wine.Node {
 	node := labtest.Node(t, wine.WithSurrogateIdle(d))
 	dir := t.TempDir()
 	dll := filepath.Join(dir, "probe.dll")
-	run(t, exec.Command("x86_64-w64-mingw32-gcc", "-O2", "-Wall", "-Werror", "-shared", "-o", dll, "testdata/probe.c", "-lole32", "-luuid"))
+	run(t, exec.Command("x86_64-w64-mingw32-gcc", "-O2", "-Wall", "-Werror", "-shared", "-o", dll,
+		"testdata/probe.c", "-lole32", "-luuid"))
 	exe := filepath.Join(dir, "ccg.exe")
 	build := exec.Command("go", "build", "-trimpath", "-o", exe, "../../cmd/ccg")
 	build.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")
@@ -242,11 +248,11 @@ func ccg(t *testing.T, node *wine.Node, args ...string) answer {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	// It exits with 1 when a call fails, and says so in its output.
+	// If a call fails, it exits with 1 and prints the error.
 	out, _ := node.Run(ctx, `C:\probe\ccg.exe`, append([]string{"--class", probeClass}, args...)...)
 	var got answer
 	if err := json.Unmarshal(out, &got); err != nil {
-		t.Errorf("ccg %v said %q", args, out)
+		t.Errorf("ccg %v printed %q", args, out)
 	}
 	return got
 }
@@ -282,7 +288,7 @@ func eventually(t *testing.T, within time.Duration, what string, holds func() bo
 	deadline := time.Now().Add(within)
 	for !holds() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", within, what)
+			t.Fatalf("timeout after %s waiting until %s", within, what)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -295,19 +301,20 @@ func run(t *testing.T, cmd *exec.Cmd) {
 	}
 }
 
-// A program that is not there must not be taken for one that Wine failed to start.
-func TestWhatWineCouldNotStartIsToldFromWhatIsNotThere(t *testing.T) {
+// A missing program is an error of the test, not a failure of Wine that a retry can fix.
+func TestNeverStartedIgnoresMissingPrograms(t *testing.T) {
 	node := labtest.Node(t)
 	out, err := node.Run(t.Context(), `C:\nosuch.exe`)
 	if err == nil || wine.NeverStarted(out) {
 		t.Errorf("%v\n%s", err, out)
 	}
-	for _, said := range []string{
-		"Application could not be started, or no application associated with the specified file.\r\nShellExecuteEx failed: Internal error.\r\n",
+	for _, output := range []string{
+		"Application could not be started, or no application associated with the specified file.\r\n" +
+			"ShellExecuteEx failed: Internal error.\r\n",
 		"wine: DLL initialization failed, status c0000142",
 	} {
-		if !wine.NeverStarted([]byte(said)) {
-			t.Errorf("%q is no failure of Wine's", said)
+		if !wine.NeverStarted([]byte(output)) {
+			t.Errorf("%q is not recognized as a failure of Wine", output)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-/* bcryptprimitives.dll: Go's runtime takes its random numbers from ProcessPrng, which Wine 8 does not have. */
+/* bcryptprimitives.dll: Go's runtime needs ProcessPrng, which Wine 8 lacks, for random numbers. */
 #include <windows.h>
 #include <ntsecapi.h>
 

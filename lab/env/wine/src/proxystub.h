@@ -1,4 +1,4 @@
-/* mingw-w64 10's unknwnbase.h declares these for C++ only; librpcrt4.a exports them. */
+/* librpcrt4.a exports these functions, but mingw-w64 10's unknwnbase.h declares them only for C++. */
 #define CINTERFACE
 #include <windows.h>
 #include <objbase.h>

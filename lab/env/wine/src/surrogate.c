@@ -1,19 +1,19 @@
-/* dllhost.exe: the lab's stand-in for Windows' surrogate process.
+/* dllhost.exe: the lab's replacement for Windows' surrogate process.
  *
  *   dllhost.exe /PROCESSID:{AppID}
  *
- * It loads the in-process classes of an AppID and offers them to other processes, any number of clients at once, from the
- * multithreaded apartment, as Windows does. Wine's own offers a class to one client per process. What it does as
- * Windows does, because a plugin can see it:
+ * It loads the in-process classes of an AppID and provides them to any number of clients, from the multithreaded
+ * apartment, like Windows. Wine's own surrogate serves one client per process. A plugin can observe this behavior of
+ * Windows, so it is the same here:
  *
- * - A client gets the surrogate's class factory, never the DLL's, so only objects keep the DLL busy.
- * - When DllCanUnloadNow has said S_OK for a minute it takes no more clients, looks again, and exits.
- *   SURROGATE_IDLE_MS, taken from the activating client's environment, replaces the minute.
- * - CoSuspendClassObjects sends new activations to a new process; the old one exits when its objects are gone. It is a
- *   stub in Wine, so it is replaced in this process. An activation that was on its way here still ends well here.
- * - An object that the DLL hands out more than once, or only has one of, is marshaled safely.
+ * - A client gets the surrogate's class factory, never the DLL's, so only objects keep the DLL in use.
+ * - When DllCanUnloadNow has returned S_OK for a minute, the surrogate stops accepting clients, checks again and exits.
+ *   SURROGATE_IDLE_MS in the environment of the activating client replaces the minute.
+ * - After CoSuspendClassObjects, new activations start a new process. The old one exits when its objects are released.
+ *   The function is a stub in Wine, so this process replaces it. An activation in progress still succeeds.
+ * - An object that the DLL returns more than once, such as a singleton, is marshaled safely.
  *
- * Wine keeps for ever the references of a client that died; then this process does not end by itself.
+ * Wine never releases the references of a client that died, so this process then does not exit by itself.
  */
 
 #define COBJMACROS
@@ -25,7 +25,7 @@
 
 #define MAX_CLASSES 8
 #define POLL_MS 500
-#define GRACE_MS 10000 /* between an activation's steps: 1 ms for a client, seconds on a busy machine */
+#define GRACE_MS 10000 /* time between two steps of an activation: usually 1 ms, seconds on a busy machine */
 
 struct served {
     IClassFactory factory;
@@ -41,21 +41,21 @@ struct served {
 static struct served classes[MAX_CLASSES];
 static int class_count;
 
-static CRITICAL_SECTION lock; /* guards what follows */
+static CRITICAL_SECTION lock; /* guards the next two variables */
 static BOOL serving;
 static ULONGLONG closed_at;
 
 static const IID credentials = {0x6ECDA518, 0x2010, 0x4437, {0x8B, 0xC3, 0x46, 0xE7, 0x52, 0xB7, 0xB1, 0x72}};
 
-/* ---- the objects that clients get */
+/* ---- objects for clients */
 
-/* A DLL may hand out one object to everybody. Wine 8 keeps one stub manager for an object, and loses the reference of a
- * client that comes in the moment when the last one goes: its call then fails with RPC_E_DISCONNECTED. So each creation
- * is marshaled as an object of its own, which passes everything on. */
+/* A DLL can return the same object to all clients. Wine 8 has one stub manager per object. It loses the reference of a
+ * client that connects while the last one disconnects, and that client's call fails with RPC_E_DISCONNECTED. So each
+ * creation is marshaled as a new object, which forwards all calls. */
 struct passed {
     const struct passed_vtbl *vtbl;
     LONG refs;
-    struct passed *inner; /* the DLL's, of the same interface */
+    struct passed *inner; /* the DLL's object, with the same interface */
 };
 
 struct passed_vtbl {
@@ -95,7 +95,7 @@ static HRESULT WINAPI passed_get(struct passed *p, LPCWSTR input, LPWSTR *domain
 
 static const struct passed_vtbl passed_vtbl = {passed_query, passed_addref, passed_release, passed_get};
 
-/* Takes the reference to the DLL's object, on failure too. */
+/* Consumes the reference to the DLL's object, even on failure. */
 static HRESULT pass_on(void *inner, void **object)
 {
     struct passed *p = malloc(sizeof(*p));
@@ -111,7 +111,7 @@ static HRESULT pass_on(void *inner, void **object)
     return S_OK;
 }
 
-/* ---- the class factory that clients get */
+/* ---- class factory for clients */
 
 static struct served *of_factory(IClassFactory *f) { return CONTAINING_RECORD(f, struct served, factory); }
 
@@ -125,7 +125,7 @@ static HRESULT WINAPI factory_query(IClassFactory *f, REFIID iid, void **object)
     return S_OK;
 }
 
-/* The factories live as long as the process. */
+/* The factories exist as long as the process. */
 static ULONG WINAPI factory_addref(IClassFactory *f) { return f ? 2 : 0; }
 
 static ULONG WINAPI factory_release(IClassFactory *f) { return f ? 1 : 0; }
@@ -141,7 +141,7 @@ static HRESULT WINAPI factory_create(IClassFactory *f, IUnknown *outer, REFIID i
         return CLASS_E_NOAGGREGATION;
     if (!IsEqualIID(iid, &IID_IUnknown) && !IsEqualIID(iid, &credentials))
         return E_NOINTERFACE;
-    /* The DLL itself is asked, not COM: an upgrade may have registered another one since. */
+    /* From the DLL, not from COM: an upgrade can have registered another DLL. */
     InterlockedIncrement(&s->creating);
     hr = s->get_class_object(&s->clsid, &IID_IClassFactory, (void **)&inner);
     if (SUCCEEDED(hr)) {
@@ -167,7 +167,7 @@ static HRESULT WINAPI factory_lock(IClassFactory *f, BOOL on)
 
 static IClassFactoryVtbl factory_vtbl = {factory_query, factory_addref, factory_release, factory_create, factory_lock};
 
-/* ---- serving and not serving; the first two with the lock held */
+/* ---- start and end of serving; the first two functions require the lock */
 
 static HRESULT register_classes(void)
 {
@@ -210,7 +210,7 @@ static HRESULT WINAPI resume_class_objects(void)
     return hr;
 }
 
-/* No objects and no creation under way. Not with the lock held: the DLL may hold one of its own over a suspension. */
+/* No objects and no creation in progress. Call without the lock: the DLL can hold its own lock during a suspension. */
 static BOOL unused(void)
 {
     for (int i = 0; i < class_count; i++)
@@ -219,7 +219,7 @@ static BOOL unused(void)
     return TRUE;
 }
 
-/* Revoked, and whoever read a factory before has made its object by now, or never will. */
+/* The classes are revoked, and clients that got a factory before have had time to create their objects. */
 static BOOL drained(void)
 {
     BOOL all;
@@ -230,11 +230,11 @@ static BOOL drained(void)
     return all;
 }
 
-/* ---- a stub that never goes */
+/* ---- a stub that is never released */
 
-/* When the last stub of an interface is released, Wine 8 unregisters the interface and waits for the calls on it to end,
- * in a thread of the pool that is to serve them. If that is the only one, it waits for ever: about once in 600 activations.
- * So an object that does nothing is marshaled once, and never released. */
+/* When the last stub of an interface is released, Wine 8 unregisters the interface and waits for its calls to end, in a
+ * thread of the pool that must serve them. If it is the only thread, this is a deadlock: about once in 600 activations.
+ * So an object that does nothing is marshaled once and never released. */
 static HRESULT WINAPI idle_query(IUnknown *self, REFIID iid, void **object)
 {
     BOOL known = IsEqualIID(iid, &IID_IUnknown) || IsEqualIID(iid, &credentials);
@@ -250,7 +250,7 @@ static IUnknown idle = {&idle_vtbl};
 
 static HRESULT keep(const IID *iid, IUnknown *object)
 {
-    IStream *stream; /* the marshaled reference lives as long as this is not released */
+    IStream *stream; /* never released, so the marshaled reference remains */
     HRESULT hr = CreateStreamOnHGlobal(NULL, TRUE, &stream);
 
     if (SUCCEEDED(hr))
@@ -258,7 +258,7 @@ static HRESULT keep(const IID *iid, IUnknown *object)
     return hr;
 }
 
-/* The factories are kept too: a client that has read one when the class is revoked can then still use it. */
+/* The factories are kept too, so that a client that has one can use it after the class is revoked. */
 static HRESULT keep_interfaces(void)
 {
     HRESULT hr = keep(&credentials, &idle);
@@ -268,7 +268,7 @@ static HRESULT keep_interfaces(void)
     return hr;
 }
 
-/* ---- system functions replaced in this process */
+/* ---- replaced system functions of this process */
 
 #define JUMP_SIZE 14
 
@@ -290,19 +290,20 @@ static void *combase(const char *name)
     return module ? (void *)GetProcAddress(module, name) : NULL;
 }
 
-/* Makes every caller in this process come to ours, the DLL's own calls included: a jump over the function's first bytes. */
+/* Overwrites the start of a function with a jump, so that all callers in this process, including the DLL, call ours. */
 static BOOL replace(void *function, void *with)
 {
-    BYTE jump[JUMP_SIZE] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0], and the address follows */
+    BYTE jump[JUMP_SIZE] = {0xff, 0x25, 0, 0, 0, 0}; /* jmp [rip+0], followed by the address */
 
     memcpy(jump + 6, &with, sizeof(with));
     return write_over(function, jump, sizeof(jump));
 }
 
-/* A client asks rpcss where the class is, and then this process for the factory: IServiceProvider::QueryService of an
- * object that COM has for the apartment. Wine 8 answers E_FAIL there once the class is revoked, so a client that asked
- * rpcss just before would fail, where Windows sends it on to the next process. The factories here stay good, so ours
- * answers instead, revoked or not. COM shows its object once, when it marshals it at the first registration. */
+/* A client gets the process of a class from rpcss, and then the factory from this process, by calling
+ * IServiceProvider::QueryService on COM's object for the apartment. After the class is revoked, Wine 8 returns E_FAIL
+ * there. A client that called rpcss just before would fail; Windows redirects it to the next process. Our factories
+ * remain valid, so our function returns them after the revocation. COM exposes its object once, when it marshals it
+ * at the first registration. */
 
 static HRESULT WINAPI provide(IUnknown *self, REFGUID clsid, REFIID iid, void **object)
 {
@@ -318,7 +319,8 @@ static const IID service_provider = {0x6D5140C1, 0x7436, 0x11CE, {0x80, 0x34, 0x
 static BYTE marshal_interface[JUMP_SIZE]; /* CoMarshalInterface's first bytes */
 static BOOL provides;
 
-static HRESULT WINAPI watch_marshaling(IStream *stream, REFIID iid, IUnknown *object, DWORD context, void *reserved, DWORD flags)
+static HRESULT WINAPI watch_marshaling(IStream *stream, REFIID iid, IUnknown *object, DWORD context, void *reserved,
+                                       DWORD flags)
 {
     void *mine = (void *)provide;
 
@@ -359,7 +361,7 @@ static BOOL add_class(const WCHAR *name)
     if (class_count == MAX_CLASSES || FAILED(CLSIDFromString(name, &s->clsid)))
         return FALSE;
     if (!read_class_value(name, L"\\InprocServer32", NULL, path, sizeof(path)))
-        return TRUE; /* a class without a DLL is none of the surrogate's */
+        return TRUE; /* the surrogate ignores a class without a DLL */
     dll = LoadLibraryExW(path, NULL, LOAD_WITH_ALTERED_SEARCH_PATH);
     if (!dll)
         return FALSE;
@@ -372,7 +374,7 @@ static BOOL add_class(const WCHAR *name)
     return TRUE;
 }
 
-/* Adds the classes whose AppID is the one on the command line. Windows passes the AppID, Wine 8 the class. */
+/* Adds the classes of the AppID on the command line. Windows passes the AppID, Wine 8 the class. */
 static BOOL add_classes(const WCHAR *id)
 {
     WCHAR appid[64], clsid[64], value[64];
@@ -384,7 +386,8 @@ static BOOL add_classes(const WCHAR *id)
     if (RegOpenKeyExW(HKEY_LOCAL_MACHINE, L"SOFTWARE\\Classes\\CLSID", 0, KEY_ENUMERATE_SUB_KEYS, &key))
         return FALSE;
     for (DWORD i = 0; length = 64, !RegEnumKeyExW(key, i, clsid, &length, NULL, NULL, NULL, NULL); i++)
-        if (read_class_value(clsid, L"", L"AppID", value, sizeof(value)) && !_wcsicmp(value, appid) && !add_class(clsid))
+        if (read_class_value(clsid, L"", L"AppID", value, sizeof(value)) && !_wcsicmp(value, appid) &&
+            !add_class(clsid))
             return FALSE;
     RegCloseKey(key);
     return class_count > 0;

@@ -1,6 +1,6 @@
-/* probe.dll: a class {11111111-...} with the plugin's interface, for the tests of the surrogate. What it does is said by the
- * plugin input: "pid", "echo:<text>", "suspend", "fail". Domain is always the process id, user the input, password the
- * text. */
+/* probe.dll: a class {11111111-...} with the plugin's interface, for the tests of the surrogate. The plugin input is
+ * the command: "pid", "echo:<text>", "suspend" or "fail". It returns the process id as domain, the input as user and
+ * the text as password. */
 #define COBJMACROS
 #define INITGUID
 #include <windows.h>
@@ -51,7 +51,8 @@ static HRESULT WINAPI get(object *o, const WCHAR *input, WCHAR **domain, WCHAR *
     if (!wcscmp(input, L"fail"))
         return 0x80041234;
     if (!wcscmp(input, L"suspend")) {
-        HRESULT(WINAPI *suspend)(void) = (void *)GetProcAddress(GetModuleHandleW(L"ole32.dll"), "CoSuspendClassObjects");
+        HMODULE ole32 = GetModuleHandleW(L"ole32.dll");
+        HRESULT(WINAPI *suspend)(void) = (void *)GetProcAddress(ole32, "CoSuspendClassObjects");
         HRESULT hr = suspend();
         if (FAILED(hr))
             return hr;
