@@ -173,7 +173,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			if !strings.Contains(out, "Warning: ") {
 				return "", errors.New("kubectl printed no warning about the missing Secret")
 			}
-			message, err := c.WaitForRefusal(ctx, "default", "app", "secret-not-found", time.Minute)
+			message, err := c.WaitForStartFailure(ctx, "default", "app", "secret-not-found", time.Minute)
 			return "the pod is allowed with a warning but does not start; its status shows: " + message, err
 		}},
 		{"gmsactl account create " + release + " " + flags, func() (string, error) {
@@ -191,7 +191,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			if _, err := createPod(ctx, c, "outside", "win-2"); err != nil {
 				return "", err
 			}
-			message, err := c.WaitForRefusal(ctx, "default", "outside", "0xA0040001", time.Minute)
+			message, err := c.WaitForStartFailure(ctx, "default", "outside", "0xA0040001", time.Minute)
 			return "a node outside the nodeSelector provides no credentials: " + message, err
 		}},
 		{"gmsactl verify web01 --node win-1", func() (string, error) {
@@ -272,7 +272,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 				}
 			}
 			for _, node := range c.WindowsNodes() {
-				if left, err := node.Left(ctx); err != nil || len(left) > 0 {
+				if left, err := node.Leftovers(ctx); err != nil || len(left) > 0 {
 					return "", errors.Join(err, fmt.Errorf("%s still holds %q", node.Name, left))
 				}
 			}

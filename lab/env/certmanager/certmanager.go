@@ -1,5 +1,5 @@
-// Package certmanager puts cert-manager on a control plane of the lab: its CRDs, and its own controllers, which are a program
-// of package tools. Its webhook is not run.
+// Package certmanager runs cert-manager on the lab's control plane: its CRDs and its controllers, which are a program
+// of package tools. It does not run cert-manager's webhook.
 package certmanager
 
 import (
@@ -15,9 +15,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// InstallCRDs makes cert-manager's kinds known to the API server that the kubeconfig names.
+// InstallCRDs installs cert-manager's CRDs.
 func InstallCRDs(ctx context.Context, kubeconfig string) error {
-	module, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager").Output()
+	const name = "github.com/cert-manager/cert-manager"
+	module, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", name).Output()
 	if err != nil {
 		return fmt.Errorf("finding cert-manager's module: %w", err)
 	}
@@ -30,14 +31,15 @@ func InstallCRDs(ctx context.Context, kubeconfig string) error {
 		{"apply", "--server-side", "-f", crds},
 		{"wait", "--for=condition=Established", "--timeout=60s", "-f", crds},
 	} {
-		if out, err := exec.CommandContext(ctx, kubectl, append(args, "--kubeconfig", kubeconfig)...).CombinedOutput(); err != nil {
+		cmd := exec.CommandContext(ctx, kubectl, append(args, "--kubeconfig", kubeconfig)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("the CRDs of cert-manager: %w\n%s", err, out)
 		}
 	}
 	return nil
 }
 
-// Start runs the controllers until stop is called or this process ends. They log to the file log.
+// Start runs the controllers until stop or until this process ends. They log to the file log.
 func Start(ctx context.Context, kubeconfig, log string) (stop func(), _ error) {
 	program, err := tools.Path(ctx, tools.CertManager, os.Stderr)
 	if err != nil {

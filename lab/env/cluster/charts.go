@@ -22,7 +22,7 @@ func Chart(name string) string {
 	return filepath.Join(filepath.Dir(winnode.Dist()), "charts", name)
 }
 
-// ChartVersion is the appVersion of the charts, the tag of the image that they want.
+// ChartVersion is the charts' appVersion, which is also the tag of their image.
 func ChartVersion() (string, error) {
 	content, err := os.ReadFile(filepath.Join(Chart(Provider), "Chart.yaml"))
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package cluster is the standard lab: a real control plane, a registry with the product's image, Windows nodes under Wine
-// and a Linux node with the lab's kubelet, and the helm and kubectl that users have. See controlplane, kubelet and wine for
-// what of it is real.
+// Package cluster is the standard lab: a real control plane, a registry with the product's image, Windows nodes under
+// Wine and a Linux node with the lab's kubelet, and real helm and kubectl. Packages controlplane, kubelet and wine
+// describe how they differ from production.
 package cluster
 
 import (
@@ -31,18 +31,18 @@ type Cluster struct {
 	ControlPlane *controlplane.ControlPlane
 	Registry     string // host:port
 	Dir          string
-	// AD are the domains that StartAD started, ad.Corp and ad.Other. The DNS server of the first knows both.
+	// AD are the domains of StartAD, ad.Corp and ad.Other. The first domain's DNS server resolves both.
 	AD []*ad.Domain
 
 	stopRegistry    func()
-	stopCertManager func() // nil unless StartCertManager was called
+	stopCertManager func() // nil before StartCertManager
 	programs        map[tools.Tool]string
 
 	mu    sync.Mutex
 	nodes map[string]*Node
 }
 
-// Node is a node of the cluster. Stage and its Wine node are nil on a Linux node.
+// Node is a node of the cluster. Stage is nil for a Linux node.
 type Node struct {
 	*kubelet.Node
 	Stage *winnode.Stage
@@ -51,14 +51,14 @@ type Node struct {
 	options kubelet.Options
 }
 
-// NodeOptions is what a node may have that the standard ones have not.
+// NodeOptions are settings of a node in which it differs from the standard nodes.
 type NodeOptions struct {
 	Labels  map[string]string
 	Sandbox kubelet.Sandbox
 	Wine    []wine.Option
 }
 
-// Start starts a cluster without nodes in dir. It dies with this process.
+// Start starts a cluster without nodes in dir. It ends with this process.
 func Start(ctx context.Context, dir string) (*Cluster, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -92,7 +92,7 @@ func Start(ctx context.Context, dir string) (*Cluster, error) {
 	return c, nil
 }
 
-// logClients sends what client-go says on its own, of connections that a test cuts for example, to a file.
+// logClients redirects client-go's log to a file. It contains, for example, errors of connections that a test cuts.
 func logClients(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -132,7 +132,7 @@ func StartStandard(ctx context.Context, dir string) (*Cluster, error) {
 	return c, nil
 }
 
-// AddWindows makes a Wine prefix, with the emulator of ccg.exe on it, and joins it as a Windows node.
+// AddWindows creates a Wine node with the emulator of ccg.exe and adds it as a Windows node.
 func (c *Cluster) AddWindows(ctx context.Context, name string, o NodeOptions) (*Node, error) {
 	logs := filepath.Join(c.Dir, "logs", name)
 	for _, dir := range []string{logs, c.nodeDir(name)} {
@@ -154,7 +154,13 @@ func (c *Cluster) AddWindows(ctx context.Context, name string, o NodeOptions) (*
 		return nil, err
 	}
 	n := &Node{Name: name, Stage: s, options: kubelet.Options{
-		Name: name, OS: "windows", Labels: o.Labels, Wine: w, Sandbox: o.Sandbox, CCG: s.StartContainer, ResolvConf: c.ResolvConf,
+		Name:       name,
+		OS:         "windows",
+		Labels:     o.Labels,
+		Wine:       w,
+		Sandbox:    o.Sandbox,
+		CCG:        s.StartContainer,
+		ResolvConf: c.ResolvConf,
 	}}
 	if err := c.join(ctx, n); err != nil {
 		w.Stop()
@@ -163,7 +169,7 @@ func (c *Cluster) AddWindows(ctx context.Context, name string, o NodeOptions) (*
 	return n, nil
 }
 
-// AddLinux joins a node that runs the charts' Jobs.
+// AddLinux adds a Linux node, which runs the charts' Jobs.
 func (c *Cluster) AddLinux(ctx context.Context, name string) (*Node, error) {
 	n := &Node{Name: name, options: kubelet.Options{Name: name, OS: "linux"}}
 	return n, c.join(ctx, n)
@@ -186,10 +192,10 @@ func (c *Cluster) join(ctx context.Context, n *Node) (err error) {
 	return nil
 }
 
-// Restart starts the kubelet of a node that was stopped or killed.
+// Restart starts a stopped or killed node again.
 func (c *Cluster) Restart(ctx context.Context, name string) error { return c.join(ctx, c.Node(name)) }
 
-// Node returns a node by name. One that does not exist is a mistake in the caller.
+// Node returns a node by name. It panics if the node does not exist.
 func (c *Cluster) Node(name string) *Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,7 +206,7 @@ func (c *Cluster) Node(name string) *Node {
 	return n
 }
 
-// WindowsNodes returns the Windows nodes, by name.
+// WindowsNodes returns the Windows nodes in the order of their names.
 func (c *Cluster) WindowsNodes() []*Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -213,7 +219,7 @@ func (c *Cluster) WindowsNodes() []*Node {
 	return nodes
 }
 
-// Stop ends everything at once: pods are killed with their nodes.
+// Stop kills everything: pods do not get their grace period.
 func (c *Cluster) Stop() {
 	c.mu.Lock()
 	nodes := slices.Collect(maps.Values(c.nodes))
@@ -238,7 +244,7 @@ func (c *Cluster) Stop() {
 	c.ControlPlane.Stop()
 }
 
-// StartCertManager installs cert-manager, which runs as long as the cluster.
+// StartCertManager installs cert-manager. It runs until the cluster stops.
 func (c *Cluster) StartCertManager(ctx context.Context) (err error) {
 	if err := certmanager.InstallCRDs(ctx, c.ControlPlane.Kubeconfig); err != nil {
 		return err
@@ -247,8 +253,8 @@ func (c *Cluster) StartCertManager(ctx context.Context) (err error) {
 	return err
 }
 
-// StartAD starts two Active Directory domains, c.AD, which live as long as the cluster. Containers that start from then on go
-// to them with the plugin's credentials, and ask their DNS server.
+// StartAD starts two Active Directory domains, c.AD, which run until the cluster stops. For containers that start
+// later, the emulator of ccg.exe uses these domains and their DNS server.
 func (c *Cluster) StartAD(ctx context.Context) error {
 	corp, other, err := ad.StartPair(ctx, filepath.Join(c.Dir, "ad"))
 	if err != nil {
@@ -267,7 +273,7 @@ func (c *Cluster) StartAD(ctx context.Context) error {
 	return os.WriteFile(c.resolvConfFile(), []byte("nameserver "+corp.Address+"\n"), 0o644)
 }
 
-// useDNS has the emulator on a new node go to the domains, if there are any.
+// useDNS makes the emulator on a new node use the domains, if they exist.
 func (c *Cluster) useDNS(s *winnode.Stage) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -279,7 +285,7 @@ func (c *Cluster) useDNS(s *winnode.Stage) error {
 
 func (c *Cluster) resolvConfFile() string { return filepath.Join(c.Dir, "ad", "resolv.conf") }
 
-// ResolvConf is a file for /etc/resolv.conf that names the DNS server of the domains, or "" before StartAD.
+// ResolvConf is a file for /etc/resolv.conf with the domains' DNS server, or "" before StartAD.
 func (c *Cluster) ResolvConf() string {
 	if _, err := os.Stat(c.resolvConfFile()); err != nil {
 		return ""
@@ -290,12 +296,12 @@ func (c *Cluster) ResolvConf() string {
 // Program is the path of helm or kubectl.
 func (c *Cluster) Program(tool tools.Tool) string { return c.programs[tool] }
 
-// Env is what helm and kubectl need to find the cluster, and nothing of the user's own configuration.
+// Env is the environment for helm and kubectl. It contains nothing of the user's configuration.
 func (c *Cluster) Env() []string {
 	return []string{"KUBECONFIG=" + c.ControlPlane.Kubeconfig, "HOME=" + c.Dir, "PATH=/usr/bin:/bin"}
 }
 
-// Run runs helm or kubectl and returns what it printed. The error of a failure holds it too.
+// Run runs helm or kubectl and returns its output. An error contains the output too.
 func (c *Cluster) Run(ctx context.Context, tool tools.Tool, args ...string) (string, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, c.programs[tool], args...)

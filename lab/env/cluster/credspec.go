@@ -18,13 +18,13 @@ import (
 
 const credentialSpecs = "/apis/windows.k8s.io/v1/gmsacredentialspecs"
 
-// CredentialSpecCRD is the definition of the kind GMSACredentialSpec as the webhook's chart makes it, in YAML.
+// CredentialSpecCRD is the CRD of GMSACredentialSpec from the webhook's chart, in YAML.
 func CredentialSpecCRD(ctx context.Context) ([]byte, error) {
 	helm, err := tools.Path(ctx, tools.Helm4, os.Stderr)
 	if err != nil {
 		return nil, err
 	}
-	home, err := os.MkdirTemp("", "helm-") // nothing of the user's own configuration
+	home, err := os.MkdirTemp("", "helm-") // excludes the user's configuration
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func CredentialSpecCRD(ctx context.Context) ([]byte, error) {
 	return crd, nil
 }
 
-// InstallCRD makes the kind GMSACredentialSpec known to the API server, without the webhook.
+// InstallCRD installs the CRD of GMSACredentialSpec without the webhook.
 func (c *Cluster) InstallCRD(ctx context.Context) error {
 	crd, err := CredentialSpecCRD(ctx)
 	if err != nil {
@@ -51,7 +51,7 @@ func (c *Cluster) InstallCRD(ctx context.Context) error {
 	return c.Apply(ctx, crd, "wait", "--for=condition=Established", "--timeout=60s")
 }
 
-// Apply has kubectl apply what is in objects, and then, if there is any, another command with the same objects.
+// Apply runs kubectl apply with the objects, and then the kubectl command then, if there is one, with the same objects.
 func (c *Cluster) Apply(ctx context.Context, objects []byte, then ...string) error {
 	dir, err := os.MkdirTemp(c.Dir, "apply-")
 	if err != nil {
@@ -69,10 +69,13 @@ func (c *Cluster) Apply(ctx context.Context, objects []byte, then ...string) err
 	return err
 }
 
-// PutCredentialSpec writes a GMSACredentialSpec; contents is a credential spec in JSON.
+// PutCredentialSpec creates or replaces a GMSACredentialSpec. contents is a credential spec in JSON.
 func (c *Cluster) PutCredentialSpec(ctx context.Context, name string, contents []byte) error {
 	object, err := json.Marshal(map[string]any{
-		"apiVersion": "windows.k8s.io/v1", "kind": "GMSACredentialSpec", "metadata": map[string]any{"name": name}, "credspec": json.RawMessage(contents),
+		"apiVersion": "windows.k8s.io/v1",
+		"kind":       "GMSACredentialSpec",
+		"metadata":   map[string]any{"name": name},
+		"credspec":   json.RawMessage(contents),
 	})
 	if err != nil {
 		return err
@@ -80,8 +83,12 @@ func (c *Cluster) PutCredentialSpec(ctx context.Context, name string, contents [
 	client := c.ControlPlane.Client().CoreV1().RESTClient()
 	err = client.Post().AbsPath(credentialSpecs).Body(object).Do(ctx).Error()
 	if apierrors.IsAlreadyExists(err) {
-		// Not a merge: what the old one has and the new one has not goes.
-		patch, jsonErr := json.Marshal([]any{map[string]any{"op": "replace", "path": "/credspec", "value": json.RawMessage(contents)}})
+		// Not a merge patch, which would keep fields that only the old spec has.
+		patch, jsonErr := json.Marshal([]any{map[string]any{
+			"op":    "replace",
+			"path":  "/credspec",
+			"value": json.RawMessage(contents),
+		}})
 		if jsonErr != nil {
 			return jsonErr
 		}
@@ -93,7 +100,8 @@ func (c *Cluster) PutCredentialSpec(ctx context.Context, name string, contents [
 	return nil
 }
 
-// GrantUse lets the pods of a ServiceAccount use a GMSACredentialSpec, by the objects that the webhook's refusals show.
+// GrantUse grants a ServiceAccount the `use` permission on a GMSACredentialSpec, with the objects that the webhook's
+// denials show.
 func (c *Cluster) GrantUse(ctx context.Context, credentialSpec, namespace, serviceAccount string) error {
 	return c.Apply(ctx, credspec.UseRBACManifest(credentialSpec, namespace, serviceAccount))
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 )
 
-// Gmsactl runs gmsactl on a desk whose DNS server knows the cluster's domains, and returns what it printed. The error of an
-// exit code other than 0 holds it too; a finding is such an error.
+// Gmsactl runs gmsactl with the DNS server of the cluster's domains, and returns its output. An exit code other than 0,
+// for example because of a finding, is an error that contains the output too.
 func (c *Cluster) Gmsactl(ctx context.Context, args ...string) (string, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, filepath.Join(winnode.Dist(), "gmsactl"), args...)

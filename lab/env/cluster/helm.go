@@ -11,31 +11,32 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-// Release is a release of one of the product's charts, by one version of helm.
+// Release is a release of one of the product's charts, for one version of helm.
 type Release struct {
 	Cluster   *Cluster
-	Helm      tools.Tool // Helm4 if it is the zero value
+	Helm      tools.Tool // default: Helm4
 	Chart     string
 	Namespace string
 	Name      string
 }
 
-// Install installs it or upgrades it, and waits until it is ready.
+// Install installs or upgrades the release, and waits until it is ready.
 func (r Release) Install(ctx context.Context, args ...string) (string, error) {
-	return r.run(ctx, append([]string{"upgrade", "--install", r.Name, Chart(r.Chart), "--create-namespace", "--wait", "--timeout", "3m"}, args...)...)
+	upgrade := []string{"upgrade", "--install", r.Name, Chart(r.Chart),
+		"--create-namespace", "--wait", "--timeout", "3m"}
+	return r.run(ctx, append(upgrade, args...)...)
 }
 
-// Uninstall uninstalls it.
 func (r Release) Uninstall(ctx context.Context, args ...string) (string, error) {
 	return r.run(ctx, append([]string{"uninstall", r.Name}, args...)...)
 }
 
-// Test runs its tests.
+// Test runs the chart's tests.
 func (r Release) Test(ctx context.Context) (string, error) {
 	return r.run(ctx, "test", r.Name)
 }
 
-// Rollback goes back to an earlier revision, and waits until it is ready.
+// Rollback rolls the release back to a revision, and waits until it is ready.
 func (r Release) Rollback(ctx context.Context, revision string) (string, error) {
 	return r.run(ctx, "rollback", r.Name, revision, "--wait", "--timeout", "3m")
 }
@@ -48,27 +49,30 @@ func (r Release) run(ctx context.Context, args ...string) (string, error) {
 	return r.Cluster.Run(ctx, helm, append(args, "--namespace", r.Namespace)...)
 }
 
-// Label sets a label of a node.
+// Label sets a label, name=value, on a node.
 func (c *Cluster) Label(ctx context.Context, node, label string) error {
 	_, err := c.Run(ctx, tools.Kubectl, "label", "node", node, label, "--overwrite")
 	return err
 }
 
-// Pod returns the name of the running pod of a DaemonSet on a node.
+// Pod returns the name of a DaemonSet's running pod on a node.
 func (c *Cluster) Pod(ctx context.Context, namespace, daemonSet, node string) (string, error) {
-	pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+	onNode := metav1.ListOptions{FieldSelector: "spec.nodeName=" + node}
+	pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, onNode)
 	if err != nil {
 		return "", err
 	}
 	for _, pod := range pods.Items {
-		if owner := metav1.GetControllerOf(&pod); owner != nil && owner.Name == daemonSet && pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodRunning {
+		owner := metav1.GetControllerOf(&pod)
+		running := pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodRunning
+		if running && owner != nil && owner.Name == daemonSet {
 			return pod.Name, nil
 		}
 	}
 	return "", fmt.Errorf("DaemonSet %s/%s has no running pod on %s", namespace, daemonSet, node)
 }
 
-// PutSecret writes an impersonation account's Secret.
+// PutSecret creates or replaces an impersonation account's Secret.
 func (c *Cluster) PutSecret(ctx context.Context, namespace, name, password string) error {
 	secrets := c.ControlPlane.Client().CoreV1().Secrets(namespace)
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Data: map[string][]byte{
@@ -81,7 +85,7 @@ func (c *Cluster) PutSecret(ctx context.Context, namespace, name, password strin
 	return err
 }
 
-// Eventually calls f until it returns nil, and returns its last error when the time is over.
+// Eventually calls f until it returns nil. After the timeout it returns f's last error.
 func Eventually(ctx context.Context, timeout time.Duration, f func() error) error {
 	for deadline := time.Now().Add(timeout); ; {
 		err := f()

@@ -25,21 +25,21 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 )
 
-// Repository is the name of the product's image in the lab's registry, which mirrors all others.
+// Repository is the name of the product's image in the lab's registry, which is a mirror of all other registries.
 const Repository = "ccgrkc/ccgrkc"
 
-// serveRegistry starts a registry in memory on loopback. It ends with this process, or by stop.
+// serveRegistry starts an in-memory registry on loopback. It runs until stop.
 func serveRegistry() (address string, stop func(), _ error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
 	}
 	server := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
-	go func() { _ = server.Serve(listener) }() // its error is that it was closed
+	go func() { _ = server.Serve(listener) }() // returns when the server is closed
 	return listener.Addr().String(), func() { _ = server.Close() }, nil
 }
 
-// PushProduct pushes what make images made, under a tag.
+// PushProduct pushes the image of make images with a tag.
 func (c *Cluster) PushProduct(ctx context.Context, tag string) error {
 	index, err := productIndex()
 	if err != nil {
@@ -48,8 +48,7 @@ func (c *Cluster) PushProduct(ctx context.Context, tag string) error {
 	return c.push(ctx, index, Repository+":"+tag)
 }
 
-// PushOtherVersion builds an installer with a DLL of that version, and pushes an image that has it in place of the
-// product's.
+// PushOtherVersion builds an installer with a DLL of that version, and pushes the product's image with this installer.
 func (c *Cluster) PushOtherVersion(ctx context.Context, version string) error {
 	dir, err := os.MkdirTemp(c.Dir, "build-")
 	if err != nil {
@@ -92,14 +91,14 @@ func (c *Cluster) PushOtherVersion(ctx context.Context, version string) error {
 func productIndex() (v1.ImageIndex, error) {
 	outer, err := layout.ImageIndexFromPath(filepath.Join(winnode.Dist(), "image"))
 	if err != nil {
-		return nil, fmt.Errorf("the product's image: %w; make images makes it", err)
+		return nil, fmt.Errorf("the product's image: %w; build it with make images", err)
 	}
 	list, err := outer.IndexManifest()
 	if err != nil {
 		return nil, err
 	}
 	if len(list.Manifests) != 1 {
-		return nil, fmt.Errorf("dist/image holds %d images, not the one that make images makes", len(list.Manifests))
+		return nil, fmt.Errorf("dist/image contains %d images, want 1; build it with make images", len(list.Manifests))
 	}
 	return outer.ImageIndex(list.Manifests[0].Digest)
 }
@@ -117,17 +116,17 @@ func (c *Cluster) AppImage() string { return c.Registry + "/" + appReference }
 
 const appReference = "lab/app:1"
 
-// pushApp makes an image of one Windows program and pushes it.
+// pushApp pushes the image of the application.
 func (c *Cluster) pushApp(ctx context.Context) error {
 	layer, err := fileLayer(filepath.Join(winnode.Dist(), "lab", "app.exe"), "Files/app.exe")
 	if err != nil {
-		return fmt.Errorf("%w; make build makes it", err)
+		return fmt.Errorf("%w; build it with make build", err)
 	}
 	return c.pushWindows(ctx, appReference, v1.Config{Entrypoint: []string{"app.exe"}}, layer)
 }
 
-// PushEmptyImage pushes an image without files under the name of one that the lab has not, such as Windows' own. Programs that
-// every Windows has are found on the node.
+// PushEmptyImage pushes an image without files in place of one that the lab lacks, such as a Windows base image. The
+// programs of Windows are on the node.
 func (c *Cluster) PushEmptyImage(ctx context.Context, reference string) error {
 	return c.pushWindows(ctx, reference, v1.Config{})
 }
@@ -142,14 +141,23 @@ func (c *Cluster) pushWindows(ctx context.Context, reference string, config v1.C
 		return err
 	}
 	platform := v1.Platform{OS: "windows", Architecture: "amd64"}
-	image, err = mutate.ConfigFile(image, &v1.ConfigFile{OS: platform.OS, Architecture: platform.Architecture, RootFS: file.RootFS, Config: config})
+	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
+		OS:           platform.OS,
+		Architecture: platform.Architecture,
+		RootFS:       file.RootFS,
+		Config:       config,
+	})
 	if err != nil {
 		return err
 	}
-	return c.push(ctx, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: image, Descriptor: v1.Descriptor{Platform: &platform}}), reference)
+	index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+		Add:        image,
+		Descriptor: v1.Descriptor{Platform: &platform},
+	})
+	return c.push(ctx, index, reference)
 }
 
-// fileLayer is a layer of one program.
+// fileLayer is a layer with one program.
 func fileLayer(path, as string) (v1.Layer, error) {
 	program, err := os.ReadFile(path)
 	if err != nil {
@@ -166,5 +174,7 @@ func fileLayer(path, as string) (v1.Layer, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(buf.Bytes())), nil
+	})
 }

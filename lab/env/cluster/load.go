@@ -8,7 +8,7 @@ import (
 	"os"
 )
 
-// LoadReport is what the calls of a Load came to.
+// LoadReport is the result of a Load.
 type LoadReport struct {
 	Calls, Succeeded int
 	HResults         map[string]int
@@ -16,8 +16,8 @@ type LoadReport struct {
 	ElapsedMs, MaxMs float64
 }
 
-// Load has ccg on the node ask for the credentials of a plugin input 20 times a second, until the function that it returns is
-// called. The report's error is that not every call succeeded, or that the calls ended before.
+// Load makes the emulator on the node call the plugin 20 times per second until end is called. end returns an error if
+// a call failed or if the emulator exited early.
 func (n *Node) Load(ctx context.Context, input string) (end func() (LoadReport, error), _ error) {
 	const file = `C:\lab\load-goes-on`
 	if err := os.WriteFile(n.Stage.Node.Path(file), nil, 0o600); err != nil {
@@ -29,13 +29,14 @@ func (n *Node) Load(ctx context.Context, input string) (end func() (LoadReport, 
 	}
 	done := make(chan result, 1)
 	go func() {
-		out, err := n.Stage.CCG(ctx, "--input", input, "--calls", "100000", "--parallel", "4", "--every", "50ms", "--while", file)
+		out, err := n.Stage.CCG(ctx, "--input", input, "--calls", "100000", "--parallel", "4", "--every", "50ms",
+			"--while", file)
 		done <- result{out, err}
 	}()
 	return func() (r LoadReport, err error) {
 		select {
 		case early := <-done:
-			return r, fmt.Errorf("the calls on %s ended too early: %w\n%s", n.Name, early.err, early.out)
+			return r, fmt.Errorf("the emulator on %s exited early: %w\n%s", n.Name, early.err, early.out)
 		default:
 		}
 		if err := os.Remove(n.Stage.Node.Path(file)); err != nil {
@@ -46,7 +47,8 @@ func (n *Node) Load(ctx context.Context, input string) (end func() (LoadReport, 
 			return r, errors.Join(fmt.Errorf("the emulator on %s printed %q", n.Name, ended.out), err, ended.err)
 		}
 		if r.Calls == 0 || r.Succeeded != r.Calls {
-			return r, fmt.Errorf("on %s %d of %d calls succeeded: %v %v", n.Name, r.Succeeded, r.Calls, r.HResults, r.Errors)
+			return r, fmt.Errorf("%s: %d of %d calls succeeded: %v %v",
+				n.Name, r.Succeeded, r.Calls, r.HResults, r.Errors)
 		}
 		return r, nil
 	}, nil

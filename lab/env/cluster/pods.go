@@ -18,7 +18,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 )
 
-// AppPod is a GMSAPod with a credential spec whose domain is made up, for where nobody goes to Active Directory.
+// AppPod is a GMSAPod with a credential spec of a fictitious domain, for tests without Active Directory.
 func (c *Cluster) AppPod(namespace, name, node, input string) (*corev1.Pod, error) {
 	spec, err := json.Marshal(winnode.CredentialSpec(input))
 	if err != nil {
@@ -27,26 +27,28 @@ func (c *Cluster) AppPod(namespace, name, node, input string) (*corev1.Pod, erro
 	return c.GMSAPod(namespace, name, node, spec), nil
 }
 
-// GMSAPod is a pod whose containers are to take on the gMSA of a credential spec in JSON, which stands in the pod, where an
-// admission webhook puts it in a cluster that has one.
+// GMSAPod is a pod with an inline credential spec, as the webhook populates it.
 func (c *Cluster) GMSAPod(namespace, name, node string, spec []byte) *corev1.Pod {
 	contents, grace := string(spec), int64(5)
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 		Spec: corev1.PodSpec{
-			NodeSelector:                  map[string]string{"kubernetes.io/hostname": node},
-			SecurityContext:               &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpec: &contents}},
+			NodeSelector: map[string]string{"kubernetes.io/hostname": node},
+			SecurityContext: &corev1.PodSecurityContext{
+				WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpec: &contents},
+			},
 			TerminationGracePeriodSeconds: &grace,
 			Containers:                    []corev1.Container{{Name: "app", Image: c.AppImage()}},
 		},
 	}
 }
 
-// NamingPod is a GMSAPod that names its GMSACredentialSpec instead of carrying it, as users write it for a cluster that has an
-// admission webhook. Its ServiceAccount is default if serviceAccount is empty.
-func (c *Cluster) NamingPod(namespace, name, node, credentialSpec, serviceAccount string) *corev1.Pod {
+// SpecNamePod is a pod with a credential spec name, as users create it in a cluster with the webhook. If serviceAccount
+// is empty, the pod uses the ServiceAccount default.
+func (c *Cluster) SpecNamePod(namespace, name, node, credentialSpec, serviceAccount string) *corev1.Pod {
 	pod := c.GMSAPod(namespace, name, node, nil)
-	pod.Spec.SecurityContext.WindowsOptions = &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &credentialSpec}
+	options := &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &credentialSpec}
+	pod.Spec.SecurityContext.WindowsOptions = options
 	pod.Spec.ServiceAccountName = serviceAccount
 	return pod
 }
@@ -83,9 +85,12 @@ func (c *Cluster) WaitForPod(ctx context.Context, namespace, name string, timeou
 	return err
 }
 
-// WaitForRefusal waits until a container of a pod waits with a message that contains text, and returns the message.
-func (c *Cluster) WaitForRefusal(ctx context.Context, namespace, name, text string, timeout time.Duration) (string, error) {
-	return c.waitForPod(ctx, namespace, name, timeout, fmt.Sprintf("is refused with %q", text), func(pod *corev1.Pod) (string, bool) {
+// WaitForStartFailure waits until a container's waiting state has a message that contains text, and returns the
+// message.
+func (c *Cluster) WaitForStartFailure(ctx context.Context, namespace, name, text string,
+	timeout time.Duration) (string, error) {
+	what := fmt.Sprintf("has the message %q", text)
+	return c.waitForPod(ctx, namespace, name, timeout, what, func(pod *corev1.Pod) (string, bool) {
 		for _, status := range pod.Status.ContainerStatuses {
 			if w := status.State.Waiting; w != nil && strings.Contains(w.Message, text) {
 				return w.Message, true
@@ -95,7 +100,8 @@ func (c *Cluster) WaitForRefusal(ctx context.Context, namespace, name, text stri
 	})
 }
 
-func (c *Cluster) waitForPod(ctx context.Context, namespace, name string, timeout time.Duration, what string, is func(*corev1.Pod) (string, bool)) (string, error) {
+func (c *Cluster) waitForPod(ctx context.Context, namespace, name string, timeout time.Duration, what string,
+	is func(*corev1.Pod) (string, bool)) (string, error) {
 	for deadline := time.Now().Add(timeout); ; {
 		pod, err := c.ControlPlane.Client().CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
@@ -106,7 +112,8 @@ func (c *Cluster) waitForPod(ctx context.Context, namespace, name string, timeou
 		}
 		if time.Now().After(deadline) {
 			status, _ := json.Marshal(pod.Status)
-			return "", fmt.Errorf("pod %s/%s: waited %s until it %s; its status: %s", namespace, name, timeout, what, status)
+			return "", fmt.Errorf("pod %s/%s: timeout after %s waiting until it %s; status: %s",
+				namespace, name, timeout, what, status)
 		}
 		select {
 		case <-ctx.Done():
@@ -116,8 +123,8 @@ func (c *Cluster) waitForPod(ctx context.Context, namespace, name string, timeou
 	}
 }
 
-// Left is what the product has left on a Windows node: files where it keeps any, and registry keys. An empty node has none.
-func (n *Node) Left(ctx context.Context) ([]string, error) {
+// Leftovers lists the product's files and registry keys on a Windows node. A clean node has none.
+func (n *Node) Leftovers(ctx context.Context) ([]string, error) {
 	var left []string
 	for _, dir := range []string{`C:\var`, `C:\Program Files\CCGRKC`, `C:\hpc`, `C:\C`} {
 		err := filepath.WalkDir(n.Stage.Node.Path(dir), func(path string, _ os.DirEntry, err error) error {
@@ -132,7 +139,8 @@ func (n *Node) Left(ctx context.Context) ([]string, error) {
 	}
 	for _, parent := range []string{
 		`HKLM\SOFTWARE`, `HKLM\SOFTWARE\Classes\CLSID`, `HKLM\SOFTWARE\Classes\AppID`,
-		`HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses`, `HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application`,
+		`HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses`,
+		`HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application`,
 	} {
 		out, err := n.Stage.Node.Run(ctx, "reg", "query", parent)
 		if err != nil && !strings.Contains(string(out), "Unable to find the specified registry key") {

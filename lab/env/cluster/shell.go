@@ -13,16 +13,17 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 )
 
-// Shell is a script at an administrator's desk: in a directory that has the charts, with helm, kubectl and gmsactl by these names,
-// and with a DNS server that knows the cluster's domains if there are any. The script ends at the first command that fails.
+// Shell returns a command that runs a shell script as an administrator: in a directory with the charts, with helm,
+// kubectl and gmsactl in the PATH, and with the DNS server of the cluster's domains, if they exist. The script stops at
+// the first command that fails.
 func (c *Cluster) Shell(ctx context.Context, script string) (*exec.Cmd, error) {
-	desk := filepath.Join(c.Dir, "desk")
-	programs := filepath.Join(desk, "bin")
+	workDir := filepath.Join(c.Dir, "admin")
+	programs := filepath.Join(workDir, "bin")
 	if err := os.MkdirAll(programs, 0o700); err != nil {
 		return nil, err
 	}
 	for name, target := range map[string]string{
-		filepath.Join(desk, "charts"):      Chart(""),
+		filepath.Join(workDir, "charts"):   Chart(""),
 		filepath.Join(programs, "helm"):    c.Program(tools.Helm4),
 		filepath.Join(programs, "kubectl"): c.Program(tools.Kubectl),
 		filepath.Join(programs, "gmsactl"): filepath.Join(winnode.Dist(), "gmsactl"),
@@ -36,8 +37,8 @@ func (c *Cluster) Shell(ctx context.Context, script string) (*exec.Cmd, error) {
 		}
 	}
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
-	cmd.Dir = desk
-	cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin", "HOME="+desk)
+	cmd.Dir = workDir
+	cmd.Env = append(c.Env(), "PATH="+programs+":/usr/bin:/bin", "HOME="+workDir)
 	if len(c.AD) > 0 {
 		mountns.Private(cmd, mountns.Mount{Source: c.ResolvConf(), Target: "/etc/resolv.conf"})
 	}

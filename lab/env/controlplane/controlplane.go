@@ -1,5 +1,5 @@
-// Package controlplane runs a real Kubernetes control plane, one process on loopback, and makes what the product's tests
-// need in it. It is no cluster: it has no nodes and runs no pods.
+// Package controlplane runs a real Kubernetes control plane, as one process on loopback, and creates objects for tests
+// in it. It has no nodes and runs no pods.
 package controlplane
 
 import (
@@ -22,11 +22,11 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// ControlPlane is a control plane on a state directory, running or not.
+// ControlPlane is a control plane with a state directory. It can be stopped and restarted.
 type ControlPlane struct {
 	Kubeconfig string // path; cluster-admin
 	Server     string // https://127.0.0.1:<port>, the same after a Restart
-	CA         []byte // PEM; what the server's certificate is signed by
+	CA         []byte // PEM; the issuer of the server's certificate
 
 	dir     string
 	program string
@@ -34,8 +34,8 @@ type ControlPlane struct {
 	process *child.Process
 }
 
-// Start builds the control plane if need be and starts it on the state in dir, which is made if it is missing. It
-// returns when the API server is ready and service accounts work. The process dies with this one.
+// Start builds the control plane if necessary and starts it with the state in dir, which it creates if missing. It
+// returns when the API server is ready and service accounts work. The control plane ends with this process.
 func Start(ctx context.Context, dir string) (*ControlPlane, error) {
 	program, err := tools.Path(ctx, tools.ControlPlane, os.Stderr)
 	if err != nil {
@@ -67,22 +67,22 @@ func Start(ctx context.Context, dir string) (*ControlPlane, error) {
 	return cp, nil
 }
 
-// Client is a client with all rights. It stays good over a Restart.
+// Client returns a client of a cluster administrator. It remains valid after a Restart.
 func (cp *ControlPlane) Client() kubernetes.Interface { return cp.client }
 
-// LogFile is the path of the components' log.
+// LogFile is the log of the components.
 func (cp *ControlPlane) LogFile() string { return filepath.Join(cp.dir, "control-plane.log") }
 
-// AuditLog is the path of the API server's audit log: one JSON event a line, for each request of a ServiceAccount that is not
-// in kube-system.
+// AuditLog is the API server's audit log. Each line is a JSON event. It contains the requests of ServiceAccounts,
+// except those in kube-system.
 func (cp *ControlPlane) AuditLog() string { return filepath.Join(cp.dir, "audit.log") }
 
-// PID is the id of the process that runs, or ran last.
+// PID is the id of the current or last process.
 func (cp *ControlPlane) PID() int { return cp.process.PID() }
 
-// Stop ends the process as an administrator would: SIGTERM, and SIGKILL when that takes 5 s. A paused one is resumed.
+// Stop stops the process with SIGTERM, and with SIGKILL after 5 s. It resumes a paused process first.
 func (cp *ControlPlane) Stop() {
-	// A process that has ended already is what is wanted, so the signals' errors say nothing.
+	// Signals fail only if the process has already ended.
 	_ = cp.process.Signal(syscall.SIGTERM)
 	_ = cp.process.Signal(syscall.SIGCONT)
 	select {
@@ -92,20 +92,20 @@ func (cp *ControlPlane) Stop() {
 	}
 }
 
-// Kill ends the process at once.
+// Kill kills the process.
 func (cp *ControlPlane) Kill() {
 	_ = cp.process.Signal(syscall.SIGKILL)
 	<-cp.process.Done
 }
 
-// Pause stops the process as it is: its port accepts connections and nobody answers.
+// Pause suspends the process. Its port still accepts connections, but there are no responses.
 func (cp *ControlPlane) Pause() error { return cp.process.Signal(syscall.SIGSTOP) }
 
-// Resume ends a Pause.
+// Resume reverses Pause.
 func (cp *ControlPlane) Resume() error { return cp.process.Signal(syscall.SIGCONT) }
 
-// Restart starts the control plane again at the same address, with the same certificate authority, service account keys
-// and objects. One that still runs is stopped first.
+// Restart starts the control plane again with the same address, certificate authority, service account keys and
+// objects. It stops a running one first.
 func (cp *ControlPlane) Restart(ctx context.Context) error {
 	cp.Stop()
 	server, err := url.Parse(cp.Server)
@@ -116,21 +116,21 @@ func (cp *ControlPlane) Restart(ctx context.Context) error {
 }
 
 func (cp *ControlPlane) start(ctx context.Context, listen string) error {
-	complaints, err := os.Create(filepath.Join(cp.dir, "stderr.txt"))
+	stderr, err := os.Create(filepath.Join(cp.dir, "stderr.txt"))
 	if err != nil {
 		return err
 	}
-	defer complaints.Close()
+	defer stderr.Close()
 	answer, stdout, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer answer.Close()
 	cmd := exec.Command(cp.program, "--dir", cp.dir, "--listen", listen)
-	cmd.Stdout, cmd.Stderr = stdout, complaints
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + cp.dir, "TMPDIR=" + os.TempDir()}
 	process, err := child.Start(cmd, syscall.SIGKILL)
-	stdout.Close() // so that the end of the process is the end of the answer
+	stdout.Close() // so that the pipe ends with the process
 	if err != nil {
 		return fmt.Errorf("starting the control plane: %w", err)
 	}
@@ -141,19 +141,20 @@ func (cp *ControlPlane) start(ctx context.Context, listen string) error {
 	line, err := bufio.NewReader(answer).ReadBytes('\n')
 	if err != nil {
 		cp.Kill()
-		said, _ := os.ReadFile(complaints.Name())
-		return fmt.Errorf("the control plane did not start: %s(its log: %s): %w", said, cp.LogFile(), errors.Join(ctx.Err(), noEOF(err)))
+		output, _ := os.ReadFile(stderr.Name())
+		err = errors.Join(ctx.Err(), noEOF(err))
+		return fmt.Errorf("the control plane did not start: %s(log: %s): %w", output, cp.LogFile(), err)
 	}
 	var ready struct{ Kubeconfig, Server string }
 	if err := json.Unmarshal(line, &ready); err != nil {
 		cp.Kill()
-		return fmt.Errorf("the control plane said %q: %w", line, err)
+		return fmt.Errorf("the control plane printed %q: %w", line, err)
 	}
 	cp.Kubeconfig, cp.Server = ready.Kubeconfig, ready.Server
 	return nil
 }
 
-// noEOF replaces io.EOF, which is how the end of the process shows, by words.
+// noEOF replaces io.EOF, which means that the process ended.
 func noEOF(err error) error {
 	if err == io.EOF {
 		return errors.New("the process ended")

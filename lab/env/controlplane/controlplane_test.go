@@ -17,7 +17,7 @@ import (
 
 var account = controlplane.Account{Namespace: "gmsa-system", Release: "web", Secret: "web-creds"}
 
-func TestControlPlaneKeepsAddressIdentityAndStateOverAKill(t *testing.T) {
+func TestControlPlaneKeepsAddressIdentityAndStateAfterAKill(t *testing.T) {
 	cp := labtest.ControlPlane(t)
 	ctx := t.Context()
 	create(t, cp)
@@ -35,7 +35,7 @@ func TestControlPlaneKeepsAddressIdentityAndStateOverAKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	if cp.Server != server || string(cp.CA) != ca {
-		t.Errorf("the server is %s, it was %s; or its authority changed", cp.Server, server)
+		t.Errorf("the server is %s, before it was %s; or its CA changed", cp.Server, server)
 	}
 	// The old client, the old token and the old object.
 	secret, err := cp.Client().CoreV1().Secrets(account.Namespace).Get(ctx, account.Secret, metav1.GetOptions{})
@@ -48,11 +48,11 @@ func TestControlPlaneKeepsAddressIdentityAndStateOverAKill(t *testing.T) {
 
 	info, err := cp.Client().Discovery().ServerVersion()
 	if err != nil || !strings.HasPrefix(info.GitVersion, "v1.") {
-		t.Errorf("the server says version %v, %v", info, err)
+		t.Errorf("the server's version is %v, %v", info, err)
 	}
 }
 
-func TestAccountMayGetItsOwnSecretAndNothingElse(t *testing.T) {
+func TestAccountCanGetOnlyItsOwnSecret(t *testing.T) {
 	cp := labtest.ControlPlane(t)
 	ctx := t.Context()
 	create(t, cp)
@@ -66,13 +66,14 @@ func TestAccountMayGetItsOwnSecretAndNothingElse(t *testing.T) {
 	}
 
 	if _, err := getAs(ctx, cp, dir, account.Secret); err != nil {
-		t.Errorf("its own Secret: %v", err)
+		t.Errorf("the account's own Secret: %v", err)
 	}
 	if _, err := getAs(ctx, cp, dir, other.Secret); !apierrors.IsForbidden(err) {
 		t.Errorf("another account's Secret: %v", err)
 	}
 	client := clientAs(t, cp, dir)
-	if _, err := client.CoreV1().Secrets(account.Namespace).List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+	_, err := client.CoreV1().Secrets(account.Namespace).List(ctx, metav1.ListOptions{})
+	if !apierrors.IsForbidden(err) {
 		t.Errorf("listing Secrets: %v", err)
 	}
 
@@ -86,13 +87,13 @@ func TestAccountMayGetItsOwnSecretAndNothingElse(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("its own Secret, 5 s after the RoleBinding was deleted: %v", err)
+			t.Fatalf("the account's own Secret, 5 s after the RoleBinding was deleted: %v", err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-func TestPausedControlPlaneAcceptsButDoesNotAnswer(t *testing.T) {
+func TestPausedControlPlaneDoesNotRespond(t *testing.T) {
 	cp := labtest.ControlPlane(t)
 	if err := cp.Pause(); err != nil {
 		t.Fatal(err)
@@ -100,7 +101,7 @@ func TestPausedControlPlaneAcceptsButDoesNotAnswer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := cp.Client().CoreV1().Namespaces().Get(ctx, "default", metav1.GetOptions{}); err == nil {
-		t.Error("a paused control plane answered")
+		t.Error("a paused control plane responded")
 	}
 	if err := cp.Resume(); err != nil {
 		t.Fatal(err)

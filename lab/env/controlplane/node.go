@@ -16,8 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// NodeConfig returns the configuration of a kubelet of that name, with a client certificate that the cluster signs as it
-// does for a node that joins: the Node authorizer and NodeRestriction apply to it.
+// NodeConfig returns the client configuration of a node's kubelet. The cluster signs its client certificate as for a
+// real node, so the Node authorizer and NodeRestriction apply.
 func (cp *ControlPlane) NodeConfig(ctx context.Context, name string) (*rest.Config, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -45,7 +45,7 @@ func (cp *ControlPlane) NodeConfig(ctx context.Context, name string) (*rest.Conf
 	if err != nil {
 		return nil, fmt.Errorf("certificate of node %s: %w", name, err)
 	}
-	// The controller manager approves it, as cluster-admin may ask for the certificate of any node, and signs it.
+	// The controller manager approves and signs it, because cluster-admin can request the certificate of any node.
 	for deadline := time.Now().Add(30 * time.Second); len(csr.Status.Certificate) == 0; {
 		if time.Now().After(deadline) {
 			return nil, fmt.Errorf("certificate of node %s: not signed within 30 s", name)

@@ -14,29 +14,33 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Account is one impersonation account's place in the cluster: what one release of the provider's chart makes.
+// Account describes the objects of one impersonation account, as one release of the provider's chart creates them.
 type Account struct {
 	Namespace string
 	Release   string // also the name of the ServiceAccount, the Role and the RoleBinding
-	Secret    string // by the chart's default <release>-creds
+	Secret    string // the chart's default is <release>-creds
 }
 
-// CreateNamespace makes a namespace.
 func (cp *ControlPlane) CreateNamespace(ctx context.Context, name string) error {
-	_, err := cp.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	_, err := cp.client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{})
 	return err
 }
 
-// CreateAccount makes the ServiceAccount of an account and its rights: get on the one Secret and nothing else. It makes
-// no Secret.
+// CreateAccount creates the account's ServiceAccount and its only permission: get on the Secret. It does not create the
+// Secret.
 func (cp *ControlPlane) CreateAccount(ctx context.Context, a Account) error {
 	meta := metav1.ObjectMeta{Namespace: a.Namespace, Name: a.Release}
-	_, err := cp.client.CoreV1().ServiceAccounts(a.Namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: meta}, metav1.CreateOptions{})
+	accounts := cp.client.CoreV1().ServiceAccounts(a.Namespace)
+	_, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: meta}, metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
 	role := &rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
-		APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}, ResourceNames: []string{a.Secret},
+		APIGroups:     []string{""},
+		Resources:     []string{"secrets"},
+		Verbs:         []string{"get"},
+		ResourceNames: []string{a.Secret},
 	}}}
 	if _, err := cp.client.RbacV1().Roles(a.Namespace).Create(ctx, role, metav1.CreateOptions{}); err != nil {
 		return err
@@ -44,7 +48,7 @@ func (cp *ControlPlane) CreateAccount(ctx context.Context, a Account) error {
 	return cp.CreateRoleBinding(ctx, a)
 }
 
-// CreateRoleBinding gives the account's ServiceAccount its Role.
+// CreateRoleBinding binds the Role to the account's ServiceAccount.
 func (cp *ControlPlane) CreateRoleBinding(ctx context.Context, a Account) error {
 	binding := &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: a.Namespace, Name: a.Release},
@@ -55,12 +59,12 @@ func (cp *ControlPlane) CreateRoleBinding(ctx context.Context, a Account) error 
 	return err
 }
 
-// DeleteRoleBinding takes the account's rights away.
+// DeleteRoleBinding removes the account's permission.
 func (cp *ControlPlane) DeleteRoleBinding(ctx context.Context, a Account) error {
 	return cp.client.RbacV1().RoleBindings(a.Namespace).Delete(ctx, a.Release, metav1.DeleteOptions{})
 }
 
-// PutSecret makes the account's Secret, or replaces its data.
+// PutSecret creates the account's Secret or replaces its data.
 func (cp *ControlPlane) PutSecret(ctx context.Context, a Account, data map[string][]byte) error {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: a.Namespace, Name: a.Secret}, Data: data}
 	_, err := cp.client.CoreV1().Secrets(a.Namespace).Update(ctx, secret, metav1.UpdateOptions{})
@@ -70,18 +74,19 @@ func (cp *ControlPlane) PutSecret(ctx context.Context, a Account, data map[strin
 	return err
 }
 
-// DeleteSecret deletes the account's Secret.
 func (cp *ControlPlane) DeleteSecret(ctx context.Context, a Account) error {
 	return cp.client.CoreV1().Secrets(a.Namespace).Delete(ctx, a.Secret, metav1.DeleteOptions{})
 }
 
-// WriteServiceAccountFiles lays out dir as a pod's /var/run/secrets/kubernetes.io/serviceaccount: token, ca.crt and
-// namespace. The token is a new one of the account's ServiceAccount, from the TokenRequest API; the server grants no
-// lifetime under 10 minutes. Called again, it replaces the token as the kubelet does: a reader sees the old or the new.
-func (cp *ControlPlane) WriteServiceAccountFiles(ctx context.Context, a Account, dir string, lifetime time.Duration) error {
+// WriteServiceAccountFiles writes a pod's /var/run/secrets/kubernetes.io/serviceaccount to dir: token, ca.crt and
+// namespace. The token is new, from the TokenRequest API; the minimum lifetime is 10 minutes. A further call replaces
+// the token atomically, like a kubelet.
+func (cp *ControlPlane) WriteServiceAccountFiles(ctx context.Context, a Account, dir string,
+	lifetime time.Duration) error {
 	seconds := int64(lifetime.Seconds())
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}
-	answer, err := cp.client.CoreV1().ServiceAccounts(a.Namespace).CreateToken(ctx, a.Release, request, metav1.CreateOptions{})
+	accounts := cp.client.CoreV1().ServiceAccounts(a.Namespace)
+	answer, err := accounts.CreateToken(ctx, a.Release, request, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("token for service account %s/%s: %w", a.Namespace, a.Release, err)
 	}

@@ -211,7 +211,7 @@ func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.
 		must(t, c.CreateGMSAPod(ctx, "default", "app-"+node.Name, node.Name, web01))
 	}
 	for _, node := range c.WindowsNodes() {
-		message, err := c.WaitForRefusal(ctx, "default", "app-"+node.Name, "Container Credential Guard failed to fetch gmsa credentials for web01", time.Minute)
+		message, err := c.WaitForStartFailure(ctx, "default", "app-"+node.Name, "Container Credential Guard failed to fetch gmsa credentials for web01", time.Minute)
 		must(t, err)
 		if !strings.Contains(message, "hcs::CreateComputeSystem") || !strings.Contains(message, "account gmsa-reader@corp.example.com: The password is wrong") {
 			t.Errorf("the pod on %s says %q", node.Name, message)

@@ -177,7 +177,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		must(t, err)
 	}()
 	// The plugin waits 10 s for a provider before it says that there is none.
-	_, err := c.WaitForRefusal(t.Context(), shop, "refused", "endpoint-absent", time.Minute)
+	_, err := c.WaitForStartFailure(t.Context(), shop, "refused", "endpoint-absent", time.Minute)
 	must(t, err)
 
 	d := decode[diagnosis](t, p.want(wrong, nil, "doctor", "-o", "json"))

@@ -118,7 +118,7 @@ func nothingLeftSoon(t *testing.T, n *cluster.Node) {
 }
 
 func isEmpty(t *testing.T, n *cluster.Node) error {
-	left, err := n.Left(t.Context())
+	left, err := n.Leftovers(t.Context())
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("left on %s:\n%s", n.Name, strings.Join(left, "\n"))
 	}
@@ -173,7 +173,7 @@ func TestLifeOfBothCharts(t *testing.T) {
 				t.Errorf("helm test without the Secret: %v\n%s", err, out)
 			}
 			must(t, c.CreateAppPod(ctx, "default", "app", "win-1", input))
-			message, err := c.WaitForRefusal(ctx, "default", "app", "secret-not-found", 2*time.Minute)
+			message, err := c.WaitForStartFailure(ctx, "default", "app", "secret-not-found", 2*time.Minute)
 			must(t, err)
 			if !strings.Contains(message, "#3489661095") {
 				t.Errorf("the pod says %q, which is not what Windows says", message)
@@ -216,7 +216,7 @@ func TestLifeOfBothCharts(t *testing.T) {
 			}
 
 			// What is to be gone afterwards is seen now.
-			left, err := c.Node("win-1").Left(ctx)
+			left, err := c.Node("win-1").Leftovers(ctx)
 			must(t, err)
 			for _, what := range []string{`Control\CCG\COMClasses\{`, `EventLog\Application\CCGRKC`, `CLSID\{`, "ccg-plugin-", "client.key"} {
 				if !strings.Contains(strings.ToUpper(strings.Join(left, "\n")), strings.ToUpper(what)) {

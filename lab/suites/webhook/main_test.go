@@ -162,7 +162,7 @@ func (l *lab) put(name string, contents []byte, namespace string, serviceAccount
 
 // pod is one that names its credential spec, for win-1.
 func (l *lab) pod(namespace, name, spec string) *corev1.Pod {
-	return l.NamingPod(namespace, name, "win-1", spec, "")
+	return l.SpecNamePod(namespace, name, "win-1", spec, "")
 }
 
 func (l *lab) create(pod *corev1.Pod) (*corev1.Pod, error) {
