@@ -227,7 +227,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			if err != nil {
 				return "", err
 			}
-			living, err := c.Node("win-1").Stage.Live(ctx, contents, 500*time.Millisecond)
+			living, err := c.Node("win-1").Stage.StartGMSA(ctx, contents, 500*time.Millisecond)
 			if err != nil {
 				return "", err
 			}

@@ -12,17 +12,18 @@ import (
 	"time"
 )
 
-// Request is one that the API server was asked.
+// Request is an API request.
 type Request struct {
-	User, Pod, Node string // as whom; Pod and Node as the token says
+	User, Pod, Node string // Pod and Node are from the token
 	Verb, Resource  string
 	Namespace, Name string
 	Code            int
-	At              time.Time // when it came
+	At              time.Time // when the API server received it
 }
 
 func (r Request) String() string {
-	return fmt.Sprintf("%s (pod %s, node %s): %s %s %s/%s: %d", r.User, r.Pod, r.Node, r.Verb, r.Resource, r.Namespace, r.Name, r.Code)
+	return fmt.Sprintf("%s (pod %s, node %s): %s %s %s/%s: %d",
+		r.User, r.Pod, r.Node, r.Verb, r.Resource, r.Namespace, r.Name, r.Code)
 }
 
 // Breakdown counts requests by verb, resource and status.
@@ -38,8 +39,7 @@ func Breakdown(requests []Request) string {
 	return cmp.Or(strings.Join(parts, ", "), "nothing")
 }
 
-// readAudit returns the requests of the users whose names begin with prefix. One that the API server was still answering
-// has no entry, except a watch.
+// readAudit returns the requests of users with this name prefix. The log contains only completed requests, and watches.
 func readAudit(file, prefix string) ([]Request, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -47,7 +47,7 @@ func readAudit(file, prefix string) ([]Request, error) {
 	}
 	defer f.Close()
 	var all []Request
-	seen := map[string]bool{} // a watch has an entry for its start and one for its end
+	seen := map[string]bool{} // a watch has two entries, for its start and its end
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -69,10 +69,15 @@ func readAudit(file, prefix string) ([]Request, error) {
 		}
 		seen[e.AuditID] = true
 		r := Request{
-			User: strings.TrimPrefix(e.User.Username, prefix), Verb: e.Verb, Resource: e.ObjectRef.Resource,
+			User:      strings.TrimPrefix(e.User.Username, prefix),
+			Verb:      e.Verb,
+			Resource:  e.ObjectRef.Resource,
 			Pod:       strings.Join(e.User.Extra["authentication.kubernetes.io/pod-name"], ","),
 			Node:      strings.Join(e.User.Extra["authentication.kubernetes.io/node-name"], ","),
-			Namespace: e.ObjectRef.Namespace, Name: e.ObjectRef.Name, Code: e.ResponseStatus.Code, At: e.RequestReceivedTimestamp,
+			Namespace: e.ObjectRef.Namespace,
+			Name:      e.ObjectRef.Name,
+			Code:      e.ResponseStatus.Code,
+			At:        e.RequestReceivedTimestamp,
 		}
 		if e.ObjectRef.Subresource != "" {
 			r.Resource += "/" + e.ObjectRef.Subresource
@@ -85,7 +90,7 @@ func readAudit(file, prefix string) ([]Request, error) {
 	return all, lines.Err()
 }
 
-// between returns the requests that came from one time until another.
+// between returns the requests that the API server received between two times.
 func between(all []Request, from, until time.Time) []Request {
 	var some []Request
 	for _, r := range all {

@@ -34,10 +34,10 @@ import (
 const (
 	program = "gmsa-account-provider.exe"
 	podUID  = "POD_UID"
-	tokens  = "/var/run/secrets/kubernetes.io/serviceaccount" // where a pod finds its token
+	tokens  = "/var/run/secrets/kubernetes.io/serviceaccount" // the directory of a pod's token
 )
 
-// simulation is what the simulated nodes run: the Account Providers, and no other program.
+// simulation runs the Account Providers of the simulated nodes, and no other program.
 type simulation struct {
 	c   *cluster.Cluster
 	dir string
@@ -50,15 +50,15 @@ type simulation struct {
 	probes, failedProbes atomic.Int64
 }
 
-// account is one provider that runs, and what was seen of it.
+// account is a running provider.
 type account struct {
 	pod    string
 	config provider.Config
 	outage atomic.Bool
 }
 
-// accountLog is an account's part of the log. That the API server could not be asked, or not within the 2 s that a provider
-// waits, is seen nowhere else.
+// accountLog writes an account's log. It detects requests that the API server did not answer within the provider's
+// timeout of 2 s, which only the log shows.
 type accountLog struct {
 	*account
 	to io.Writer
@@ -80,10 +80,16 @@ func newSimulation(c *cluster.Cluster) (*simulation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &simulation{c: c, dir: dir, log: log, clients: map[string]kubernetes.Interface{}, providers: map[types.UID]*account{}}, nil
+	return &simulation{
+		c:         c,
+		dir:       dir,
+		log:       log,
+		clients:   map[string]kubernetes.Interface{},
+		providers: map[types.UID]*account{},
+	}, nil
 }
 
-// config gives a node its identity, and keeps a client with it for the tokens of the node's pods.
+// config creates a node's client configuration. It stores a client of the node, which requests its pods' tokens.
 func (s *simulation) config(ctx context.Context, node string) (*rest.Config, error) {
 	config, err := s.c.ControlPlane.NodeConfig(ctx, node)
 	if err != nil {
@@ -110,11 +116,11 @@ func (s *simulation) running() []*account {
 	return all
 }
 
-// bound starts what a pod runs, and says why if it cannot: the node only tries again.
+// bound starts a pod's provider. It logs an error, because the node only retries.
 func (s *simulation) bound(ctx context.Context, pod *corev1.Pod) (stop func(), err error) {
 	command := pod.Spec.Containers[0].Command
 	if len(command) == 0 || command[0] != program {
-		return nil, nil // another chart's; its pods are ready at once
+		return nil, nil // a pod of another chart; it becomes ready immediately
 	}
 	stop, err = s.run(ctx, pod)
 	if err != nil {
@@ -123,7 +129,7 @@ func (s *simulation) bound(ctx context.Context, pod *corev1.Pod) (stop func(), e
 	return stop, err
 }
 
-// run runs the provider of a pod, and returns when its startup probe succeeds.
+// run starts a pod's provider and returns when its startup probe succeeds.
 func (s *simulation) run(ctx context.Context, pod *corev1.Pod) (stop func(), err error) {
 	p, err := s.newAccount(ctx, pod)
 	if err != nil {
@@ -157,7 +163,7 @@ func (s *simulation) run(ctx context.Context, pod *corev1.Pod) (stop func(), err
 	return stop, nil
 }
 
-// started probes more often than the chart says, so that the time until all are ready is the product's.
+// started probes more often than the chart configures, so that the measured time is the product's, not the probe's.
 func (p *account) started(ctx context.Context, probe *corev1.Probe) error {
 	for deadline := time.Now().Add(2 * time.Minute); ; {
 		err := p.check(ctx, probe)
@@ -170,14 +176,13 @@ func (p *account) started(ctx context.Context, probe *corev1.Probe) error {
 	}
 }
 
-// keepProbing probes as often as the chart says. Pods that start together are not probed together: on 250 nodes there are
-// 250 kubelets.
+// keepProbing probes with the chart's period. The start is random, because 250 kubelets do not probe at the same time.
 func (s *simulation) keepProbing(ctx context.Context, p *account, probe *corev1.Probe) {
 	period := time.Duration(probe.PeriodSeconds) * time.Second
 	for next := rand.N(period); pause(ctx, next) == nil; next = period {
 		err := p.check(ctx, probe)
 		if ctx.Err() != nil {
-			return // the pod ends
+			return
 		}
 		s.probes.Add(1)
 		if err != nil {
@@ -187,10 +192,10 @@ func (s *simulation) keepProbing(ctx context.Context, p *account, probe *corev1.
 	}
 }
 
-// check does what the command of a probe does.
+// check does the same as a probe's command.
 func (p *account) check(ctx context.Context, probe *corev1.Probe) error {
 	if probe == nil || probe.Exec == nil {
-		return errors.New("the chart has no such probe, or it runs no command")
+		return errors.New("the chart lacks this probe, or the probe runs no command")
 	}
 	var a flags
 	var thisPod, require bool
@@ -208,15 +213,15 @@ func (p *account) check(ctx context.Context, probe *corev1.Probe) error {
 	case err != nil:
 		return err
 	case thisPod && h.Instance != p.config.Instance:
-		return fmt.Errorf("account %s: another pod's provider answers", ref)
+		return fmt.Errorf("account %s: the provider of another pod responded", ref)
 	case require && h.CopyAgeSeconds == nil:
-		return fmt.Errorf("account %s: no good copy of the Secret", ref)
+		return fmt.Errorf("account %s: the provider has no valid cached credentials", ref)
 	}
 	return nil
 }
 
-// flags are what the commands of the provider's pods have in common. A flag that is not defined here is an error, so that
-// what a chart comes to say is not passed over.
+// flags are the common flags of the commands in the provider's pods. An unknown flag is an error, so that this
+// simulation cannot ignore a new flag of the chart.
 type flags struct{ namespace, secret string }
 
 func (a *flags) set(command string) *pflag.FlagSet {
@@ -236,8 +241,7 @@ func (a *flags) parse(f *pflag.FlagSet, command []string) (credential.Reference,
 	return credential.NewReference(a.namespace, a.secret)
 }
 
-// newAccount reads the command and the environment of a pod as the program would, and gives it what a kubelet gives a
-// container.
+// newAccount configures a provider from a pod's command and environment, as a kubelet and the program do.
 func (s *simulation) newAccount(ctx context.Context, pod *corev1.Pod) (*account, error) {
 	var a flags
 	var logs logging.Flags
@@ -263,19 +267,24 @@ func (s *simulation) newAccount(ctx context.Context, pod *corev1.Pod) (*account,
 		return nil, err
 	}
 	p.config = provider.Config{
-		Account: ref, API: api, Publisher: endpoint.Publisher{Root: filepath.Join(node, "gmsa"), Reader: identity},
-		Certificates: provider.Embedded{Lifetime: lifetime}, MaxStale: maxStale, Log: log.With("node", pod.Spec.NodeName, "pod", pod.Name),
+		Account:      ref,
+		API:          api,
+		Publisher:    endpoint.Publisher{Root: filepath.Join(node, "gmsa"), Reader: identity},
+		Certificates: provider.Embedded{Lifetime: lifetime},
+		MaxStale:     maxStale,
+		Log:          log.With("node", pod.Spec.NodeName, "pod", pod.Name),
 	}
 	for _, e := range pod.Spec.Containers[0].Env {
-		if e.Name == podUID && e.ValueFrom != nil && e.ValueFrom.FieldRef != nil && e.ValueFrom.FieldRef.FieldPath == "metadata.uid" {
+		if e.Name == podUID && e.ValueFrom != nil && e.ValueFrom.FieldRef != nil &&
+			e.ValueFrom.FieldRef.FieldPath == "metadata.uid" {
 			p.config.Instance = string(pod.UID)
 		}
 	}
 	return p, nil
 }
 
-// serviceAccount writes the files of the pod's ServiceAccount, with a token that is asked for as the node and bound to the
-// pod. It is not renewed: a run is shorter than the hour that it is good for.
+// serviceAccount writes the files of the pod's ServiceAccount. The node requests the token, which is bound to the pod.
+// It is not renewed, because a run is shorter than its lifetime of an hour.
 func (s *simulation) serviceAccount(ctx context.Context, pod *corev1.Pod, dir string) (kube.Server, error) {
 	source, err := tokenSource(pod)
 	if err != nil {
@@ -284,24 +293,40 @@ func (s *simulation) serviceAccount(ctx context.Context, pod *corev1.Pod, dir st
 	s.mu.Lock()
 	client := s.clients[pod.Spec.NodeName]
 	s.mu.Unlock()
-	answer, err := client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, pod.Spec.ServiceAccountName, &authenticationv1.TokenRequest{
+	request := &authenticationv1.TokenRequest{
 		Spec: authenticationv1.TokenRequestSpec{
 			ExpirationSeconds: source.ExpirationSeconds,
-			BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
+			BoundObjectRef: &authenticationv1.BoundObjectReference{
+				Kind:       "Pod",
+				APIVersion: "v1",
+				Name:       pod.Name,
+				UID:        pod.UID,
+			},
 		},
-	}, metav1.CreateOptions{})
+	}
+	accounts := client.CoreV1().ServiceAccounts(pod.Namespace)
+	answer, err := accounts.CreateToken(ctx, pod.Spec.ServiceAccountName, request, metav1.CreateOptions{})
 	if err != nil {
 		return kube.Server{}, err
 	}
-	server := kube.Server{URL: s.c.ControlPlane.Server, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
-	err = os.MkdirAll(dir, 0o700)
-	return server, errors.Join(err, os.WriteFile(server.TokenFile, []byte(answer.Status.Token), 0o600), os.WriteFile(server.CAFile, s.c.ControlPlane.CA, 0o600))
+	server := kube.Server{
+		URL:       s.c.ControlPlane.Server,
+		TokenFile: filepath.Join(dir, "token"),
+		CAFile:    filepath.Join(dir, "ca.crt"),
+	}
+	return server, errors.Join(
+		os.MkdirAll(dir, 0o700),
+		os.WriteFile(server.TokenFile, []byte(answer.Status.Token), 0o600),
+		os.WriteFile(server.CAFile, s.c.ControlPlane.CA, 0o600),
+	)
 }
 
-// tokenSource is the token that the pod mounts where its program looks for it.
+// tokenSource is the pod's projected token at the standard path.
 func tokenSource(pod *corev1.Pod) (*corev1.ServiceAccountTokenProjection, error) {
 	for _, mount := range pod.Spec.Containers[0].VolumeMounts {
-		i := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == mount.Name && v.Projected != nil })
+		i := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.Name == mount.Name && v.Projected != nil
+		})
 		if i < 0 || path.Clean(mount.MountPath) != tokens {
 			continue
 		}

@@ -1,6 +1,5 @@
-// Package winnode puts the product's Windows programs on a Wine node and runs them there against the lab's control plane: the
-// Account Provider as a pod would run it, the installer, and the ccg.exe emulator. The demo and the end-to-end tests are
-// built on it.
+// Package winnode runs the product's Windows programs on a Wine node with the lab's control plane: the Account Provider
+// as in a pod, the installer, and the emulator of ccg.exe. The demo and the end-to-end tests use it.
 package winnode
 
 import (
@@ -28,13 +27,13 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/mountns"
 )
 
-// HostPath is where providers publish, on a node's drive.
+// HostPath is the directory in which providers publish their endpoints.
 const HostPath = `C:\var\lib\rancher\gmsa`
 
-// programs is where the product's programs are put on a node.
+// programs is the directory of the product's programs on a node.
 const programs = `C:\lab`
 
-// Dist is the directory that make build fills: dist at the top of the checkout that the working directory is in.
+// Dist is the output directory of make build: dist in the root of the checkout.
 func Dist() string {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -48,7 +47,7 @@ func Dist() string {
 	return "dist"
 }
 
-// Stage is one node, one control plane, and a directory for what programs print.
+// Stage is a Wine node, a control plane, and a directory for the programs' output.
 type Stage struct {
 	ControlPlane *controlplane.ControlPlane
 	Node         *wine.Node
@@ -57,8 +56,8 @@ type Stage struct {
 	resolvConf atomic.Pointer[string]
 }
 
-// UseDNS makes the emulator go on to Active Directory, from now on, by the DNS server at this address: it runs where
-// /etc/resolv.conf, which Wine reads, names that. Without it the emulator ends with what the plugin returned.
+// UseDNS makes the emulator continue with Active Directory, with the DNS server at this address: it replaces the
+// emulator's /etc/resolv.conf, which Wine reads. Without it, the emulator exits after the plugin's answer.
 func (s *Stage) UseDNS(address string) error {
 	path := filepath.Join(s.Logs, "resolv.conf")
 	if err := os.WriteFile(path, []byte("nameserver "+address+"\n"), 0o644); err != nil {
@@ -68,12 +67,12 @@ func (s *Stage) UseDNS(address string) error {
 	return nil
 }
 
-// Put copies programs from make build's directory to the node.
+// Put copies programs from Dist to the node.
 func (s *Stage) Put(names ...string) error {
 	for _, name := range names {
 		from := filepath.Join(Dist(), name)
 		if _, err := os.Stat(from); err != nil {
-			return fmt.Errorf("%w; make build makes it", err)
+			return fmt.Errorf("%w; build it with make build", err)
 		}
 		if err := s.Node.Install(from, programs+`\`+filepath.Base(name)); err != nil {
 			return err
@@ -88,11 +87,12 @@ type Program struct {
 	process *child.Process
 }
 
-// StartProvider runs the Account Provider of an account as a pod under containerd 1.6 would see its world: its own
-// ServiceAccount token and CA below %CONTAINER_SANDBOX_MOUNT_POINT%, the API server in the environment.
+// StartProvider starts the Account Provider of an account as in a pod under containerd 1.6: its ServiceAccount token
+// and CA are below %CONTAINER_SANDBOX_MOUNT_POINT%, and the API server is in the environment.
 func (s *Stage) StartProvider(ctx context.Context, account controlplane.Account, args ...string) (*Program, error) {
 	sandbox := `C:\containers\` + account.Namespace + "-" + account.Release
-	if err := s.ControlPlane.WriteServiceAccountFiles(ctx, account, s.Node.Path(sandbox+`\var\run\secrets\kubernetes.io\serviceaccount`), time.Hour); err != nil {
+	token := s.Node.Path(sandbox + `\var\run\secrets\kubernetes.io\serviceaccount`)
+	if err := s.ControlPlane.WriteServiceAccountFiles(ctx, account, token, time.Hour); err != nil {
 		return nil, err
 	}
 	server, err := url.Parse(s.ControlPlane.Server)
@@ -101,7 +101,10 @@ func (s *Stage) StartProvider(ctx context.Context, account controlplane.Account,
 	}
 	args = append([]string{"run", "--namespace", account.Namespace, "--secret", account.Secret}, args...)
 	cmd := s.Node.Command(context.Background(), programs+`\gmsa-account-provider.exe`, args...)
-	cmd.Env = append(cmd.Env, "KUBERNETES_SERVICE_HOST="+server.Hostname(), "KUBERNETES_SERVICE_PORT="+server.Port(), "CONTAINER_SANDBOX_MOUNT_POINT="+sandbox)
+	cmd.Env = append(cmd.Env,
+		"KUBERNETES_SERVICE_HOST="+server.Hostname(),
+		"KUBERNETES_SERVICE_PORT="+server.Port(),
+		"CONTAINER_SANDBOX_MOUNT_POINT="+sandbox)
 	log, err := os.CreateTemp(s.Logs, "provider-"+account.Release+"-*.log")
 	if err != nil {
 		return nil, err
@@ -119,14 +122,15 @@ func (s *Stage) StartProvider(ctx context.Context, account controlplane.Account,
 			return p, nil
 		}
 		if p.Ended() || time.Now().After(deadline) {
-			said, _ := os.ReadFile(p.LogFile)
+			log, _ := os.ReadFile(p.LogFile)
 			p.Kill()
-			return nil, fmt.Errorf("provider of %s/%s: %s; its log:\n%s", account.Namespace, account.Release, bytes.TrimSpace(out), said)
+			return nil, fmt.Errorf("provider of %s/%s: %s; its log:\n%s",
+				account.Namespace, account.Release, bytes.TrimSpace(out), log)
 		}
 	}
 }
 
-// Ended tells whether the program is no longer running.
+// Ended reports whether the program has exited.
 func (p *Program) Ended() bool {
 	select {
 	case <-p.process.Done:
@@ -136,7 +140,7 @@ func (p *Program) Ended() bool {
 	}
 }
 
-// Stop asks the program to end, as Ctrl-C does: Wine cannot deliver what ends a container.
+// Stop stops the program as Ctrl+C does: Wine cannot deliver the event that stops a container.
 func (p *Program) Stop() error {
 	_ = p.process.Signal(syscall.SIGINT)
 	select {
@@ -144,17 +148,17 @@ func (p *Program) Stop() error {
 		return nil
 	case <-time.After(20 * time.Second):
 		p.Kill()
-		return fmt.Errorf("the program did not end within 20 s; its log is %s", p.LogFile)
+		return fmt.Errorf("the program did not exit within 20 s; its log is %s", p.LogFile)
 	}
 }
 
-// Kill ends the program as a power failure would.
+// Kill kills the program, like a power failure.
 func (p *Program) Kill() {
 	_ = p.process.Signal(syscall.SIGKILL)
 	<-p.process.Done
 }
 
-// Provider runs a short command of the Account Provider on the node.
+// Provider runs a command of the Account Provider on the node, such as healthcheck.
 func (s *Stage) Provider(ctx context.Context, args ...string) ([]byte, error) {
 	return s.run(ctx, "gmsa-account-provider.exe", args...)
 }
@@ -182,15 +186,15 @@ func (s *Stage) run(ctx context.Context, program string, args ...string) ([]byte
 	return out, err
 }
 
-// The product's programs and the emulator always say why they fail, so one that says nothing did not get to its first line:
-// see wine.NeverStarted. It is tried again.
+// The product's programs and the emulator print an error when they fail. A program that failed without output did not
+// start (see wine.NeverStarted), so it is tried again.
 const startTries = 3
 
 func neverRan(out []byte, err error) bool {
 	return err != nil && (len(out) == 0 || wine.NeverStarted(out))
 }
 
-// Answer is what the emulator got, or did not get.
+// Answer is the emulator's output.
 type Answer struct {
 	Domain              string   `json:"domain"`
 	Username            string   `json:"username"`
@@ -201,7 +205,7 @@ type Answer struct {
 	HResult             string   `json:"hresult"`
 	Error               string   `json:"error"`
 
-	// Of Active Directory, if the stage has a DNS server.
+	// From Active Directory, after UseDNS.
 	GMSA             string `json:"gmsa"`
 	DomainController string `json:"domainController"`
 	Security         string `json:"security"`
@@ -214,17 +218,17 @@ type Answer struct {
 		End            time.Time `json:"end"`
 		Previous       bool      `json:"previous"`
 	} `json:"ticket"`
-	Event int    `json:"event"` // of ccg.exe's log: 8 if Active Directory refused the account
-	Cause string `json:"cause"` // of package directory
+	Event int    `json:"event"` // in ccg.exe's log: 8 if Active Directory rejected the account
+	Cause string `json:"cause"` // from package directory
 
-	// Of a gMSA that lives; see Live.
+	// For StartGMSA.
 	Tickets   int `json:"tickets"`
 	Refetches int `json:"refetches"`
 	Failures  int `json:"failures"`
 }
 
-// Fetch has the emulator start a container with a credential spec that names the plugin input. A refusal is an Answer with an
-// HResult or an Event, not an error.
+// Fetch runs the emulator as for the start of a container whose credential spec has this plugin input. A failure of the
+// plugin or of Active Directory is an Answer with an HResult or an Event, not an error.
 func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answer, error) {
 	spec, err := json.Marshal(CredentialSpec(input))
 	if err != nil {
@@ -233,7 +237,7 @@ func (s *Stage) Fetch(ctx context.Context, input string, flags ...string) (Answe
 	return s.FetchSpec(ctx, spec, flags...)
 }
 
-// FetchSpec is Fetch with a credential spec of one's own, in JSON.
+// FetchSpec is Fetch with a whole credential spec, in JSON.
 func (s *Stage) FetchSpec(ctx context.Context, spec []byte, flags ...string) (Answer, error) {
 	file, err := s.writeSpec(spec)
 	if err != nil {
@@ -248,7 +252,7 @@ func (s *Stage) FetchSpec(ctx context.Context, spec []byte, flags ...string) (An
 	return a, nil
 }
 
-// writeSpec puts a credential spec on the node and returns its Windows path.
+// writeSpec writes a credential spec to the node and returns its Windows path.
 func (s *Stage) writeSpec(spec []byte) (string, error) {
 	file, err := os.CreateTemp(s.Node.Path(programs), "spec-*.json")
 	if err != nil {
@@ -259,7 +263,7 @@ func (s *Stage) writeSpec(spec []byte) (string, error) {
 	return programs + `\` + filepath.Base(file.Name()), err
 }
 
-// directoryFlags are what make the emulator go on to Active Directory, if it is to.
+// directoryFlags make the emulator continue with Active Directory after UseDNS.
 func (s *Stage) directoryFlags() []string {
 	if s.resolvConf.Load() == nil {
 		return nil
@@ -267,7 +271,7 @@ func (s *Stage) directoryFlags() []string {
 	return []string{"--directory"}
 }
 
-// emulator is a command of the emulator, which sees the DNS server of UseDNS.
+// emulator returns a command for the emulator with the DNS server of UseDNS.
 func (s *Stage) emulator(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := s.Node.Command(ctx, programs+`\ccg.exe`, args...)
 	if path := s.resolvConf.Load(); path != nil {
@@ -276,8 +280,8 @@ func (s *Stage) emulator(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// StartContainer does what ccg.exe does when a container with this credential spec starts. Its error is what ccg.exe writes
-// to its own log: what the plugin returned, or why Active Directory refused.
+// StartContainer does what ccg.exe does at the start of a container with this credential spec. Its error is the text of
+// ccg.exe's log: the error of the plugin or of Active Directory.
 func (s *Stage) StartContainer(ctx context.Context, spec []byte) error {
 	a, err := s.FetchSpec(ctx, spec)
 	switch {
@@ -291,75 +295,75 @@ func (s *Stage) StartContainer(ctx context.Context, spec []byte) error {
 	return nil
 }
 
-// Living is a gMSA that lives: the emulator gets ticket after ticket, and asks the plugin again when the gMSA's password has
-// changed.
-type Living struct {
-	// First is what it got at its start.
+// RunningGMSA is a gMSA in use: the emulator gets tickets periodically, and calls the plugin again after the managed
+// password has changed.
+type RunningGMSA struct {
+	// First is the answer at the start.
 	First Answer
 
 	process  *child.Process
-	out      string // what it prints
-	file     string // while it is there, the emulator goes on
+	out      string // the emulator's output
+	file     string // the emulator runs while this file exists
 	specFile string
 }
 
-// Live starts a gMSA with a credential spec, and returns when it has its first ticket. The emulator asks for one every so
-// often, and ends with Stop or with this process.
-func (s *Stage) Live(ctx context.Context, spec []byte, every time.Duration) (*Living, error) {
+// StartGMSA starts to use a gMSA, and returns when the emulator has the first ticket. The emulator gets further tickets
+// at this interval, until Stop or until this process ends.
+func (s *Stage) StartGMSA(ctx context.Context, spec []byte, every time.Duration) (*RunningGMSA, error) {
 	specFile, err := s.writeSpec(spec)
 	if err != nil {
 		return nil, err
 	}
-	l := &Living{file: s.Node.Path(specFile + ".lives"), specFile: s.Node.Path(specFile)}
-	if err := os.WriteFile(l.file, nil, 0o600); err != nil {
+	g := &RunningGMSA{file: s.Node.Path(specFile + ".running"), specFile: s.Node.Path(specFile)}
+	if err := os.WriteFile(g.file, nil, 0o600); err != nil {
 		return nil, err
 	}
-	out, err := os.CreateTemp(s.Logs, "ccg-lives-*.log")
+	out, err := os.CreateTemp(s.Logs, "ccg-gmsa-*.log")
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	l.out = out.Name()
-	args := append(s.directoryFlags(), "--renew-until", specFile+".lives", "--renew-every", every.String(), specFile)
+	g.out = out.Name()
+	args := append(s.directoryFlags(), "--renew-until", specFile+".running", "--renew-every", every.String(), specFile)
 	cmd := s.emulator(context.WithoutCancel(ctx), args...)
-	noise, err := s.noise()
+	surrogates, err := s.surrogateLog()
 	if err != nil {
 		return nil, err
 	}
-	defer noise.Close()
-	cmd.Stdout, cmd.Stderr = out, noise
-	if l.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
+	defer surrogates.Close()
+	cmd.Stdout, cmd.Stderr = out, surrogates
+	if g.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
 		return nil, err
 	}
 	for {
-		answers, err := l.Answers()
+		answers, err := g.Answers()
 		if err != nil {
-			l.Kill()
+			g.Kill()
 			return nil, err
 		}
 		if len(answers) > 0 {
-			l.First = answers[0]
+			g.First = answers[0]
 			break
 		}
 		select {
 		case <-ctx.Done():
-			l.Kill()
+			g.Kill()
 			return nil, ctx.Err()
-		case <-l.process.Done:
-			return nil, fmt.Errorf("the emulator ended without an answer: %w", l.process.Err)
+		case <-g.process.Done:
+			return nil, fmt.Errorf("the emulator exited without an answer: %w", g.process.Err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	if l.First.Error != "" {
-		l.Kill()
-		return nil, errors.New(l.First.Error)
+	if g.First.Error != "" {
+		g.Kill()
+		return nil, errors.New(g.First.Error)
 	}
-	return l, nil
+	return g, nil
 }
 
-// Answers are the first answer, then one for each time that the password was fetched again or the error changed.
-func (l *Living) Answers() ([]Answer, error) {
-	content, err := os.ReadFile(l.out)
+// Answers returns the first answer, and one for each further password retrieval or change of the error.
+func (g *RunningGMSA) Answers() ([]Answer, error) {
+	content, err := os.ReadFile(g.out)
 	if err != nil {
 		return nil, err
 	}
@@ -377,10 +381,10 @@ func (l *Living) Answers() ([]Answer, error) {
 	return answers, nil
 }
 
-// Wait waits until the latest answer is as wanted.
-func (l *Living) Wait(ctx context.Context, wanted func(Answer) bool) (Answer, error) {
+// Wait waits until wanted returns true for the last answer.
+func (g *RunningGMSA) Wait(ctx context.Context, wanted func(Answer) bool) (Answer, error) {
 	for {
-		answers, err := l.Answers()
+		answers, err := g.Answers()
 		if err != nil {
 			return Answer{}, err
 		}
@@ -391,59 +395,60 @@ func (l *Living) Wait(ctx context.Context, wanted func(Answer) bool) (Answer, er
 		select {
 		case <-ctx.Done():
 			return last, fmt.Errorf("the gMSA's last answer is %+v: %w", last, ctx.Err())
-		case <-l.process.Done:
-			return last, fmt.Errorf("the emulator ended: %w", l.process.Err)
+		case <-g.process.Done:
+			return last, fmt.Errorf("the emulator exited: %w", g.process.Err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-// Stop ends the gMSA and returns its last answer, with the number of tickets that it got.
-func (l *Living) Stop() (Answer, error) {
-	if err := errors.Join(os.Remove(l.file), os.Remove(l.specFile)); err != nil {
+// Stop stops the emulator and returns its last answer, with the number of tickets.
+func (g *RunningGMSA) Stop() (Answer, error) {
+	if err := errors.Join(os.Remove(g.file), os.Remove(g.specFile)); err != nil {
 		return Answer{}, err
 	}
 	select {
-	case <-l.process.Done:
+	case <-g.process.Done:
 	case <-time.After(20 * time.Second):
-		l.Kill()
-		return Answer{}, errors.New("the emulator did not end within 20 s")
+		g.Kill()
+		return Answer{}, errors.New("the emulator did not exit within 20 s")
 	}
-	answers, err := l.Answers()
+	answers, err := g.Answers()
 	if err != nil {
 		return Answer{}, err
 	}
 	return answers[len(answers)-1], nil
 }
 
-// Kill ends the gMSA at once.
-func (l *Living) Kill() {
-	_ = l.process.Signal(syscall.SIGKILL)
-	<-l.process.Done
+// Kill kills the emulator.
+func (g *RunningGMSA) Kill() {
+	_ = g.process.Signal(syscall.SIGKILL)
+	<-g.process.Done
 }
 
-// CCG runs the emulator with arguments of one's own and returns what it printed.
+// CCG runs the emulator with these arguments and returns its output.
 func (s *Stage) CCG(ctx context.Context, args ...string) ([]byte, error) {
-	noise, err := s.noise()
+	surrogates, err := s.surrogateLog()
 	if err != nil {
 		return nil, err
 	}
-	defer noise.Close()
+	defer surrogates.Close()
 	var out []byte
 	for range startTries {
-		if out, err = s.ccg(ctx, noise, args...); err == nil || len(out) > 0 || ctx.Err() != nil {
+		if out, err = s.ccg(ctx, surrogates, args...); err == nil || len(out) > 0 || ctx.Err() != nil {
 			break
 		}
 	}
 	return out, err
 }
 
-// noise is for what a surrogate that is started by an activation writes, lest it stand in the emulator's answer.
-func (s *Stage) noise() (*os.File, error) {
+// surrogateLog is the standard error of the emulator and of the surrogates that its activations start. They must not
+// write to the emulator's output.
+func (s *Stage) surrogateLog() (*os.File, error) {
 	return os.OpenFile(filepath.Join(s.Logs, "surrogates.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 }
 
-func (s *Stage) ccg(ctx context.Context, noise *os.File, args ...string) ([]byte, error) {
+func (s *Stage) ccg(ctx context.Context, surrogates *os.File, args ...string) ([]byte, error) {
 	out, err := os.CreateTemp("", "ccg-*.json")
 	if err != nil {
 		return nil, err
@@ -451,30 +456,39 @@ func (s *Stage) ccg(ctx context.Context, noise *os.File, args ...string) ([]byte
 	defer os.Remove(out.Name())
 	defer out.Close()
 	cmd := s.emulator(ctx, args...)
-	cmd.Stdout, cmd.Stderr = out, noise
+	cmd.Stdout, cmd.Stderr = out, surrogates
 	runErr := cmd.Run()
 	b, err := os.ReadFile(out.Name())
 	return b, errors.Join(runErr, err)
 }
 
-// CredentialSpec is a credential spec with a plugin input; what is about Active Directory in it is made up.
+// CredentialSpec is a credential spec with this plugin input and a fictitious domain.
 func CredentialSpec(input string) map[string]any {
 	return map[string]any{
 		"CmsPlugins": []string{"ActiveDirectory"},
 		"DomainJoinConfig": map[string]any{
-			"Sid": "S-1-5-21-1004336348-1177238915-682003330", "Guid": "244818ae-87ac-4fcd-92ec-e79e5252348a", "MachineAccountName": "web01",
-			"DnsTreeName": "corp.example.com", "DnsName": "corp.example.com", "NetBiosName": "CORP",
+			"Sid":                "S-1-5-21-1004336348-1177238915-682003330",
+			"Guid":               "244818ae-87ac-4fcd-92ec-e79e5252348a",
+			"MachineAccountName": "web01",
+			"DnsTreeName":        "corp.example.com",
+			"DnsName":            "corp.example.com",
+			"NetBiosName":        "CORP",
 		},
 		"ActiveDirectoryConfig": map[string]any{
-			"GroupManagedServiceAccounts": []map[string]string{{"Name": "web01", "Scope": "corp.example.com"}, {"Name": "web01", "Scope": "CORP"}},
+			"GroupManagedServiceAccounts": []map[string]string{
+				{"Name": "web01", "Scope": "corp.example.com"},
+				{"Name": "web01", "Scope": "CORP"},
+			},
 			"HostAccountConfig": map[string]string{
-				"PortableCcgVersion": "1", "PluginGUID": com.CLSID, "PluginInput": input,
+				"PortableCcgVersion": "1",
+				"PluginGUID":         com.CLSID,
+				"PluginInput":        input,
 			},
 		},
 	}
 }
 
-// Fingerprint is what the emulator prints for a password.
+// Fingerprint is the emulator's fingerprint of a password.
 func Fingerprint(password string) string {
 	var b []byte
 	for _, u := range utf16.Encode([]rune(password)) {

@@ -150,7 +150,7 @@ func TestAGMSALivesOnWhenItsPasswordRollsAndWhenTheAccountsPasswordChanges(t *te
 	s, provider := newChain(t, corp)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	gmsa, err := s.Live(ctx, spec(t, corp, "web01", webInput), 200*time.Millisecond)
+	gmsa, err := s.StartGMSA(ctx, spec(t, corp, "web01", webInput), 200*time.Millisecond)
 	must(t, err)
 	t.Cleanup(gmsa.Kill)
 
@@ -264,7 +264,7 @@ func TestNeitherTheAccountsNorTheGMSAsPasswordIsLeftAnywhere(t *testing.T) {
 		}
 	}
 	note("at first")
-	gmsa, err := s.Live(ctx, web01, 100*time.Millisecond)
+	gmsa, err := s.StartGMSA(ctx, web01, 100*time.Millisecond)
 	must(t, err)
 	t.Cleanup(gmsa.Kill)
 	must(t, corp.RollManagedPassword(ctx, "web01"))
