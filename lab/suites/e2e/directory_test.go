@@ -27,12 +27,15 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// The second account, in a domain of its own.
+// The second account, in another domain.
 var app = controlplane.Account{Namespace: web.Namespace, Release: "app", Secret: "app-creds"}
 
 const appInput = "gmsa-system:app-creds"
 
-// startPair starts the two domains and returns the directory that they are in.
+// ccgFailure begins the text of ccg.exe's event 8.
+const ccgFailure = "Container Credential Guard failed to fetch gmsa credentials"
+
+// startPair starts the two domains and returns their directory.
 func startPair(t *testing.T) (corp, other *ad.Domain, dir string) {
 	t.Helper()
 	labtest.Require(t)
@@ -46,9 +49,8 @@ func startPair(t *testing.T) (corp, other *ad.Domain, dir string) {
 	return corp, other, dir
 }
 
-// newChain is a node on which the plugin is installed and the account web is provided, in a cluster whose DNS server knows
-// both domains.
-func newChain(t *testing.T, corp *ad.Domain, options ...wine.Option) (*winnode.Stage, *winnode.Program) {
+// newPath is a node with the complete credential path for the account web. Its DNS server resolves both domains.
+func newPath(t *testing.T, corp *ad.Domain, options ...wine.Option) (*winnode.Stage, *winnode.Program) {
 	t.Helper()
 	s := newStage(t, options...)
 	must(t, s.UseDNS(corp.Address))
@@ -57,9 +59,13 @@ func newChain(t *testing.T, corp *ad.Domain, options ...wine.Option) (*winnode.S
 	return s, startProvider(t, s, web, "--log-level", "debug")
 }
 
-// data is a Secret that holds a credential.
+// data is the data of a credentials Secret.
 func data(c credential.Credential) map[string][]byte {
-	return map[string][]byte{"domainName": []byte(c.DomainName), "username": []byte(c.Username), "password": c.Password.Reveal()}
+	return map[string][]byte{
+		"domainName": []byte(c.DomainName),
+		"username":   []byte(c.Username),
+		"password":   c.Password.Reveal(),
+	}
 }
 
 func bind(t *testing.T, d *ad.Domain) *directory.Session {
@@ -72,7 +78,7 @@ func bind(t *testing.T, d *ad.Domain) *directory.Session {
 	return s
 }
 
-// spec is the credential spec of a domain's gMSA, made as gmsactl makes it.
+// spec is the credential spec of a domain's gMSA, created as in gmsactl.
 func spec(t *testing.T, d *ad.Domain, gmsa, input string) []byte {
 	t.Helper()
 	domain, err := bind(t, d).Domain(t.Context())
@@ -89,19 +95,21 @@ func fetchSpec(t *testing.T, s *winnode.Stage, spec []byte, flags ...string) win
 	return a
 }
 
-func TestEachReleaseLeadsToATicketInItsOwnDomainAndToNoneInTheOther(t *testing.T) {
+func TestEachReleaseGetsTicketsOnlyInItsOwnDomain(t *testing.T) {
 	t.Parallel()
 	corp, other, _ := startPair(t)
-	s, _ := newChain(t, corp)
+	s, _ := newPath(t, corp)
 	ctx := t.Context()
-	must(t, errors.Join(s.ControlPlane.CreateAccount(ctx, app), s.ControlPlane.PutSecret(ctx, app, data(other.Reader))))
+	must(t, errors.Join(
+		s.ControlPlane.CreateAccount(ctx, app),
+		s.ControlPlane.PutSecret(ctx, app, data(other.Reader))))
 	startProvider(t, s, app)
 
 	for _, test := range []struct {
 		domain      *ad.Domain
 		gmsa, input string
-		ticket      string // whose; "" if there is none, because of
-		cause       string
+		ticket      string // the ticket's client; "" if there is none
+		cause       string // why there is none
 	}{
 		{corp, "web01", webInput, "web01$@CORP.EXAMPLE.COM", ""},
 		{other, "app01", appInput, "app01$@OTHER.EXAMPLE.NET", ""},
@@ -114,24 +122,27 @@ func TestEachReleaseLeadsToATicketInItsOwnDomainAndToNoneInTheOther(t *testing.T
 			if a.Event != 8 || a.Cause != test.cause || a.Ticket != nil {
 				t.Errorf("%s with %s: %+v", test.gmsa, test.input, a)
 			}
-		case a.Ticket == nil || a.Ticket.Client != test.ticket || a.DomainController != test.domain.DC || a.Security != "kerberos" || a.Username != test.domain.Reader.Username:
+		case a.Ticket == nil || a.Ticket.Client != test.ticket || a.DomainController != test.domain.DC ||
+			a.Security != "kerberos" || a.Username != test.domain.Reader.Username:
 			t.Errorf("%s with %s: %+v", test.gmsa, test.input, a)
 		}
 	}
 
-	// A wrong password in the Secret is refused by Active Directory, in the words of ccg.exe's event 8.
+	// Active Directory rejects a wrong password in the Secret. The error has the text of ccg.exe's event 8.
 	wrong := corp.Reader
 	wrong.Password = ad.NewPassword()
 	must(t, s.ControlPlane.PutSecret(ctx, web, data(wrong)))
 	web01 := spec(t, corp, "web01", webInput)
 	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
 		a := fetchSpec(t, s, web01)
-		if a.Event != 8 || a.Cause != "wrong-password" || !strings.HasPrefix(a.Error, "Container Credential Guard failed to fetch gmsa credentials for web01 using plugin "+credspec.PluginGUID+". Error reason: account gmsa-reader@corp.example.com: ") {
+		text := ccgFailure + " for web01 using plugin " + credspec.PluginGUID +
+			". Error reason: account gmsa-reader@corp.example.com: "
+		if a.Event != 8 || a.Cause != "wrong-password" || !strings.HasPrefix(a.Error, text) {
 			return errors.New(a.Error)
 		}
 		return nil
 	}))
-	if err := s.StartContainer(ctx, web01); err == nil || !strings.Contains(err.Error(), "Container Credential Guard failed to fetch gmsa credentials") {
+	if err := s.StartContainer(ctx, web01); err == nil || !strings.Contains(err.Error(), ccgFailure) {
 		t.Errorf("a container starts with a wrong password: %v", err)
 	}
 	must(t, corp.RemoveMember(ctx, ad.Group, corp.Reader.Username))
@@ -144,10 +155,10 @@ func TestEachReleaseLeadsToATicketInItsOwnDomainAndToNoneInTheOther(t *testing.T
 	}))
 }
 
-func TestAGMSALivesOnWhenItsPasswordRollsAndWhenTheAccountsPasswordChanges(t *testing.T) {
+func TestGMSAKeepsWorkingWhenPasswordsChange(t *testing.T) {
 	t.Parallel()
 	corp, _, _ := startPair(t)
-	s, provider := newChain(t, corp)
+	s, provider := newPath(t, corp)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	gmsa, err := s.StartGMSA(ctx, spec(t, corp, "web01", webInput), 200*time.Millisecond)
@@ -160,17 +171,17 @@ func TestAGMSALivesOnWhenItsPasswordRollsAndWhenTheAccountsPasswordChanges(t *te
 		a, err := gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == times && a.Error == "" })
 		must(t, err)
 		if a.Failures != 0 {
-			t.Errorf("after roll %d the gMSA was without a ticket: %+v", times, a)
+			t.Errorf("after change %d of the managed password, the gMSA was without a ticket: %+v", times, a)
 		}
 	}
 	rolled(1)
 
 	must(t, corp.SetPassword(ctx, corp.Reader.Username, ad.NewPassword()))
 	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
-	time.Sleep(6 * time.Second) // the old password serves for 5
+	time.Sleep(6 * time.Second) // the old password is cached for 5 seconds
 	rolled(2)
 
-	// Without a provider there is nobody to ask when the password rolls; when it is back, so is the gMSA.
+	// Without a provider, a change of the managed password leads to an error. With the provider, the gMSA works again.
 	must(t, provider.Stop())
 	must(t, corp.RollManagedPassword(ctx, "web01"))
 	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return strings.Contains(a.Error, "0xA004") })
@@ -181,13 +192,13 @@ func TestAGMSALivesOnWhenItsPasswordRollsAndWhenTheAccountsPasswordChanges(t *te
 	last, err := gmsa.Stop()
 	must(t, err)
 	if last.Tickets < 10 || last.Failures == 0 {
-		t.Errorf("the gMSA's last words: %+v", last)
+		t.Errorf("the gMSA's last answer: %+v", last)
 	}
 }
 
-// On a cluster, with the charts: a pod starts only if Active Directory takes the account, and a HostProcess container finds
-// the domain by DNS alone, whichever way containerd runs it.
-func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.T) {
+// On a cluster with the charts, a pod starts only if Active Directory accepts the account. A HostProcess container
+// finds the domain through DNS, with both versions of containerd.
+func TestPodStartsOnlyIfActiveDirectoryAcceptsTheAccount(t *testing.T) {
 	t.Parallel()
 	labtest.Require(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -211,10 +222,11 @@ func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.
 		must(t, c.CreateGMSAPod(ctx, "default", "app-"+node.Name, node.Name, web01))
 	}
 	for _, node := range c.WindowsNodes() {
-		message, err := c.WaitForStartFailure(ctx, "default", "app-"+node.Name, "Container Credential Guard failed to fetch gmsa credentials for web01", time.Minute)
+		message, err := c.WaitForStartFailure(ctx, "default", "app-"+node.Name, ccgFailure+" for web01", time.Minute)
 		must(t, err)
-		if !strings.Contains(message, "hcs::CreateComputeSystem") || !strings.Contains(message, "account gmsa-reader@corp.example.com: The password is wrong") {
-			t.Errorf("the pod on %s says %q", node.Name, message)
+		if !strings.Contains(message, "hcs::CreateComputeSystem") ||
+			!strings.Contains(message, "account gmsa-reader@corp.example.com: The password is wrong") {
+			t.Errorf("the pod on %s has the message %q", node.Name, message)
 		}
 	}
 	must(t, c.PutSecret(ctx, web.Namespace, web.Secret, string(corp.Reader.Password.Reveal())))
@@ -226,7 +238,8 @@ func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.
 		for _, daemonSet := range []string{"plugin", "web"} {
 			pod, err := c.Pod(ctx, web.Namespace, daemonSet, node.Name)
 			must(t, err)
-			out, err := c.Run(ctx, tools.Kubectl, "exec", "--namespace", web.Namespace, pod, "--", "ccg-plugin-installer.exe", "check-domain", "--domain", corp.DNSName, "-o", "json")
+			out, err := c.Run(ctx, tools.Kubectl, "exec", "--namespace", web.Namespace, pod, "--",
+				"ccg-plugin-installer.exe", "check-domain", "--domain", corp.DNSName, "-o", "json")
 			if err != nil || !strings.Contains(out, corp.DC) || !strings.Contains(out, corp.Address) {
 				t.Errorf("check-domain in %s on %s: %v\n%s", daemonSet, node.Name, err, out)
 			}
@@ -234,11 +247,12 @@ func TestAPodStartsWithATicketAndIsRefusedWithActiveDirectorysReason(t *testing.
 	}
 }
 
-// The account's and the gMSA's password are both searched for, while a gMSA lives and afterwards, in what everybody wrote.
-func TestNeitherTheAccountsNorTheGMSAsPasswordIsLeftAnywhere(t *testing.T) {
+// The test searches all output for the account's password and the managed password, while a gMSA is in use and
+// afterwards.
+func TestAccountAndManagedPasswordsAreNeverWrittenAnywhere(t *testing.T) {
 	t.Parallel()
 	corp, _, dir := startPair(t)
-	s, provider := newChain(t, corp, wine.WithDebug("-all,err+eventlog,warn+eventlog,trace+eventlog"))
+	s, provider := newPath(t, corp, wine.WithDebug(traceEvents))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const marker = "m4rk3r-Zx9-Pw"
@@ -260,29 +274,29 @@ func TestNeitherTheAccountsNorTheGMSAsPasswordIsLeftAnywhere(t *testing.T) {
 		m, err := bind(t, corp).ManagedPassword(ctx, "web01")
 		must(t, err)
 		for form, needle := range rawForms(m.Current.Reveal()) {
-			needles["the gMSA's password "+when+" as "+form] = needle
+			needles["the managed password "+when+" as "+form] = needle
 		}
 	}
-	note("at first")
+	note("before the change")
 	gmsa, err := s.StartGMSA(ctx, web01, 100*time.Millisecond)
 	must(t, err)
 	t.Cleanup(gmsa.Kill)
 	must(t, corp.RollManagedPassword(ctx, "web01"))
-	note("after the roll")
+	note("after the change")
 	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == 1 })
 	must(t, err)
 	written := processes(t)
 
-	// Everything that Active Directory can refuse, it refuses once, with the passwords at hand.
-	for _, refuse := range []func() error{
+	// Each failure of Active Directory occurs once.
+	for _, fail := range []func() error{
 		func() error { return corp.DisableGMSA(ctx, "web01") },
 		func() error { return corp.Disable(ctx, corp.Reader.Username) },
 		func() error { return corp.Remove(ctx, corp.Reader.Username) },
 		func() error { corp.Kill(); return nil },
 	} {
-		must(t, refuse())
+		must(t, fail())
 		if a := fetchSpec(t, s, web01); a.Event != 8 {
-			t.Errorf("not refused: %+v", a)
+			t.Errorf("no event 8: %+v", a)
 		}
 	}
 	_, err = gmsa.Stop()
@@ -300,20 +314,20 @@ func TestNeitherTheAccountsNorTheGMSAsPasswordIsLeftAnywhere(t *testing.T) {
 		}))
 	}
 	if !anyContains(written, "Container Credential Guard failed") && !anyContains(written, `"refetches":1`) {
-		t.Fatalf("what the emulator wrote is not among the %d files that were searched", len(written))
+		t.Fatalf("the %d searched files do not include the emulator's output", len(written))
 	}
 	for path, b := range written {
 		for what, needle := range needles {
 			if bytes.Contains(b, needle) {
-				t.Errorf("%s holds %s", path, what)
+				t.Errorf("%s contains %s", path, what)
 			}
 		}
 	}
 }
 
-// rawForms are the encodings in which random bytes, or the text that Kerberos makes of them, could have been written.
+// rawForms are the usual encodings of random bytes, and of the text that Kerberos derives from them.
 func rawForms(password []byte) map[string][]byte {
-	part := password[:24] // at an offset of 0 base64 of a part is a part of base64 of all
+	part := password[:24] // at offset 0, the base64 of the part is a part of the whole base64
 	var units []uint16
 	for i := 0; i+1 < len(part); i += 2 {
 		units = append(units, uint16(part[i])|uint16(part[i+1])<<8)
@@ -321,7 +335,11 @@ func rawForms(password []byte) map[string][]byte {
 	text := string(utf16.Decode(units))
 	quoted, _ := json.Marshal(text)
 	return map[string][]byte{
-		"it is": part, "hex": []byte(hex.EncodeToString(part)), "hex in capitals": []byte(strings.ToUpper(hex.EncodeToString(part))),
-		"base64": []byte(base64.StdEncoding.EncodeToString(part)), "UTF-8": []byte(text), "JSON": bytes.Trim(quoted, `"`),
+		"bytes":          part,
+		"hex":            []byte(hex.EncodeToString(part)),
+		"upper-case hex": []byte(strings.ToUpper(hex.EncodeToString(part))),
+		"base64":         []byte(base64.StdEncoding.EncodeToString(part)),
+		"UTF-8":          []byte(text),
+		"JSON":           bytes.Trim(quoted, `"`),
 	}
 }

@@ -21,14 +21,17 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// The whole demo runs at the most verbose level with a marker for a password. Then everything that was written is
-// searched for it, in every form that a careless programmer could have given it: logs, events, registry, metrics, files
-// of the node, and command lines and environments of every process.
-func TestThePasswordIsNowhereButOnItsWay(t *testing.T) {
+// traceEvents makes Wine write events to the programs' standard error.
+const traceEvents = "-all,err+eventlog,warn+eventlog,trace+eventlog"
+
+// The password is a marker, and all programs run with the most verbose log level. Afterwards the test searches all
+// output for the marker in the usual encodings: logs, events, registry, metrics, the node's files, and the command
+// lines and environments of all processes.
+func TestPasswordIsNeverWrittenAnywhere(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	const marker = "m4rk3r-Zx9\"<é密𝄞>%s-pw"
-	s := newStage(t, wine.WithDebug("-all,err+eventlog,warn+eventlog,trace+eventlog")) // events, as text in the programs' output
+	s := newStage(t, wine.WithDebug(traceEvents))
 	install(t, s, "--log-level", "debug")
 	cp, ctx := s.ControlPlane, t.Context()
 	must(t, cp.PutSecret(ctx, web, secret(marker)))
@@ -39,20 +42,21 @@ func TestThePasswordIsNowhereButOnItsWay(t *testing.T) {
 	}
 	written := map[string][]byte{"metrics": get(t, "http://"+metrics+"/metrics")}
 
-	// Everything that can go wrong on the way goes wrong once, with the marker at hand.
-	// Keys get swapped, too: then the password stands where a name belongs.
+	// Each failure of the credential path occurs once. The password is also written to the keys of the names.
 	for _, key := range []string{"username", "domainName", "password"} {
 		bad := secret(marker)
 		bad[key] = []byte(marker + `\@` + "\x00")
 		must(t, cp.PutSecret(ctx, web, bad))
-		within(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
+		waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
 		must(t, cp.PutSecret(ctx, web, secret(marker)))
-		within(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.PasswordUnits > 0 })
+		waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.PasswordUnits > 0 })
 	}
 	must(t, cp.PutSecret(ctx, web, secret(marker)))
-	within(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.PasswordFingerprint == winnode.Fingerprint(marker) })
+	waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool {
+		return a.PasswordFingerprint == winnode.Fingerprint(marker)
+	})
 	must(t, cp.DeleteRoleBinding(ctx, web))
-	within(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040009" })
+	waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040009" })
 	for path, b := range processes(t) {
 		written[path] = b
 	}
@@ -75,12 +79,12 @@ func TestThePasswordIsNowhereButOnItsWay(t *testing.T) {
 		}))
 	}
 	if len(written) < 50 || !anyContains(written, "CCGRKC") || !anyContains(written, "call answered") {
-		t.Fatalf("only %d files were searched, or the events and the debug log are not among them", len(written))
+		t.Fatalf("the test searched only %d files, or neither events nor the debug log", len(written))
 	}
 	for path, b := range written {
 		for form, needle := range forms(marker) {
 			if bytes.Contains(b, needle) {
-				t.Errorf("%s holds the password as %s", path, form)
+				t.Errorf("%s contains the password as %s", path, form)
 			}
 		}
 	}
@@ -95,7 +99,7 @@ func anyContains(files map[string][]byte, s string) bool {
 	return false
 }
 
-// forms are the encodings in which a password could have been written. A distinctive part of it is enough to be found.
+// forms are the usual encodings of a part of the password.
 func forms(password string) map[string][]byte {
 	part := password[:10]
 	wide := func(s string) (b []byte) {
@@ -105,13 +109,17 @@ func forms(password string) map[string][]byte {
 		return b
 	}
 	return map[string][]byte{
-		"text": []byte(part), "UTF-16": wide(part), "hex": []byte(hex.EncodeToString([]byte(part))), "hex of UTF-16": []byte(hex.EncodeToString(wide(part))),
-		"base64": []byte(base64.StdEncoding.EncodeToString([]byte(part[:9]))), "base64 of UTF-16": []byte(base64.StdEncoding.EncodeToString(wide(part[:9]))),
-		"list of bytes": []byte("109 52 114 107 51 114"),
+		"text":             []byte(part),
+		"UTF-16":           wide(part),
+		"hex":              []byte(hex.EncodeToString([]byte(part))),
+		"hex of UTF-16":    []byte(hex.EncodeToString(wide(part))),
+		"base64":           []byte(base64.StdEncoding.EncodeToString([]byte(part[:9]))),
+		"base64 of UTF-16": []byte(base64.StdEncoding.EncodeToString(wide(part[:9]))),
+		"list of bytes":    []byte("109 52 114 107 51 114"),
 	}
 }
 
-// processes gives the command line and the environment of every process of the machine.
+// processes returns the command line and the environment of every process.
 func processes(t *testing.T) map[string][]byte {
 	t.Helper()
 	found := map[string][]byte{}
@@ -119,7 +127,7 @@ func processes(t *testing.T) map[string][]byte {
 		paths, err := filepath.Glob(pattern)
 		must(t, err)
 		for _, path := range paths {
-			if b, err := os.ReadFile(path); err == nil { // others end while we look
+			if b, err := os.ReadFile(path); err == nil { // fails for a process that ends meanwhile
 				found[path] = b
 			}
 		}
@@ -127,7 +135,7 @@ func processes(t *testing.T) map[string][]byte {
 	return found
 }
 
-// freeAddress is a loopback address that nobody listens on. Another process could take it before its user does.
+// freeAddress is a free port on loopback. Another process can take it before its use.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -1,5 +1,5 @@
-// Package e2e holds what must be true of all parts together: real API server, Windows binaries under Wine, the emulator in
-// place of ccg.exe. Each test has nodes and control planes of its own, so that all can run side by side.
+// Package e2e tests all parts together: a real API server, the Windows binaries under Wine, and the emulator in place
+// of ccg.exe. Each test has its own nodes and control planes, so that all can run in parallel.
 package e2e
 
 import (
@@ -27,13 +27,21 @@ var web = controlplane.Account{Namespace: "gmsa-system", Release: "web", Secret:
 const webInput = "gmsa-system:web-creds"
 
 func secret(password string) map[string][]byte {
-	return map[string][]byte{"domainName": []byte("corp.example.com"), "username": []byte("gmsa-reader"), "password": []byte(password)}
+	return map[string][]byte{
+		"domainName": []byte("corp.example.com"),
+		"username":   []byte("gmsa-reader"),
+		"password":   []byte(password),
+	}
 }
 
-// newStage is a node with the product's programs, and a control plane that knows the account web.
+// newStage is a node with the product's programs and a control plane with the account web.
 func newStage(t *testing.T, options ...wine.Option) *winnode.Stage {
 	t.Helper()
-	s := &winnode.Stage{ControlPlane: labtest.ControlPlane(t), Node: labtest.Node(t, options...), Logs: t.TempDir()}
+	s := &winnode.Stage{
+		ControlPlane: labtest.ControlPlane(t),
+		Node:         labtest.Node(t, options...),
+		Logs:         t.TempDir(),
+	}
 	must(t, errors.Join(
 		s.Put("gmsa-account-provider.exe", "ccg-plugin-installer.exe", "lab/ccg.exe"),
 		s.ControlPlane.CreateNamespace(t.Context(), web.Namespace),
@@ -72,8 +80,10 @@ func fetch(t *testing.T, s *winnode.Stage, input string, flags ...string) winnod
 	return a
 }
 
-// within calls until the answer is as wanted. Kept copies serve for 5 seconds, so that is how long the old may come.
-func within(t *testing.T, limit time.Duration, s *winnode.Stage, input string, wanted func(winnode.Answer) bool) winnode.Answer {
+// waitForAnswer calls until wanted returns true. After a change, the provider can return cached credentials for 5
+// seconds.
+func waitForAnswer(t *testing.T, limit time.Duration, s *winnode.Stage, input string,
+	wanted func(winnode.Answer) bool) winnode.Answer {
 	t.Helper()
 	began := time.Now()
 	for {
@@ -88,15 +98,15 @@ func within(t *testing.T, limit time.Duration, s *winnode.Stage, input string, w
 	}
 }
 
-// Each password reaches the emulator code unit by code unit, and a change of the Secret is the next call's answer.
+// Each password reaches the emulator with the same UTF-16 code units, and a change of the Secret has an effect.
 func TestPasswordsArriveUnchanged(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := newStage(t)
 	install(t, s)
 	passwords := []string{
-		"plain", strings.Repeat("p", 1024), `"double" 'single'`, `back\slash\\`, "  spaces  ", "é", "密码", "𝄞", "%", "%1 %s %n %%",
-		`{"json":[1,2]}\u0000`, `<xml a="b">&amp;]]></xml>`, "\u2028\ufeff\u202e", "e\u0301 é",
+		"plain", strings.Repeat("p", 1024), `"double" 'single'`, `back\slash\\`, "  spaces  ", "é", "密码", "𝄞",
+		"%", "%1 %s %n %%", `{"json":[1,2]}\u0000`, `<xml a="b">&amp;]]></xml>`, "\u2028\ufeff\u202e", "e\u0301 é",
 	}
 	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(passwords[0])))
 	startProvider(t, s, web)
@@ -117,11 +127,12 @@ func TestPasswordsArriveUnchanged(t *testing.T) {
 		}
 	}
 	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("")))
-	within(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
+	waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
 }
 
-// What the cluster no longer allows is refused within 5 seconds, each with its own HRESULT, and comes back when it is mended.
-func TestRefusalsComeWithinFiveSecondsAndEachHasItsHResult(t *testing.T) {
+// A change in the cluster that makes the credentials unavailable has an effect within 5 seconds. Each such change has
+// its own HRESULT. After the repair, calls succeed again.
+func TestCallsFailWithinFiveSecondsWithTheHResultOfTheCause(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := newStage(t)
@@ -132,50 +143,63 @@ func TestRefusalsComeWithinFiveSecondsAndEachHasItsHResult(t *testing.T) {
 		t.Errorf("before the Secret exists: %+v", a)
 	}
 	good := func(a winnode.Answer) bool { return a.PasswordFingerprint == winnode.Fingerprint("secret") }
-	mend := func() {
+	restore := func() {
 		t.Helper()
 		must(t, cp.PutSecret(ctx, web, secret("secret")))
-		within(t, 3*time.Second, s, webInput, good)
+		waitForAnswer(t, 3*time.Second, s, webInput, good)
 	}
-	mend()
+	restore()
 	for _, c := range []struct {
-		name, hresult string
-		harm, mend    func() error
+		name, hresult  string
+		breaks, repair func() error
 	}{
-		{"Secret deleted", "0xA0040007", func() error { return cp.DeleteSecret(ctx, web) }, nil},
-		{"RoleBinding deleted", "0xA0040009", func() error { return cp.DeleteRoleBinding(ctx, web) }, func() error { return cp.CreateRoleBinding(ctx, web) }},
-		{"key removed", "0xA0040008", func() error {
-			data := secret("secret")
-			delete(data, "username")
-			return cp.PutSecret(ctx, web, data)
-		}, nil},
+		{
+			name:    "Secret deleted",
+			hresult: "0xA0040007",
+			breaks:  func() error { return cp.DeleteSecret(ctx, web) },
+		},
+		{
+			name:    "RoleBinding deleted",
+			hresult: "0xA0040009",
+			breaks:  func() error { return cp.DeleteRoleBinding(ctx, web) },
+			repair:  func() error { return cp.CreateRoleBinding(ctx, web) },
+		},
+		{
+			name:    "key removed",
+			hresult: "0xA0040008",
+			breaks: func() error {
+				data := secret("secret")
+				delete(data, "username")
+				return cp.PutSecret(ctx, web, data)
+			},
+		},
 	} {
-		must(t, c.harm())
-		harmed := time.Now()
-		for time.Since(harmed) < 5*time.Second {
+		must(t, c.breaks())
+		broken := time.Now()
+		for time.Since(broken) < 5*time.Second {
 			if a := fetch(t, s, webInput); a.HResult == c.hresult {
 				break
 			}
 		}
-		// The loop's last call may have begun before the limit and ended after it; from the limit on nothing may pass.
+		// The loop's last call can begin before the limit and end after it. After the limit, no call can succeed.
 		if a := fetch(t, s, webInput); a.HResult != c.hresult {
 			t.Errorf("%s: 5 seconds later: %+v", c.name, a)
 		}
-		if c.mend != nil {
-			must(t, c.mend())
+		if c.repair != nil {
+			must(t, c.repair())
 		}
-		mend()
+		restore()
 	}
 }
 
-// Inputs that name nothing are E_INVALIDARG out of process too, leave an event, and touch nothing on the disk. (A NUL
-// inside does not get there: COM's strings end at it, and the emulator refuses it as the class would.)
-func TestBadPluginInputsTouchNothing(t *testing.T) {
+// Invalid plugin inputs return E_INVALIDARG to another process too, write an event, and change nothing on the disk. An
+// input with a NUL is not tested, because COM's strings end at it.
+func TestInvalidPluginInputsChangeNothingOnDisk(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
-	s := &winnode.Stage{Node: labtest.Node(t, wine.WithDebug("-all,err+eventlog,warn+eventlog,trace+eventlog")), Logs: t.TempDir()}
+	s := &winnode.Stage{Node: labtest.Node(t, wine.WithDebug(traceEvents)), Logs: t.TempDir()}
 	must(t, s.Put("ccg-plugin-installer.exe", "lab/ccg.exe"))
-	// The surrogate keeps its starter's standard error, on which Wine shows the events.
+	// The surrogate inherits the installer's standard error, to which Wine writes the events.
 	log, err := os.Create(filepath.Join(s.Logs, "install.log"))
 	must(t, err)
 	defer log.Close()
@@ -184,8 +208,18 @@ func TestBadPluginInputsTouchNothing(t *testing.T) {
 	must(t, cmd.Run())
 	before := tree(t, s.Node.Path(`C:\`))
 	for name, input := range map[string]string{
-		"empty": "", "no colon": "web-creds", "two colons": "a:b:c", "parent": "..:x", "slash": "a/b:c", "backslash": `a\b:c`, "upper case": "A:b",
-		"64 KiB": strings.Repeat("a", 64<<10), "non-BMP": "a:𝄞", "254 characters": "a:" + strings.Repeat("s", 254), "percent": "%1:%n", "device": `\\.\pipe\x:y`,
+		"empty":          "",
+		"no colon":       "web-creds",
+		"two colons":     "a:b:c",
+		"parent":         "..:x",
+		"slash":          "a/b:c",
+		"backslash":      `a\b:c`,
+		"upper case":     "A:b",
+		"64 KiB":         strings.Repeat("a", 64<<10),
+		"non-BMP":        "a:𝄞",
+		"254 characters": "a:" + strings.Repeat("s", 254),
+		"percent":        "%1:%n",
+		"device":         `\\.\pipe\x:y`,
 	} {
 		if a := fetch(t, s, input); a.HResult != "0x80070057" {
 			t.Errorf("%s: %+v", name, a)
@@ -194,14 +228,14 @@ func TestBadPluginInputsTouchNothing(t *testing.T) {
 	events, err := os.ReadFile(log.Name())
 	must(t, err)
 	if n := strings.Count(string(events), "is not of the form") + strings.Count(string(events), "the form is"); n < 5 {
-		t.Errorf("%d events of refused inputs in:\n%s", n, events)
+		t.Errorf("%d events of invalid inputs in:\n%s", n, events)
 	}
 	if after := tree(t, s.Node.Path(`C:\`)); !slices.Equal(before, after) {
 		t.Errorf("the disk changed:\nbefore %q\nafter  %q", before, after)
 	}
 }
 
-// tree lists the files below dir, but for those that belong to the emulator's call itself.
+// tree lists the files below dir, except those of the emulator.
 func tree(t *testing.T, dir string) (paths []string) {
 	t.Helper()
 	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -216,7 +250,7 @@ func tree(t *testing.T, dir string) (paths []string) {
 	return paths
 }
 
-// loadReport is what the emulator prints for many calls.
+// loadReport is the emulator's output for many calls.
 type loadReport struct {
 	Calls, Succeeded int
 }
@@ -236,8 +270,8 @@ func load(t *testing.T, s *winnode.Stage, args ...string) loadReport {
 	return r
 }
 
-// 32 activations and calls at once, then 10,000 calls, in one surrogate that does not grow.
-func TestManyCallsDoNotGrowTheSurrogate(t *testing.T) {
+// After 32 simultaneous activations and calls, the surrogate's memory does not grow with 10,000 calls.
+func TestSurrogateDoesNotGrowWithCalls(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := newStage(t)
@@ -245,25 +279,27 @@ func TestManyCallsDoNotGrowTheSurrogate(t *testing.T) {
 	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	startProvider(t, s, web)
 	load(t, s, "--input", webInput, "--calls", "320", "--parallel", "32", "--activations")
-	load(t, s, "--input", webInput, "--calls", "1000", "--parallel", "8") // the heap finds its size
+	load(t, s, "--input", webInput, "--calls", "1000", "--parallel", "8") // the heap reaches its size
 
 	pids, err := s.Node.SurrogatePIDs()
 	must(t, err)
 	if len(pids) != 1 {
 		t.Fatalf("%d surrogates", len(pids))
 	}
-	// A leak grows with every call. What a busy machine adds once, threads above all, does not grow again: a second round tells.
+	// A leak grows with every call. A busy machine can add threads once. So growth must be seen in two rounds.
 	for round := 1; ; round++ {
 		handles, memory := usage(t, pids[0])
 		load(t, s, "--input", webInput, "--calls", "10000", "--parallel", "8")
 		handlesAfter, memoryAfter := usage(t, pids[0])
-		t.Logf("10,000 calls: handles %d -> %d, resident memory %d -> %d KiB", handles, handlesAfter, memory>>10, memoryAfter>>10)
-		// A leak of 1 KiB a call would be 10 MiB.
+		growth := fmt.Sprintf("handles %d -> %d, resident memory %d -> %d KiB",
+			handles, handlesAfter, memory>>10, memoryAfter>>10)
+		t.Logf("10,000 calls: %s", growth)
+		// A leak of 1 KiB per call would be 10 MiB.
 		if handlesAfter <= handles+16 && memoryAfter <= memory+8<<20 {
 			break
 		}
 		if round == 2 {
-			t.Errorf("handles %d -> %d, resident memory %d -> %d KiB, and it had grown before", handles, handlesAfter, memory>>10, memoryAfter>>10)
+			t.Errorf("the surrogate grew in two rounds; in the second: %s", growth)
 			break
 		}
 	}
@@ -281,17 +317,20 @@ func usage(t *testing.T, pid int) (handles int, memory int64) {
 	return handles, memory
 }
 
-// Two providers for two Secrets on one host: each input has its own account's credentials.
+// With two providers for two Secrets on one node, each plugin input returns the credentials of its own account.
 func TestTwoAccountsOnOneNode(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := newStage(t)
 	install(t, s)
-	// Names of DOS devices are names like others.
+	// Names of DOS devices are valid Kubernetes names.
 	other := controlplane.Account{Namespace: "con", Release: "nul", Secret: "nul"}
 	cp, ctx := s.ControlPlane, t.Context()
-	must(t, errors.Join(cp.CreateNamespace(ctx, other.Namespace), cp.CreateAccount(ctx, other),
-		cp.PutSecret(ctx, web, secret("of web")), cp.PutSecret(ctx, other, secret("of nul"))))
+	must(t, errors.Join(
+		cp.CreateNamespace(ctx, other.Namespace),
+		cp.CreateAccount(ctx, other),
+		cp.PutSecret(ctx, web, secret("of web")),
+		cp.PutSecret(ctx, other, secret("of nul"))))
 	first := startProvider(t, s, web)
 	startProvider(t, s, other)
 	if a := fetch(t, s, webInput); a.PasswordFingerprint != winnode.Fingerprint("of web") {
@@ -309,7 +348,7 @@ func TestTwoAccountsOnOneNode(t *testing.T) {
 	}
 }
 
-// A provider that is killed leaves files that open nothing; cleanup removes them, and refuses while one is served.
+// A killed provider leaves endpoint files. cleanup removes them, but fails while a provider serves the endpoint.
 func TestCleanupAfterAKilledProvider(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
@@ -318,11 +357,11 @@ func TestCleanupAfterAKilledProvider(t *testing.T) {
 	p := startProvider(t, s, web)
 	args := []string{"cleanup", "--namespace", web.Namespace, "--secret", web.Secret}
 	if out, err := s.Provider(t.Context(), args...); err == nil || !strings.Contains(string(out), "still serves") {
-		t.Errorf("while it is served: %v\n%s", err, out)
+		t.Errorf("while the provider runs: %v\n%s", err, out)
 	}
 	p.Kill()
 	if _, err := os.Stat(s.Node.Path(winnode.HostPath + `\gmsa-system\web-creds\current`)); err != nil {
-		t.Fatalf("a killed provider left nothing, so this test proves nothing: %v", err)
+		t.Fatalf("the killed provider left no files; the test verified nothing: %v", err)
 	}
 	for range 2 {
 		if out, err := s.Provider(t.Context(), args...); err != nil {
@@ -330,18 +369,19 @@ func TestCleanupAfterAKilledProvider(t *testing.T) {
 		}
 	}
 	if entries, err := os.ReadDir(s.Node.Path(`C:\var`)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("left: %v, %v", entries, err)
+		t.Errorf("files left: %v, %v", entries, err)
 	}
-	if out, err := s.Provider(t.Context(), "healthcheck", "--namespace", web.Namespace, "--secret", web.Secret); err == nil {
-		t.Errorf("healthy: %s", out)
+	out, err := s.Provider(t.Context(), "healthcheck", "--namespace", web.Namespace, "--secret", web.Secret)
+	if err == nil {
+		t.Errorf("the health check succeeded: %s", out)
 	} else if !strings.Contains(fmt.Sprint(string(out)), "no endpoint is published") {
-		t.Errorf("the health check says: %s", out)
+		t.Errorf("the health check printed: %s", out)
 	}
 }
 
-// Attack: an ordinary user made the account's directory, with an endpoint of his own in it. The plugin does not believe it,
-// and the provider does not publish into it.
-func TestPlantedEndpointIsRefusedOnTheNode(t *testing.T) {
+// Attack: a standard user owns the account's directory, with a fake endpoint. The plugin does not use it, and the
+// provider does not publish to it.
+func TestPlantedEndpointIsNotTrusted(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := newStage(t)
@@ -349,14 +389,14 @@ func TestPlantedEndpointIsRefusedOnTheNode(t *testing.T) {
 	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	startProvider(t, s, web)
 	account := s.Node.Path(winnode.HostPath + `\gmsa-system\web-creds`)
-	must(t, os.Chown(account, 12345, 12345)) // which Wine shows as another owner's
+	must(t, os.Chown(account, 12345, 12345)) // Wine shows another owner
 	if a := fetch(t, s, webInput); a.HResult != "0xA0040003" {
 		t.Errorf("%+v", a)
 	}
 	if p, err := s.StartProvider(t.Context(), web); err == nil {
 		p.Kill()
-		t.Error("a second provider published into it")
+		t.Error("a second provider published to the directory")
 	} else if !strings.Contains(err.Error(), "not trusted") {
-		t.Errorf("the provider says: %v", err)
+		t.Errorf("the provider's error: %v", err)
 	}
 }

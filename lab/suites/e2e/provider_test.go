@@ -18,8 +18,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// host is a Linux process of the provider and a plugin beside it, without COM: what is tested here is between those two
-// and the real API server.
+// host is a provider process on Linux and a plugin in this process, without COM. It serves for tests of these two and
+// the real API server.
 type host struct {
 	cp     *controlplane.ControlPlane
 	plugin *plugin.Plugin
@@ -30,10 +30,14 @@ func newHost(t *testing.T, args ...string) *host {
 	labtest.Require(t)
 	h := &host{cp: labtest.ControlPlane(t)}
 	ctx, token, root := t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "gmsa")
-	must(t, errors.Join(h.cp.CreateNamespace(ctx, web.Namespace), h.cp.CreateAccount(ctx, web), h.cp.PutSecret(ctx, web, secret("secret")),
+	must(t, errors.Join(
+		h.cp.CreateNamespace(ctx, web.Namespace),
+		h.cp.CreateAccount(ctx, web),
+		h.cp.PutSecret(ctx, web, secret("secret")),
 		h.cp.WriteServiceAccountFiles(ctx, web, token, time.Hour)))
 	args = append([]string{"run", "--namespace", web.Namespace, "--secret", web.Secret, "--host-path", root,
-		"--kube-api-server", h.cp.Server, "--kube-token-file", filepath.Join(token, "token"), "--kube-ca-file", filepath.Join(token, "ca.crt")}, args...)
+		"--kube-api-server", h.cp.Server, "--kube-token-file", filepath.Join(token, "token"),
+		"--kube-ca-file", filepath.Join(token, "ca.crt")}, args...)
 	cmd := exec.Command(filepath.Join(winnode.Dist(), "gmsa-account-provider"), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := os.Create(filepath.Join(t.TempDir(), "provider.log"))
@@ -45,8 +49,8 @@ func newHost(t *testing.T, args ...string) *host {
 		_ = cmd.Wait()
 		log.Close()
 		if t.Failed() {
-			said, _ := os.ReadFile(log.Name())
-			t.Logf("the provider's log:\n%s", said)
+			content, _ := os.ReadFile(log.Name())
+			t.Logf("the provider's log:\n%s", content)
 		}
 	})
 	h.plugin = plugin.New(plugin.Config{Root: root})
@@ -54,7 +58,7 @@ func newHost(t *testing.T, args ...string) *host {
 	return h
 }
 
-// call gives the password, or the cause of the failure, and how long it took.
+// call returns the password or the cause of the failure, and the duration.
 func (h *host) call() (password string, failed *cause.Cause, took time.Duration) {
 	began := time.Now()
 	c, err := h.plugin.Get(context.Background(), webInput)
@@ -70,25 +74,32 @@ func (h *host) want(t *testing.T, password string, failed *cause.Cause) (took ti
 	t.Helper()
 	p, f, took := h.call()
 	if p != password || f != failed {
-		t.Errorf("want %q, %v; have %q, %v", password, failed, p, f)
+		t.Errorf("got %q, %v, want %q, %v", p, f, password, failed)
 	}
 	return took
 }
 
-// The API server hangs, then dies, then comes back: calls go on from the last good copy, in bounded time.
-func TestCallsGoOnWhileTheAPIServerIsAway(t *testing.T) {
+// While the API server hangs or is killed, calls return stale credentials in bounded time. When it is back, changes
+// have an effect again.
+func TestCallsSucceedWhileTheAPIServerIsUnavailable(t *testing.T) {
 	t.Parallel()
-	for name, away := range map[string]struct {
-		leave func(*host) error
-		back  func(context.Context, *host) error
+	for name, outage := range map[string]struct {
+		begin func(*host) error
+		end   func(context.Context, *host) error
 	}{
-		"SIGSTOP": {func(h *host) error { return h.cp.Pause() }, func(_ context.Context, h *host) error { return h.cp.Resume() }},
-		"SIGKILL": {func(h *host) error { h.cp.Kill(); return nil }, func(ctx context.Context, h *host) error { return h.cp.Restart(ctx) }},
+		"SIGSTOP": {
+			begin: func(h *host) error { return h.cp.Pause() },
+			end:   func(_ context.Context, h *host) error { return h.cp.Resume() },
+		},
+		"SIGKILL": {
+			begin: func(h *host) error { h.cp.Kill(); return nil },
+			end:   func(ctx context.Context, h *host) error { return h.cp.Restart(ctx) },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
-			time.Sleep(6 * time.Second) // no copy is fresh any more
-			must(t, away.leave(h))
+			time.Sleep(6 * time.Second) // the cached credentials become stale
+			must(t, outage.begin(h))
 			first := h.want(t, "secret", nil)
 			var later []time.Duration
 			for range 500 {
@@ -98,17 +109,17 @@ func TestCallsGoOnWhileTheAPIServerIsAway(t *testing.T) {
 			slices.Sort(later)
 			median, p99 := later[len(later)/2], later[len(later)*99/100]
 			t.Logf("first call %v, later p50 %v, p99 %v", first, median, p99)
-			// The median is held to the bound of the p99: other tests run beside this one, on few cores.
+			// The bound of the p99 applies to the median, because other tests run in parallel on few cores.
 			if first > 3*time.Second || median > 50*time.Millisecond {
 				t.Errorf("first call %v (3 s at most), later p50 %v (50 ms at most)", first, median)
 			}
-			must(t, away.back(t.Context(), h))
+			must(t, outage.end(t.Context(), h))
 			must(t, h.cp.PutSecret(t.Context(), web, secret("changed")))
 			for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 				if p, _, _ := h.call(); p == "changed" {
 					break
 				} else if time.Since(began) > 15*time.Second {
-					t.Fatalf("15 s after the API server came back: %q", p)
+					t.Fatalf("15 s after the API server was back: %q", p)
 				}
 			}
 			must(t, h.cp.DeleteRoleBinding(t.Context(), web))
@@ -118,7 +129,7 @@ func TestCallsGoOnWhileTheAPIServerIsAway(t *testing.T) {
 	}
 }
 
-func TestWithoutAnyCopyAnOutageIsUnavailable(t *testing.T) {
+func TestWithoutStaleCredentialsCallsFailWithUnavailable(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "--max-stale", "0")
 	h.cp.Kill()
@@ -126,7 +137,7 @@ func TestWithoutAnyCopyAnOutageIsUnavailable(t *testing.T) {
 	h.want(t, "", cause.Unavailable)
 }
 
-// 5,000 calls at 50 a second while certificates live for 3 seconds: none fails.
+// Of 5,000 calls, 50 per second, none fails while certificates are valid for 3 seconds.
 func TestNoCallFailsWhileCertificatesAreRenewed(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "--certificate-lifetime", "3s")
@@ -135,7 +146,7 @@ func TestNoCallFailsWhileCertificatesAreRenewed(t *testing.T) {
 	failures := make(chan *cause.Cause, 5000)
 	for range 5000 {
 		<-tick.C
-		// Each in its own goroutine: a slow call must not lower the rate.
+		// Each call has its own goroutine, so that a slow call does not lower the rate.
 		go func() {
 			p, failed, _ := h.call()
 			if failed == nil && p != "secret" {

@@ -12,8 +12,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// An upgrade while a surrogate has the old DLL loaded and calls are in flight: no call fails, new activations use the new
-// DLL, and the old file goes away.
+// During an upgrade, while a surrogate uses the old DLL, no call fails. New activations use the new DLL, and the old
+// file is removed.
 func TestUpgradeUnderLoad(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
@@ -28,10 +28,10 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Fatalf("installed: %q", old)
 	}
 	if v := selfTest(t, s); strings.HasPrefix(v, "v999") {
-		t.Fatalf("the old DLL answers %q", v)
+		t.Fatalf("before the upgrade the DLL has version %q", v)
 	}
 
-	// Against a hang: the calls take up to three minutes alone, and twice that where other tests run beside on a slow machine.
+	// The timeout is for a hang: the calls take up to three minutes, and twice that with other tests on a slow machine.
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	type result struct {
@@ -39,12 +39,12 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		err error
 	}
 	loads := make(chan result, 2)
-	go func() { // objects that live through the upgrade
+	go func() { // objects that exist during the whole upgrade
 		out, err := s.CCG(ctx, "--input", webInput, "--calls", "20000", "--parallel", "4")
 		loads <- result{out, err}
 	}()
 	stop := make(chan struct{})
-	go func() { // and activations before, while and after
+	go func() { // activations before, during and after the upgrade
 		for {
 			select {
 			case <-stop:
@@ -52,7 +52,8 @@ func TestUpgradeUnderLoad(t *testing.T) {
 				return
 			default:
 			}
-			if out, err := s.CCG(ctx, "--input", webInput, "--calls", "20", "--parallel", "2", "--activations"); err != nil {
+			out, err := s.CCG(ctx, "--input", webInput, "--calls", "20", "--parallel", "2", "--activations")
+			if err != nil {
 				loads <- result{out, err}
 				return
 			}
@@ -65,7 +66,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Errorf("upgrade: %v\n%s", err, out)
 	}
 	if v := selfTest(t, s); !strings.HasPrefix(v, "v999") {
-		t.Errorf("after the upgrade a new activation is answered by %q", v)
+		t.Errorf("after the upgrade a new activation uses version %q", v)
 	}
 	close(stop)
 	for range 2 {
@@ -73,7 +74,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 			t.Errorf("calls failed: %v\n%s", r.err, r.out)
 		}
 	}
-	// The old surrogate ends when nobody uses it any more; then the next pass removes its file.
+	// The old surrogate exits when it has no clients. Then the next installation removes its file.
 	for began := time.Now(); ; time.Sleep(time.Second) {
 		if out, err := s.Installer(ctx, "install"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -83,7 +84,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 			return
 		}
 		if time.Since(began) > time.Minute {
-			t.Fatalf("a minute after the load ended there are %q", now)
+			t.Fatalf("a minute after the end of the load, the DLLs are %q", now)
 		}
 	}
 }
@@ -95,7 +96,7 @@ func dlls(t *testing.T, s *winnode.Stage) []string {
 	return found
 }
 
-// selfTest returns the version of the DLL that a new activation is answered by.
+// selfTest returns the DLL version of a new activation.
 func selfTest(t *testing.T, s *winnode.Stage) string {
 	t.Helper()
 	a := fetch(t, s, "?self-test")
@@ -104,7 +105,7 @@ func selfTest(t *testing.T, s *winnode.Stage) string {
 		t.Fatalf("self-test: %+v", a)
 	}
 	if a.Username != "" || a.PasswordUnits != 0 {
-		t.Errorf("the self-test returned more than a report: %+v", a)
+		t.Errorf("the self-test returned more than its report: %+v", a)
 	}
 	return report.Version
 }

@@ -14,13 +14,18 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// The packages that exist on Windows alone have ordinary tests. They are compiled for Windows and run under Wine, each on
-// a node of its own.
+// The tests of Windows packages are compiled for Windows and run under Wine, each package on its own node.
 func TestWindowsPackages(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	top := filepath.Dir(winnode.Dist())
-	for _, dir := range []string{"internal/winsec", "internal/endpoint", "internal/com", "internal/installer", "test/host"} {
+	for _, dir := range []string{
+		"internal/winsec",
+		"internal/endpoint",
+		"internal/com",
+		"internal/installer",
+		"test/host",
+	} {
 		name := path.Base(dir)
 		t.Run(name, func(t *testing.T) {
 			exe := filepath.Join(t.TempDir(), name+".test.exe")
@@ -43,8 +48,9 @@ func TestWindowsPackages(t *testing.T) {
 			defer output.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			// Wine keeps no descriptors of files, and has no final path beyond MAX_PATH.
-			cmd := s.Node.Command(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", "-test.skip=OnWindowsOnly$|^TestTheLongestNames")
+			// Wine stores no security descriptors of files, and has no final path longer than MAX_PATH.
+			const skip = "-test.skip=OnWindowsOnly$|^TestTheLongestNames"
+			cmd := s.Node.Command(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", skip)
 			cmd.Env = append(cmd.Env, `CCGRKC_DIST=C:\lab`)
 			cmd.Stdout, cmd.Stderr = output, output
 			err = cmd.Run()
@@ -57,13 +63,15 @@ func TestWindowsPackages(t *testing.T) {
 	}
 }
 
-// A plain C program loads the DLL, uses it and frees it twice: the module is still mapped. Wine hides the crash that a
-// Go runtime makes when its code goes away, so the module's presence is what is asserted.
+// A C program loads the DLL, uses it and frees it twice. The module must remain mapped: a Go runtime crashes when its
+// code is unmapped. Wine hides this crash, so the test checks the module.
 func TestFreeLibraryLeavesTheModuleMapped(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	exe := filepath.Join(t.TempDir(), "freelibrary.exe")
-	if out, err := exec.Command("x86_64-w64-mingw32-gcc", "-O2", "-Wall", "-o", exe, "testdata/freelibrary.c", "-lole32", "-luuid").CombinedOutput(); err != nil {
+	build := exec.Command("x86_64-w64-mingw32-gcc", "-O2", "-Wall", "-o", exe, "testdata/freelibrary.c",
+		"-lole32", "-luuid")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	node := labtest.Node(t)

@@ -1,11 +1,11 @@
-/* A plain C host that frees the plugin's DLL more often than it loaded it. Wine hides the crash of a Go runtime whose code
- * was unmapped (exit code 0), so the list of modules is what counts.
+/* A C program that frees the plugin's DLL more often than it loads it. Wine hides the crash of a Go runtime whose code
+ * is unmapped (exit code 0), so the program checks the list of modules.
  *
- *   freelibrary.exe <dll> load     no export is called in between
- *   freelibrary.exe <dll> unload   DllCanUnloadNow is
- *   freelibrary.exe <dll> class    DllGetClassObject is, and an object made, counted and released
+ *   freelibrary.exe <dll> load     calls no export before freeing
+ *   freelibrary.exe <dll> unload   calls DllCanUnloadNow
+ *   freelibrary.exe <dll> class    calls DllGetClassObject; creates, counts and releases an object
  *
- * Exit code 0 and a last line "mapped" if all held; 1 and a line that begins with "FAIL" if not.
+ * On success the exit code is 0 and the last line is "mapped". On failure it is 1 and a line begins with "FAIL".
  * Build: x86_64-w64-mingw32-gcc -O2 -s -o freelibrary.exe freelibrary.c */
 #include <windows.h>
 #include <unknwn.h>
@@ -24,7 +24,7 @@ static const GUID credentials = {0x6ECDA518, 0x2010, 0x4437, {0x8B, 0xC3, 0x46, 
 typedef HRESULT(WINAPI *get_class_object)(const GUID *, const GUID *, void **);
 typedef HRESULT(WINAPI *can_unload_now)(void);
 
-/* The one method of ICcgDomainAuthCredentials follows IUnknown's three. */
+/* The only method of ICcgDomainAuthCredentials follows the three of IUnknown. */
 typedef HRESULT(WINAPI *get_password_credentials)(IUnknown *, const WCHAR *, WCHAR **, WCHAR **, WCHAR **);
 
 static int mapped(HMODULE module)
@@ -53,7 +53,8 @@ static int use_class(get_class_object get, can_unload_now can_unload)
     CHECK(get(&clsid, &factory, (void **)&f) == S_OK, "DllGetClassObject");
     CHECK(can_unload() == S_FALSE, "the factory is in use");
     none = &none;
-    CHECK(f->lpVtbl->CreateInstance(f, (IUnknown *)f, &unknown, &none) == CLASS_E_NOAGGREGATION && !none, "no aggregation");
+    CHECK(f->lpVtbl->CreateInstance(f, (IUnknown *)f, &unknown, &none) == CLASS_E_NOAGGREGATION && !none,
+          "no aggregation");
     CHECK(f->lpVtbl->CreateInstance(f, NULL, &credentials, (void **)&object) == S_OK, "CreateInstance");
     CHECK(f->lpVtbl->LockServer(f, TRUE) == S_OK, "LockServer");
     CHECK(f->lpVtbl->Release(f) == 0, "the factory's references are counted");
@@ -61,7 +62,8 @@ static int use_class(get_class_object get, can_unload_now can_unload)
     CHECK(same->lpVtbl->Release(same) == 1, "the object's references are counted");
 
     call = ((get_password_credentials *)object->lpVtbl)[3];
-    CHECK(call(object, L"no colon", &d, &u, &p) == E_INVALIDARG && !d && !u && !p, "bad input: E_INVALIDARG, null strings");
+    CHECK(call(object, L"no colon", &d, &u, &p) == E_INVALIDARG && !d && !u && !p,
+          "bad input: E_INVALIDARG, null strings");
     d = u = L"";
     CHECK(call(object, L"?self-test", &d, &u, NULL) == E_POINTER && !d && !u, "a null out pointer is refused");
     CHECK(call(object, NULL, &d, &u, &p) == E_POINTER && !d && !u && !p, "a null input is refused");
@@ -100,7 +102,7 @@ int main(int argc, char **argv)
         return 1;
     for (int i = 0; i < 3; i++)
         FreeLibrary(module);
-    Sleep(200); /* the runtime's threads get the time to run into code that is gone */
+    Sleep(200); /* time for the runtime's threads to run unmapped code */
     CHECK(mapped(module), "the module was unmapped");
     CHECK(can_unload() == S_OK, "it still answers");
     puts("mapped");
