@@ -14,8 +14,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-// With certificates from cert-manager: its real controllers make them, calls are answered with them, a renewal in the middle
-// of calls fails none, and no pod has the CA's key.
+// With certificates from cert-manager's real controllers, calls succeed, also during a renewal. No pod has the CA's
+// key.
 func TestCertificatesFromCertManager(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2-16")
@@ -25,7 +25,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 	install(t, provider(c, "web"), "--set", "certificates.mode=certManager")
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
-		answers(t, n, input, "secret")
+		waitForPassword(t, n, input, "secret")
 	}
 	first := serverCertificate(t, c)
 	if first.PublicKeyAlgorithm != x509.ECDSA || time.Until(first.NotAfter) > 25*time.Hour {
@@ -42,7 +42,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 		}
 	}
 
-	// Deleting a certificate's Secret has cert-manager issue anew, with a new key: what a renewal does.
+	// After the deletion of a certificate's Secret, cert-manager issues a new certificate and key, as for a renewal.
 	end := load(t, c.Node("win-1"), input)
 	for _, side := range []string{"web-server", "web-client"} {
 		_, err := c.Run(ctx, tools.Kubectl, "delete", "secret", side, "--namespace", namespace)
@@ -54,7 +54,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 		}
 		return nil
 	}))
-	// The kubelet brings it to the node within seconds, and the provider then publishes it.
+	// The kubelet updates the node within seconds. Then the provider publishes the certificate.
 	must(t, cluster.Eventually(ctx, 2*time.Minute, func() error {
 		out, err := c.Run(ctx, tools.Kubectl, "logs", "--namespace", namespace, "daemonset/web", "--tail=-1")
 		if err == nil && !strings.Contains(out, "certificates renewed") {
@@ -63,7 +63,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 		return err
 	}))
 	end()
-	answers(t, c.Node("win-2-16"), input, "secret")
+	waitForPassword(t, c.Node("win-2-16"), input, "secret")
 
 	if out, err := provider(c, "web").Uninstall(ctx); err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -72,7 +72,8 @@ func TestCertificatesFromCertManager(t *testing.T) {
 
 func serverCertificate(t *testing.T, c *cluster.Cluster) *x509.Certificate {
 	t.Helper()
-	secret, err := c.ControlPlane.Client().CoreV1().Secrets(namespace).Get(t.Context(), "web-server", metav1.GetOptions{})
+	secrets := c.ControlPlane.Client().CoreV1().Secrets(namespace)
+	secret, err := secrets.Get(t.Context(), "web-server", metav1.GetOptions{})
 	if err != nil {
 		return nil
 	}

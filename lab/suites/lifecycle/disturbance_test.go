@@ -17,11 +17,11 @@ import (
 
 const input = namespace + ":web-creds"
 
-// The longest test comes first, so that the others run beside it.
+// The longest test is first, so that the others run in parallel with it.
 
-// For five minutes a node does not reach the API server, nor that the node. Calls are answered from the copy all the while,
-// and a password that changed meanwhile is there soon afterwards.
-func TestANodeIsCutOffForFiveMinutes(t *testing.T) {
+// For five minutes, a node and the API server cannot reach each other. Calls succeed with stale credentials.
+// Afterwards, a changed password has an effect.
+func TestCallsSucceedOnANodeCutOffForFiveMinutes(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
 	installBoth(t, c)
@@ -37,16 +37,16 @@ func TestANodeIsCutOffForFiveMinutes(t *testing.T) {
 		time.Sleep(10 * time.Second)
 	}
 	n.Reconnect()
-	answers(t, n, input, "changed")
+	waitForPassword(t, n, input, "changed")
 	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		_, err := c.Run(t.Context(), tools.Kubectl, "wait", "node/win-1", "--for=condition=Ready", "--timeout=1s")
 		return err
 	}))
 }
 
-// A node is down during the uninstall: it is named, the others are clean, and the release stays. When the node is back, the
-// uninstall goes through. A node that is gone for good is deleted, and does not keep anybody either.
-func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
+// While a node is down, the uninstallation fails and reports the node, cleans up the others, and Helm keeps the
+// release. When the node is back, the uninstallation succeeds. A deleted node does not block it either.
+func TestUninstallReportsNodesThatAreDown(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2", "win-3")
 	ctx := t.Context()
@@ -55,7 +55,7 @@ func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
 	}
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
-		answers(t, n, input, "secret")
+		waitForPassword(t, n, input, "secret")
 	}
 	c.Node("win-2").Kill()
 	c.Node("win-3").Kill()
@@ -63,17 +63,19 @@ func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
 	for _, r := range []cluster.Release{provider(c, "web"), installer(c)} {
 		began := time.Now()
 		out, err := r.Uninstall(ctx)
-		if err == nil || !strings.Contains(out, "win-2") || !strings.Contains(out, "win-3") || strings.Contains(out, "win-1 (") {
+		if err == nil || !strings.Contains(out, "win-2") || !strings.Contains(out, "win-3") ||
+			strings.Contains(out, "win-1 (") {
 			t.Errorf("uninstall of %s: %v\n%s", r.Name, err, out)
 		}
 		if took := time.Since(began); took > 4*time.Minute { // less than helm's own timeout for a hook
 			t.Errorf("uninstall of %s waited for %s", r.Name, took)
 		}
-		if list, err := c.Run(ctx, tools.Helm4, "list", "--uninstalling", "--namespace", namespace, "--short"); err != nil || !strings.Contains(list, r.Name) {
+		list, err := c.Run(ctx, tools.Helm4, "list", "--uninstalling", "--namespace", namespace, "--short")
+		if err != nil || !strings.Contains(list, r.Name) {
 			t.Errorf("the release %s is gone: %q, %v", r.Name, list, err)
 		}
 	}
-	nothingLeft(t, c.Node("win-1"))
+	checkClean(t, c.Node("win-1"))
 
 	must(t, c.Restart(ctx, "win-2"))
 	_, err := c.Run(ctx, tools.Kubectl, "delete", "node", "win-3")
@@ -82,15 +84,15 @@ func TestUninstallNamesTheNodeThatIsDown(t *testing.T) {
 		if out, err := r.Uninstall(ctx); err != nil {
 			t.Errorf("with the node back: %v\n%s", err, out)
 		}
-		nothingLeftInTheCluster(t, c, r.Name)
+		checkClusterClean(t, c, r.Name)
 	}
-	nothingLeft(t, c.Node("win-1"))
-	nothingLeft(t, c.Node("win-2"))
+	checkClean(t, c.Node("win-1"))
+	checkClean(t, c.Node("win-2"))
 }
 
-// Nodes join while the charts are installed and while they are uninstalled. A node that is down keeps helm waiting meanwhile,
-// so that the others join in the middle; when it is back, both go through.
-func TestNodesComeAndGoMeanwhile(t *testing.T) {
+// Nodes join during the installation and the uninstallation of the charts. A node that is down makes helm wait until
+// the others have joined. When it is back, helm succeeds.
+func TestNodesJoinDuringInstallAndUninstall(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2")
 	ctx := t.Context()
@@ -104,15 +106,15 @@ func TestNodesComeAndGoMeanwhile(t *testing.T) {
 	}
 	addWindows(t, c, "win-3")
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
-	answers(t, c.Node("win-1"), input, "secret")
-	answers(t, c.Node("win-3"), input, "secret")
+	waitForPassword(t, c.Node("win-1"), input, "secret")
+	waitForPassword(t, c.Node("win-3"), input, "secret")
 	if len(installed) > 0 {
 		t.Errorf("helm did not wait for win-2: %v", <-installed)
 	}
 	must(t, c.Restart(ctx, "win-2"))
 	must(t, <-installed)
 	must(t, <-installed)
-	answers(t, c.Node("win-2"), input, "secret")
+	waitForPassword(t, c.Node("win-2"), input, "secret")
 
 	c.Node("win-2").Kill()
 	uninstalled := make(chan error, 2)
@@ -123,7 +125,7 @@ func TestNodesComeAndGoMeanwhile(t *testing.T) {
 		}()
 	}
 	addWindows(t, c, "win-4")
-	nothingLeftSoon(t, c.Node("win-1"))
+	waitClean(t, c.Node("win-1"))
 	if len(uninstalled) > 0 {
 		t.Errorf("helm did not wait for win-2: %v", <-uninstalled)
 	}
@@ -131,13 +133,13 @@ func TestNodesComeAndGoMeanwhile(t *testing.T) {
 	must(t, <-uninstalled)
 	must(t, <-uninstalled)
 	for _, n := range c.WindowsNodes() {
-		nothingLeft(t, n)
+		checkClean(t, n)
 	}
 }
 
-// The provider's container is killed again and again, as by the kernel when memory is short. Between two deaths it serves,
-// and afterwards it stays.
-func TestAProviderThatIsKilledInALoopComesBack(t *testing.T) {
+// The provider's container is killed repeatedly, as by the kernel when memory is low. After each restart, calls
+// succeed.
+func TestKilledProviderComesBack(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
 	installBoth(t, c)
@@ -148,7 +150,7 @@ func TestAProviderThatIsKilledInALoopComesBack(t *testing.T) {
 		must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 			return n.KillContainer(types.NamespacedName{Namespace: namespace, Name: pod}, "provider", "OOMKilled")
 		}))
-		answers(t, n, input, "secret")
+		waitForPassword(t, n, input, "secret")
 	}
 	out, err := c.Run(t.Context(), tools.Kubectl, "get", "pods", "--namespace", namespace, "-o",
 		"jsonpath={.items[*].status.containerStatuses[*].lastState.terminated.reason}")
@@ -159,17 +161,19 @@ func TestAProviderThatIsKilledInALoopComesBack(t *testing.T) {
 		t.Errorf("%v\n%s", err, r)
 	}
 	if files, _ := filepath.Glob(n.Stage.Node.Path(`C:\var`) + "/*"); len(files) > 0 {
-		t.Errorf("left: %q", files)
+		t.Errorf("files left: %q", files)
 	}
 }
 
-// The installer's pod is deleted, without grace, as soon as it has begun to write: the next one finishes the work.
-func TestTheInstallersPodIsDeletedInTheMiddle(t *testing.T) {
+// The installer's pod is deleted without a grace period when it begins to write. The next pod completes the
+// installation.
+func TestNextPodCompletesAnInterruptedInstallation(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
 	ctx := t.Context()
 	n := c.Node("win-1")
-	_, err := c.Run(ctx, tools.Helm4, "install", "plugin", cluster.Chart(cluster.Installer), "--namespace", namespace, "--create-namespace")
+	_, err := c.Run(ctx, tools.Helm4, "install", "plugin", cluster.Chart(cluster.Installer),
+		"--namespace", namespace, "--create-namespace")
 	must(t, err)
 	for range 3 {
 		must(t, cluster.Eventually(ctx, time.Minute, func() error {
@@ -179,19 +183,20 @@ func TestTheInstallersPodIsDeletedInTheMiddle(t *testing.T) {
 		pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 		must(t, err)
 		for _, pod := range pods.Items {
-			_, err := c.Run(ctx, tools.Kubectl, "delete", "pod", pod.Name, "--namespace", namespace, "--grace-period=0", "--force")
+			_, err := c.Run(ctx, tools.Kubectl, "delete", "pod", pod.Name, "--namespace", namespace,
+				"--grace-period=0", "--force")
 			must(t, err)
 		}
 	}
 	install(t, installer(c))
 	install(t, provider(c, "web"))
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
-	answers(t, n, input, "secret")
+	waitForPassword(t, n, input, "secret")
 }
 
-// The namespace is deleted with both releases in it. The providers take their files with them; the plugin stays registered
-// and says what is missing. A new install and its uninstall leave nothing.
-func TestTheNamespaceIsDeletedWithTheReleasesInIt(t *testing.T) {
+// The namespace is deleted with both releases in it. The providers remove their files; the plugin remains registered
+// and reports the missing endpoint. A new installation and its uninstallation leave nothing.
+func TestReinstallAfterTheNamespaceWasDeleted(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
 	ctx := t.Context()
@@ -199,9 +204,9 @@ func TestTheNamespaceIsDeletedWithTheReleasesInIt(t *testing.T) {
 	n := c.Node("win-1")
 	_, err := c.Run(ctx, tools.Kubectl, "delete", "namespace", namespace, "--timeout=2m")
 	must(t, err)
-	refused(t, n, input, "0xA0040001")
+	waitForHResult(t, n, input, "0xA0040001")
 	if files, _ := filepath.Glob(n.Stage.Node.Path(`C:\var\lib\rancher\gmsa`) + "/*"); len(files) > 0 {
-		t.Errorf("left: %q", files)
+		t.Errorf("files left: %q", files)
 	}
 
 	installBoth(t, c)
@@ -210,10 +215,10 @@ func TestTheNamespaceIsDeletedWithTheReleasesInIt(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
-	nothingLeft(t, n)
+	checkClean(t, n)
 }
 
-// Up to another version of the plugin and down again, both charts at once: the DLL on the node follows.
+// Both charts are upgraded to another version of the image and downgraded. The DLL on the node follows.
 func TestUpgradeAndDowngradeOfTheImage(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
@@ -236,11 +241,11 @@ func TestUpgradeAndDowngradeOfTheImage(t *testing.T) {
 		must(t, cluster.Eventually(ctx, 90*time.Second, func() error {
 			now := dlls(t, n)
 			if len(now) != 1 || (now[0] != before[0]) != step.changed {
-				return fmt.Errorf("with tag %q the DLLs on the node are %q, at first %q", step.tag, now, before)
+				return fmt.Errorf("with tag %q the DLLs on the node are %q, before %q", step.tag, now, before)
 			}
 			return nil
 		}))
-		answers(t, n, input, "secret")
+		waitForPassword(t, n, input, "secret")
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// Every command of docs/getting-started.md, as it stands there and in its order, in one shell on a directory that has only the
-// charts. The image of the example's pod is a stand-in: the lab has no Windows to put into it.
+// The test runs all commands of docs/getting-started.md, unchanged and in their order, in one shell, in a directory
+// that has only the charts. The image of the example's pod is empty, because the lab has no Windows image.
 func TestGettingStartedWordForWord(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2-16")
@@ -23,14 +23,14 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	must(t, err)
 	script := labtest.ShellBlocks(string(content))
 	if n := strings.Count(script, "helm "); n < 7 {
-		t.Fatalf("only %d helm commands were found in the page", n)
+		t.Fatalf("found only %d helm commands in the page", n)
 	}
 
 	must(t, c.StartAD(t.Context()))
 	corp := c.AD[0]
 
-	// The shell of a desk whose DNS server knows the domain. What the page asks its reader for is typed: gmsactl takes a
-	// password, twice, from nothing but a terminal.
+	// A shell with the domain's DNS server and a terminal, because gmsactl reads the password, twice, only from a
+	// terminal.
 	run := func(script string, password credential.Password) string {
 		t.Helper()
 		keyboard, terminal := labtest.Terminal(t)
@@ -53,12 +53,17 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	out := run(labtest.ShellBlocks(before), corp.Reader.Password)
 	must(t, corp.SetPassword(t.Context(), corp.Reader.Username, ad.NewPassword()))
 	out += run(labtest.ShellBlocks(after), corp.Reader.Password)
-	for _, said := range []string{"web-creds created", "GMSACredentialSpec web01 created", "The whole way holds", "pod/web condition met"} {
-		if !strings.Contains(out, said) {
-			t.Errorf("nothing said %q:\n%s", said, out)
+	for _, want := range []string{
+		"web-creds created",
+		"GMSACredentialSpec web01 created",
+		"The whole way holds",
+		"pod/web condition met",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing in the output:\n%s", want, out)
 		}
 	}
 	for _, n := range c.WindowsNodes() {
-		nothingLeft(t, n)
+		checkClean(t, n)
 	}
 }

@@ -1,5 +1,5 @@
-// Package lifecycle holds what must be true of the charts on a cluster: installed, upgraded, broken and uninstalled as users
-// do it, with real helm, a real control plane, Windows nodes under Wine. Each test has a cluster of its own.
+// Package lifecycle tests the charts on a cluster: installation, upgrade, failures and uninstallation, with real helm,
+// a real control plane and Windows nodes under Wine. Each test has its own cluster.
 package lifecycle
 
 import (
@@ -21,7 +21,8 @@ import (
 
 const namespace = "gmsa-system"
 
-// start starts a cluster with the node linux-1 and these Windows nodes. A name that ends with -16 is one with containerd 1.6.
+// start starts a cluster with the node linux-1 and these Windows nodes. A node whose name ends in -16 has containerd
+// 1.6.
 func start(t *testing.T, windows ...string) *cluster.Cluster {
 	t.Helper()
 	labtest.Require(t)
@@ -63,14 +64,14 @@ func install(t *testing.T, r cluster.Release, args ...string) {
 	must(t, err)
 }
 
-// installBoth installs the plugin and one provider with its Secret, and shows that they work on every node.
+// installBoth installs the plugin and a provider with its Secret, and verifies that they work on every node.
 func installBoth(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	install(t, installer(c))
 	install(t, provider(c, "web"))
 	must(t, c.PutSecret(t.Context(), namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
-		answers(t, n, namespace+":web-creds", "secret")
+		waitForPassword(t, n, namespace+":web-creds", "secret")
 	}
 }
 
@@ -81,43 +82,44 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// answers waits until ccg on the node gets this password, which may take as long as a node is late and a copy serves.
-func answers(t *testing.T, n *cluster.Node, input, password string) {
+// waitForPassword waits until the emulator on the node gets this password. A slow node or cached credentials can delay
+// it.
+func waitForPassword(t *testing.T, n *cluster.Node, input, password string) {
 	t.Helper()
 	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		a, err := n.Stage.Fetch(t.Context(), input)
 		if err == nil && a.PasswordFingerprint != winnode.Fingerprint(password) {
-			err = fmt.Errorf("ccg on %s got %+v for %s", n.Name, a, input)
+			err = fmt.Errorf("the emulator on %s got %+v for %s", n.Name, a, input)
 		}
 		return err
 	}))
 }
 
-// refused shows that ccg on the node is refused with this HRESULT.
-func refused(t *testing.T, n *cluster.Node, input, hresult string) {
+// waitForHResult waits until the emulator's calls on the node fail with this HRESULT.
+func waitForHResult(t *testing.T, n *cluster.Node, input, hresult string) {
 	t.Helper()
 	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		a, err := n.Stage.Fetch(t.Context(), input)
 		if err == nil && a.HResult != hresult {
-			err = fmt.Errorf("ccg on %s got %+v for %s, want %s", n.Name, a, input, hresult)
+			err = fmt.Errorf("the emulator on %s got %+v for %s, want %s", n.Name, a, input, hresult)
 		}
 		return err
 	}))
 }
 
-// nothingLeft shows that the node is as it was before anything was installed. It does not wait: helm uninstall did.
-func nothingLeft(t *testing.T, n *cluster.Node) {
+// checkClean verifies that nothing of the product is on the node. It does not wait, because helm uninstall has waited.
+func checkClean(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	must(t, isEmpty(t, n))
+	must(t, isClean(t, n))
 }
 
-// nothingLeftSoon is nothingLeft in the middle of an uninstall.
-func nothingLeftSoon(t *testing.T, n *cluster.Node) {
+// waitClean is checkClean during an uninstallation.
+func waitClean(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error { return isEmpty(t, n) }))
+	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error { return isClean(t, n) }))
 }
 
-func isEmpty(t *testing.T, n *cluster.Node) error {
+func isClean(t *testing.T, n *cluster.Node) error {
 	left, err := n.Leftovers(t.Context())
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("left on %s:\n%s", n.Name, strings.Join(left, "\n"))
@@ -125,14 +127,15 @@ func isEmpty(t *testing.T, n *cluster.Node) error {
 	return err
 }
 
-// nothingLeftInTheCluster shows that no object of a release is left, the user's Secrets apart. The pods of its hooks may still
-// be ending: Kubernetes collects them after their owners, and Helm does not wait for that.
-func nothingLeftInTheCluster(t *testing.T, c *cluster.Cluster, release string) {
+// checkClusterClean verifies that no object of a release is left, except the user's Secrets. It waits for the pods of
+// the hooks: Kubernetes deletes them after their owners, and Helm does not wait for that.
+func checkClusterClean(t *testing.T, c *cluster.Cluster, release string) {
 	t.Helper()
 	left := func(what string) error {
-		out, err := c.Run(t.Context(), tools.Kubectl, "get", what, "--namespace", namespace, "--selector", "app.kubernetes.io/instance="+release, "-o", "name")
+		out, err := c.Run(t.Context(), tools.Kubectl, "get", what, "--namespace", namespace,
+			"--selector", "app.kubernetes.io/instance="+release, "-o", "name")
 		if err == nil && strings.Contains(out, "/") {
-			err = fmt.Errorf("left of release %s in the cluster:\n%s", release, out)
+			err = fmt.Errorf("objects of release %s are left:\n%s", release, out)
 		}
 		return err
 	}
@@ -140,7 +143,7 @@ func nothingLeftInTheCluster(t *testing.T, c *cluster.Cluster, release string) {
 	must(t, cluster.Eventually(t.Context(), time.Minute, func() error { return left("pods") }))
 }
 
-// load has ccg on a node call 20 times a second until the function that it returns is called, and no call may have failed then.
+// load makes the emulator on a node call 20 times per second until end is called. end fails the test if a call failed.
 func load(t *testing.T, n *cluster.Node, input string) (end func()) {
 	t.Helper()
 	stop, err := n.Load(t.Context(), input)
@@ -151,13 +154,14 @@ func load(t *testing.T, n *cluster.Node, input string) (end func()) {
 		if err != nil {
 			t.Error(err)
 		}
-		t.Logf("%s: %d calls in %.1f s, %d answered, the slowest in %.0f ms", n.Name, r.Calls, r.ElapsedMs/1000, r.Succeeded, r.MaxMs)
+		t.Logf("%s: %d calls in %.1f s, %d succeeded, slowest %.0f ms",
+			n.Name, r.Calls, r.ElapsedMs/1000, r.Succeeded, r.MaxMs)
 	}
 }
 
-// The life of both charts with each helm: installed before the Secret exists, tested, upgraded and rolled back under calls,
+// Both charts with each helm: installed before the Secret exists, tested, upgraded and rolled back during calls, and
 // uninstalled with nothing left on any node.
-func TestLifeOfBothCharts(t *testing.T) {
+func TestInstallUpgradeRollbackAndUninstall(t *testing.T) {
 	for _, helm := range []tools.Tool{tools.Helm4, tools.Helm3} {
 		t.Run(fmt.Sprint(helm), func(t *testing.T) {
 			t.Parallel()
@@ -168,7 +172,7 @@ func TestLifeOfBothCharts(t *testing.T) {
 			const input = namespace + ":web-creds"
 
 			install(t, plugin)
-			install(t, web) // is ready without its Secret
+			install(t, web) // becomes ready without its Secret
 			if out, err := web.Test(ctx); err == nil || !strings.Contains(out, "no good copy of the Secret") {
 				t.Errorf("helm test without the Secret: %v\n%s", err, out)
 			}
@@ -176,12 +180,12 @@ func TestLifeOfBothCharts(t *testing.T) {
 			message, err := c.WaitForStartFailure(ctx, "default", "app", "secret-not-found", 2*time.Minute)
 			must(t, err)
 			if !strings.Contains(message, "#3489661095") {
-				t.Errorf("the pod says %q, which is not what Windows says", message)
+				t.Errorf("the pod has the message %q, want the error number of Windows", message)
 			}
 			must(t, c.PutSecret(ctx, namespace, "web-creds", "first"))
 			must(t, c.WaitForPod(ctx, "default", "app", 2*time.Minute))
 			for _, n := range c.WindowsNodes() {
-				answers(t, n, input, "first")
+				waitForPassword(t, n, input, "first")
 			}
 			for _, r := range []cluster.Release{plugin, web} {
 				out, err := r.Test(ctx)
@@ -190,7 +194,7 @@ func TestLifeOfBothCharts(t *testing.T) {
 				}
 			}
 
-			// 20 calls a second while both charts are upgraded at once, and rolled back.
+			// 20 calls per second during a simultaneous upgrade of both charts and a rollback.
 			var ends []func()
 			for _, n := range c.WindowsNodes() {
 				ends = append(ends, load(t, n, input))
@@ -212,15 +216,21 @@ func TestLifeOfBothCharts(t *testing.T) {
 				t.Error(err)
 			}
 			for _, n := range c.WindowsNodes() {
-				answers(t, n, input, "first")
+				waitForPassword(t, n, input, "first")
 			}
 
-			// What is to be gone afterwards is seen now.
+			// Leftovers must find the installed files and keys, so that the check after the uninstallation is valid.
 			left, err := c.Node("win-1").Leftovers(ctx)
 			must(t, err)
-			for _, what := range []string{`Control\CCG\COMClasses\{`, `EventLog\Application\CCGRKC`, `CLSID\{`, "ccg-plugin-", "client.key"} {
+			for _, what := range []string{
+				`Control\CCG\COMClasses\{`,
+				`EventLog\Application\CCGRKC`,
+				`CLSID\{`,
+				"ccg-plugin-",
+				"client.key",
+			} {
 				if !strings.Contains(strings.ToUpper(strings.Join(left, "\n")), strings.ToUpper(what)) {
-					t.Errorf("with both charts installed no %s is seen in:\n%s", what, strings.Join(left, "\n"))
+					t.Errorf("with both charts installed, %s is missing in:\n%s", what, strings.Join(left, "\n"))
 				}
 			}
 			_, err = c.Run(ctx, tools.Kubectl, "delete", "pod", "app")
@@ -229,21 +239,22 @@ func TestLifeOfBothCharts(t *testing.T) {
 				if out, err := r.Uninstall(ctx); err != nil {
 					t.Errorf("%v\n%s", err, out)
 				}
-				nothingLeftInTheCluster(t, c, r.Name)
+				checkClusterClean(t, c, r.Name)
 			}
 			for _, n := range c.WindowsNodes() {
-				nothingLeft(t, n)
+				checkClean(t, n)
 			}
-			if _, err := c.ControlPlane.Client().CoreV1().Secrets(namespace).Get(ctx, "web-creds", metav1.GetOptions{}); err != nil {
+			secrets := c.ControlPlane.Client().CoreV1().Secrets(namespace)
+			if _, err := secrets.Get(ctx, "web-creds", metav1.GetOptions{}); err != nil {
 				t.Errorf("the user's Secret: %v", err)
 			}
 		})
 	}
 }
 
-// Attack: a workload on a node outside the nodeSelector wants the account. That node never gets a pod, a token, a file or a
-// port, also not when its neighbour does.
-func TestANodeOutsideTheSelectorGetsNothing(t *testing.T) {
+// Attack: a workload on a node outside the nodeSelector tries to get the account. That node never gets a pod, token,
+// file or port, even if another node has them.
+func TestNodeOutsideTheSelectorGetsNothing(t *testing.T) {
 	t.Parallel()
 	const label = "node-restriction.kubernetes.io/gmsa-account"
 	c := start(t, "win-1", "win-2")
@@ -253,61 +264,66 @@ func TestANodeOutsideTheSelectorGetsNothing(t *testing.T) {
 	install(t, provider(c, "web"), "--set", `nodeSelector.node-restriction\.kubernetes\.io/gmsa-account=web`)
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	const input = namespace + ":web-creds"
-	answers(t, c.Node("win-1"), input, "secret")
+	waitForPassword(t, c.Node("win-1"), input, "secret")
 	outside := func() {
 		t.Helper()
-		refused(t, c.Node("win-2"), input, "0xA0040001")
+		waitForHResult(t, c.Node("win-2"), input, "0xA0040001")
 		if _, err := c.Pod(ctx, namespace, "web", "win-2"); err == nil {
 			t.Error("the provider runs on win-2")
 		}
-		if files, _ := filepath.Glob(c.Node("win-2").Stage.Node.Path(`C:\var\lib\rancher\gmsa`) + "/*"); len(files) > 0 {
+		published := c.Node("win-2").Stage.Node.Path(winnode.HostPath)
+		if files, _ := filepath.Glob(published + "/*"); len(files) > 0 {
 			t.Errorf("on win-2: %q", files)
 		}
 	}
 	outside()
 
-	// A node that somebody broke into would give itself the label. Below node-restriction.kubernetes.io/ it may not.
+	// A compromised node cannot set the label on itself, because of the prefix node-restriction.kubernetes.io/.
 	config, err := c.ControlPlane.NodeConfig(ctx, "win-2")
 	must(t, err)
 	mustNotLabelItself(t, config, "win-2", label, "web")
 
-	// What win-2's kubelet may do with its own rights: no token of the account, no Secret of it.
+	// The kubelet of win-2 cannot get a token or the Secret of the account.
 	mustBeForbidden(t, config, namespace, "web", "web-creds")
 
-	// The label moves: so does the access.
+	// When the label moves, the access moves.
 	must(t, c.Label(ctx, "win-1", label+"=none"))
 	must(t, c.Label(ctx, "win-2", label+"=web"))
-	answers(t, c.Node("win-2"), input, "secret")
-	refused(t, c.Node("win-1"), input, "0xA0040001")
+	waitForPassword(t, c.Node("win-2"), input, "secret")
+	waitForHResult(t, c.Node("win-1"), input, "0xA0040001")
 	must(t, c.Label(ctx, "win-2", label+"=none"))
 	outside()
 }
 
-// Two releases in one namespace, and releases of equal name in two namespaces, on one node: each answers for its own account,
-// and goes without the others.
-func TestReleasesSideBySide(t *testing.T) {
+// Two releases in one namespace, and releases with the same name in two namespaces, on one node: each provides its own
+// account, and its uninstallation does not affect the others.
+func TestReleasesOnOneNodeAreIndependent(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
 	ctx := t.Context()
 	install(t, installer(c))
 	elsewhere := provider(c, "web")
 	elsewhere.Namespace = "other-system"
-	accounts := map[string]cluster.Release{"gmsa-system:web-creds": provider(c, "web"), "gmsa-system:shop-creds": provider(c, "shop"), "other-system:web-creds": elsewhere}
+	accounts := map[string]cluster.Release{
+		"gmsa-system:web-creds":  provider(c, "web"),
+		"gmsa-system:shop-creds": provider(c, "shop"),
+		"other-system:web-creds": elsewhere,
+	}
 	for input, r := range accounts {
 		install(t, r)
 		must(t, c.PutSecret(ctx, r.Namespace, r.Name+"-creds", "password of "+input))
 	}
 	n := c.Node("win-1")
 	for input := range accounts {
-		answers(t, n, input, "password of "+input)
+		waitForPassword(t, n, input, "password of "+input)
 	}
 	if out, err := elsewhere.Uninstall(ctx); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	refused(t, n, "other-system:web-creds", "0xA0040001")
+	waitForHResult(t, n, "other-system:web-creds", "0xA0040001")
 	delete(accounts, "other-system:web-creds")
 	for input := range accounts {
-		answers(t, n, input, "password of "+input)
+		waitForPassword(t, n, input, "password of "+input)
 	}
 	for _, r := range accounts {
 		if out, err := r.Uninstall(ctx); err != nil {
@@ -315,20 +331,20 @@ func TestReleasesSideBySide(t *testing.T) {
 		}
 	}
 	if files, _ := filepath.Glob(n.Stage.Node.Path(`C:\var`) + "/*"); len(files) > 0 {
-		t.Errorf("left: %q", files)
+		t.Errorf("files left: %q", files)
 	}
 }
 
-// Two releases for one Secret on one node are a mistake that values.yaml warns of. The uninstall of one says what is wrong, and
-// takes nothing from the other.
-func TestTwoReleasesOfOneSecretAreTold(t *testing.T) {
+// values.yaml warns against two releases for the same Secret on one node. The uninstallation of one reports the mistake
+// and does not affect the other.
+func TestUninstallReportsAnotherReleaseForTheSameSecret(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1")
 	ctx := t.Context()
 	install(t, installer(c))
 	install(t, provider(c, "web"))
 	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
-	answers(t, c.Node("win-1"), input, "secret")
+	waitForPassword(t, c.Node("win-1"), input, "secret")
 	_, err := c.Run(ctx, tools.Helm4, "install", "twin", cluster.Chart(cluster.Provider), "--namespace", namespace,
 		"--set", "credentials.secretName=web-creds", "--set", "uninstall.timeout=20s")
 	must(t, err)
@@ -340,5 +356,5 @@ func TestTwoReleasesOfOneSecretAreTold(t *testing.T) {
 	if err == nil || !strings.Contains(out, "win-1") || !strings.Contains(out, "a provider still serves it") {
 		t.Errorf("%v\n%s", err, out)
 	}
-	answers(t, c.Node("win-1"), input, "secret")
+	waitForPassword(t, c.Node("win-1"), input, "secret")
 }
