@@ -94,8 +94,8 @@ func TestProbesDriveReadinessAndRestarts(t *testing.T) {
 	main.VolumeMounts = []corev1.VolumeMount{{Name: "state", MountPath: "/state"}}
 	main.Env = []corev1.EnvVar{{Name: "SERVE", Value: fmt.Sprintf(":%d", port)}}
 	main.ReadinessProbe = probe(1, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt(port)}})
-	alive := &corev1.ExecAction{Command: []string{"/prog", "test", "/state/alive"}}
-	main.LivenessProbe = probe(2, corev1.ProbeHandler{Exec: alive})
+	exists := &corev1.ExecAction{Command: []string{"/prog", "test", "/state/alive"}}
+	main.LivenessProbe = probe(2, corev1.ProbeHandler{Exec: exists})
 	good, alive := filepath.Join(state, "good"), filepath.Join(state, "alive")
 	write(t, alive)
 	c.create(t, pod)
