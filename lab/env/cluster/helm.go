@@ -76,7 +76,9 @@ func (c *Cluster) Pod(ctx context.Context, namespace, daemonSet, node string) (s
 func (c *Cluster) PutSecret(ctx context.Context, namespace, name, password string) error {
 	secrets := c.ControlPlane.Client().CoreV1().Secrets(namespace)
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Data: map[string][]byte{
-		"domainName": []byte("corp.example.com"), "username": []byte("gmsa-reader"), "password": []byte(password),
+		"domainName": []byte("corp.example.com"),
+		"username":   []byte("gmsa-reader"),
+		"password":   []byte(password),
 	}}
 	if _, err := secrets.Update(ctx, secret, metav1.UpdateOptions{}); err == nil {
 		return nil

@@ -104,10 +104,10 @@ func (c *container) waitStarted(ctx context.Context) bool {
 	}
 }
 
-// refusal is the reason and message in the status of a container that could not start.
-type refusal struct{ reason, message string }
+// startError is the reason and message in the status of a container that could not start.
+type startError struct{ reason, message string }
 
-func (r *refusal) Error() string { return r.reason + ": " + r.message }
+func (r *startError) Error() string { return r.reason + ": " + r.message }
 
 // run runs the container, with restarts, until its restart policy allows no further run, the pod ends or end is closed.
 // It reports whether the last run succeeded.
@@ -133,8 +133,8 @@ func (c *container) run(policy corev1.RestartPolicy, end <-chan struct{}) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		var refused *refusal
-		pullOrStart := errors.As(err, &refused)
+		var failure *startError
+		pullOrStart := errors.As(err, &failure)
 		switch {
 		case time.Since(began) > backOffReset:
 			delay = 0
@@ -142,7 +142,7 @@ func (c *container) run(policy corev1.RestartPolicy, end <-chan struct{}) bool {
 			delay = firstBackOff
 		}
 		if delay > 0 {
-			c.reportBackOff(refused, delay)
+			c.reportBackOff(failure, delay)
 			if !sleep(ctx, delay) {
 				return false
 			}
@@ -151,20 +151,20 @@ func (c *container) run(policy corev1.RestartPolicy, end <-chan struct{}) bool {
 	}
 }
 
-func (c *container) reportBackOff(refused *refusal, delay time.Duration) {
+func (c *container) reportBackOff(failure *startError, delay time.Duration) {
 	p := c.pod
 	switch {
-	case refused == nil:
+	case failure == nil:
 		c.wait("CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 			delay, c.spec.Name, p.name, p.namespace, p.uid))
 		p.event(corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)",
 			c.spec.Name, p.name, p.namespace, p.uid)
-	case refused.reason == "ErrImagePull":
+	case failure.reason == "ErrImagePull":
 		c.wait("ImagePullBackOff", fmt.Sprintf("Back-off pulling image %q: %s: %s",
-			c.spec.Image, refused.reason, refused.message))
+			c.spec.Image, failure.reason, failure.message))
 		p.event(corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", c.spec.Image)
 	}
-	// Other refusals remain in the status.
+	// Other failures remain in the status.
 }
 
 // once runs the container one time. It returns an error if the container did not start.
@@ -172,10 +172,10 @@ func (c *container) once(ctx context.Context) (int32, error) {
 	p := c.pod
 	r, log, err := c.start(ctx)
 	if err != nil {
-		var refused *refusal
-		if errors.As(err, &refused) && ctx.Err() == nil {
-			c.wait(refused.reason, refused.message)
-			p.event(corev1.EventTypeWarning, "Failed", "Error: %s", refused.message)
+		var failure *startError
+		if errors.As(err, &failure) && ctx.Err() == nil {
+			c.wait(failure.reason, failure.message)
+			p.event(corev1.EventTypeWarning, "Failed", "Error: %s", failure.message)
 		}
 		return 0, err
 	}
@@ -294,10 +294,10 @@ func (c *container) start(ctx context.Context) (*running, *os.File, error) {
 	img, pulled, err := p.node.images.get(ctx, c.spec.Image, c.spec.ImagePullPolicy)
 	switch {
 	case errors.Is(err, errNeverPull):
-		return nil, nil, &refusal{"ErrImageNeverPull", err.Error()}
+		return nil, nil, &startError{"ErrImageNeverPull", err.Error()}
 	case err != nil:
 		p.event(corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", c.spec.Image, err)
-		return nil, nil, &refusal{"ErrImagePull", err.Error()}
+		return nil, nil, &startError{"ErrImagePull", err.Error()}
 	case pulled:
 		p.event(corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q", c.spec.Image)
 	default:
@@ -311,23 +311,23 @@ func (c *container) start(ctx context.Context) (*running, *os.File, error) {
 		s.mounts, err = c.mounts(s.env)
 	}
 	if err != nil {
-		return nil, nil, &refusal{"CreateContainerConfigError", err.Error()}
+		return nil, nil, &startError{"CreateContainerConfigError", err.Error()}
 	}
 	if s.argv, err = c.command(img, s.env); err != nil {
-		return nil, nil, &refusal{"CreateContainerError", err.Error()}
+		return nil, nil, &startError{"CreateContainerError", err.Error()}
 	}
 	p.event(corev1.EventTypeNormal, "Created", "Container created")
 	if err := c.fetchCredentials(ctx, s.id); err != nil {
-		return nil, nil, &refusal{"RunContainerError", err.Error()}
+		return nil, nil, &startError{"RunContainerError", err.Error()}
 	}
 	if s.log, err = c.openLog(); err != nil {
-		return nil, nil, &refusal{"RunContainerError", err.Error()}
+		return nil, nil, &startError{"RunContainerError", err.Error()}
 	}
 	r, err := p.node.runtime.start(ctx, s)
 	if err != nil {
 		s.log.Close()
 		const prefix = "failed to create containerd task: failed to create shim task: "
-		return nil, nil, &refusal{"RunContainerError", prefix + err.Error()}
+		return nil, nil, &startError{"RunContainerError", prefix + err.Error()}
 	}
 	c.change(func(status *corev1.ContainerStatus) {
 		if status.State.Terminated != nil {

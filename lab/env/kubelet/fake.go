@@ -158,8 +158,12 @@ func (n *fakeNode) run(ctx context.Context, pod *corev1.Pod) {
 func (n *fakeNode) ready(ctx context.Context, pod *corev1.Pod) error {
 	now, yes := metav1.Now(), true
 	status := corev1.PodStatus{
-		Phase: corev1.PodRunning, StartTime: &now, HostIP: loopback, PodIP: loopback,
-		HostIPs: []corev1.HostIP{{IP: loopback}}, PodIPs: []corev1.PodIP{{IP: loopback}},
+		Phase:     corev1.PodRunning,
+		StartTime: &now,
+		HostIP:    loopback,
+		PodIP:     loopback,
+		HostIPs:   []corev1.HostIP{{IP: loopback}},
+		PodIPs:    []corev1.PodIP{{IP: loopback}},
 	}
 	for _, kind := range []corev1.PodConditionType{corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady} {
 		status.Conditions = append(status.Conditions, corev1.PodCondition{

@@ -84,11 +84,15 @@ func (n *Node) sync(object *corev1.Pod) {
 
 func (n *Node) newPod(object *corev1.Pod) *pod {
 	p := &pod{
-		node: n, namespace: object.Namespace, name: object.Name, uid: object.UID, object: object,
-		dir:     filepath.Join(n.o.Dir, "pods", string(object.UID)),
-		ended:   make(chan struct{}),
-		changed: make(chan struct{}, 1),
-		tokens:  map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
+		node:      n,
+		namespace: object.Namespace,
+		name:      object.Name,
+		uid:       object.UID,
+		object:    object,
+		dir:       filepath.Join(n.o.Dir, "pods", string(object.UID)),
+		ended:     make(chan struct{}),
+		changed:   make(chan struct{}, 1),
+		tokens:    map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
 	}
 	if !p.hasNetwork() {
 		p.address = loopback

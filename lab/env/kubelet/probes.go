@@ -171,7 +171,9 @@ func (c *container) checkHTTP(ctx context.Context, get *corev1.HTTPGetAction) er
 	}
 	// Like a kubelet, it trusts every certificate: the probe sends no secrets.
 	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: c.pod.dial,
+		DisableKeepAlives: true,
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
+		DialContext:       c.pod.dial,
 	}}
 	answer, err := client.Do(request)
 	if err != nil {

@@ -48,7 +48,7 @@ static int use_class(get_class_object get, can_unload_now can_unload)
 
     CHECK(get(&other, &factory, &none) == CLASS_E_CLASSNOTAVAILABLE && !none, "another class is not offered");
     CHECK(get(&clsid, &credentials, &none) == E_NOINTERFACE && !none, "the factory has no other interface");
-    CHECK(get(&clsid, &factory, NULL) == E_POINTER, "a null pointer is refused");
+    CHECK(get(&clsid, &factory, NULL) == E_POINTER, "a null pointer is rejected");
     CHECK(can_unload() == S_OK, "nothing is in use before the first reference");
     CHECK(get(&clsid, &factory, (void **)&f) == S_OK, "DllGetClassObject");
     CHECK(can_unload() == S_FALSE, "the factory is in use");
@@ -65,8 +65,8 @@ static int use_class(get_class_object get, can_unload_now can_unload)
     CHECK(call(object, L"no colon", &d, &u, &p) == E_INVALIDARG && !d && !u && !p,
           "bad input: E_INVALIDARG, null strings");
     d = u = L"";
-    CHECK(call(object, L"?self-test", &d, &u, NULL) == E_POINTER && !d && !u, "a null out pointer is refused");
-    CHECK(call(object, NULL, &d, &u, &p) == E_POINTER && !d && !u && !p, "a null input is refused");
+    CHECK(call(object, L"?self-test", &d, &u, NULL) == E_POINTER && !d && !u, "a null out pointer is rejected");
+    CHECK(call(object, NULL, &d, &u, &p) == E_POINTER && !d && !u && !p, "a null input is rejected");
     CHECK(call(object, L"?self-test", &d, &u, &p) == S_OK && *d == '{' && !*u && !*p, "the self-test answers");
     printf("%ls\n", d);
     CoTaskMemFree(d);
