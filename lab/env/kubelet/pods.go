@@ -92,7 +92,9 @@ func (n *Node) newPod(object *corev1.Pod) *pod {
 		dir:       filepath.Join(n.o.Dir, "pods", string(object.UID)),
 		ended:     make(chan struct{}),
 		changed:   make(chan struct{}, 1),
-		tokens:    map[string]*token{}, volumes: map[string]string{}, started: metav1.Now(),
+		tokens:    map[string]*token{},
+		volumes:   map[string]string{},
+		started:   metav1.Now(),
 	}
 	if !p.hasNetwork() {
 		p.address = loopback
