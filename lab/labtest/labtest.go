@@ -21,6 +21,24 @@ func Require(t testing.TB) {
 	}
 }
 
+// Must fails the test if err is not nil.
+func Must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Eventually waits until holds returns true. After the timeout it fails the test; what completes "waiting until".
+func Eventually(t testing.TB, timeout time.Duration, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(timeout); !holds(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("timeout after %s waiting until %s", timeout, what)
+		}
+	}
+}
+
 // ControlPlane starts a control plane for this test.
 func ControlPlane(t testing.TB) *controlplane.ControlPlane {
 	t.Helper()

@@ -47,7 +47,7 @@ func newCluster(t *testing.T) *cluster {
 	cp := labtest.ControlPlane(t)
 	c := &cluster{ControlPlane: cp, client: cp.Client(), image: pushImage(t)}
 	// Pods need this ConfigMap. A controller creates it soon after the start.
-	eventually(t, 30*time.Second, "the namespace has the ConfigMap kube-root-ca.crt", func() bool {
+	labtest.Eventually(t, 30*time.Second, "the namespace has the ConfigMap kube-root-ca.crt", func() bool {
 		_, err := c.client.CoreV1().ConfigMaps(namespace).Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{})
 		return err == nil
 	})
@@ -203,7 +203,7 @@ func field(path string) *corev1.EnvVarSource {
 func (c *cluster) create(t *testing.T, pod *corev1.Pod) {
 	t.Helper()
 	// The controller can create the service account a little later.
-	eventually(t, 10*time.Second, "pod "+pod.Name+" is created", func() bool {
+	labtest.Eventually(t, 10*time.Second, "pod "+pod.Name+" is created", func() bool {
 		_, err := c.client.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{})
 		if err != nil {
 			t.Log(err)
@@ -264,21 +264,10 @@ func (c *cluster) delete(t *testing.T, pod string, grace int64) {
 
 func (c *cluster) waitGone(t *testing.T, pod string) {
 	t.Helper()
-	eventually(t, 30*time.Second, "pod "+pod+" is gone", func() bool {
+	labtest.Eventually(t, 30*time.Second, "pod "+pod+" is gone", func() bool {
 		_, err := c.client.CoreV1().Pods(namespace).Get(t.Context(), pod, metav1.GetOptions{})
 		return err != nil
 	})
-}
-
-func eventually(t *testing.T, within time.Duration, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("timeout after %s waiting until %s", within, what)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 // disk lists the files on a Wine node's drive C, except those of Windows.

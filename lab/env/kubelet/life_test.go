@@ -53,7 +53,7 @@ func TestKubectlExecAndLogs(t *testing.T) {
 		t.Run(test.goos, func(t *testing.T) {
 			c.create(t, c.podOf(test.name, test.node, test.goos, "echo", "one", "echo", "two", "wait"))
 			c.waitPod(t, test.name, "it is ready", ready)
-			eventually(t, 20*time.Second, "the program waits", func() bool {
+			labtest.Eventually(t, 20*time.Second, "the program waits", func() bool {
 				return strings.Contains(c.logs(t, test.name, nil), "waiting")
 			})
 			out, errOut, code := c.kubectl(t, "from here", "exec", "-i", test.name, "--",
@@ -134,7 +134,7 @@ func TestContainerThatIgnoresSignalsIsKilledAfterTheGracePeriod(t *testing.T) {
 	c.node(t, kubelet.Options{Name: "linux-1", OS: "linux"})
 	c.create(t, c.podOf("p", "linux-1", "linux", "wait", "deaf"))
 	c.waitPod(t, "p", "it is ready", ready)
-	eventually(t, 10*time.Second, "the program waits", func() bool {
+	labtest.Eventually(t, 10*time.Second, "the program waits", func() bool {
 		return strings.Contains(c.logs(t, "p", nil), "waiting")
 	})
 	began := time.Now()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/lab/env/kubelet"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -60,7 +61,7 @@ func TestPodsOfLinuxNodesHaveAddressesThatServicesReach(t *testing.T) {
 		want[fmt.Sprint(name, " at ", p.Status.PodIP)] = true
 	}
 	heard := map[string]bool{}
-	eventually(t, 20*time.Second, "the Service reaches both pods", func() bool {
+	labtest.Eventually(t, 20*time.Second, "the Service reaches both pods", func() bool {
 		answer, err := c.callService(t, "speaker")
 		if err != nil {
 			return false
@@ -79,7 +80,7 @@ func TestPodsOfLinuxNodesHaveAddressesThatServicesReach(t *testing.T) {
 	}
 	time.Sleep(2 * time.Second)
 	n.Reconnect()
-	eventually(t, 20*time.Second, "the Service answers again", func() bool {
+	labtest.Eventually(t, 20*time.Second, "the Service answers again", func() bool {
 		_, err := c.callService(t, "speaker")
 		return err == nil
 	})
@@ -127,7 +128,7 @@ func TestPodWithHostNetworkHasTheNodesAddress(t *testing.T) {
 	pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "ADDRESS", ValueFrom: field("status.podIP")}}
 	c.create(t, pod)
 	p := c.waitPod(t, "p", "it is ready", ready)
-	eventually(t, 20*time.Second, "the program waits", func() bool {
+	labtest.Eventually(t, 20*time.Second, "the program waits", func() bool {
 		return strings.Contains(c.logs(t, "p", nil), "waiting")
 	})
 	log := c.logs(t, "p", nil)

@@ -72,7 +72,7 @@ func TestHostProcessContainerHasVolumesAtContainerdsPaths(t *testing.T) {
 			c.create(t, pod)
 			c.waitPod(t, test.name, "it is ready", ready)
 			var log string
-			eventually(t, 20*time.Second, "the program waits", func() bool {
+			labtest.Eventually(t, 20*time.Second, "the program waits", func() bool {
 				log = c.logs(t, test.name, nil)
 				return strings.Contains(log, "waiting")
 			})

@@ -75,7 +75,9 @@ func TestClientReceivesThePluginsHResult(t *testing.T) {
 func TestIdleSurrogateExits(t *testing.T) {
 	node := probeNode(t, "1s")
 	ccg(t, node, "--input", "pid")
-	eventually(t, 15*time.Second, "the idle surrogate exits", func() bool { return len(surrogates(t, node)) == 0 })
+	labtest.Eventually(t, 15*time.Second, "the idle surrogate exits", func() bool {
+		return len(surrogates(t, node)) == 0
+	})
 	if got := ccg(t, node, "--input", "pid"); got.Error != "" {
 		t.Errorf("the next activation: %+v", got)
 	}
@@ -113,7 +115,7 @@ func TestSuspendedSurrogateServesItsObjectsAndNewActivationsStartAnother(t *test
 			t.Errorf("a later activation: got %+v, want an answer of process %s", got, fresh.Domain)
 		}
 	}
-	eventually(t, 15*time.Second, "the suspended surrogate exits", func() bool {
+	labtest.Eventually(t, 15*time.Second, "the suspended surrogate exits", func() bool {
 		return !slices.ContainsFunc(surrogates(t, node), func(pid int) bool { return slices.Contains(oldPIDs, pid) })
 	})
 }
@@ -184,7 +186,7 @@ func TestNodeEndsWithItsParentProcess(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "the other process has a node", func() bool {
+	labtest.Eventually(t, time.Minute, "the other process has a node", func() bool {
 		_, err := os.Stat(ready)
 		return err == nil
 	})
@@ -201,7 +203,7 @@ func TestNodeEndsWithItsParentProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, 15*time.Second, "every process of the node ends", func() bool {
+	labtest.Eventually(t, 15*time.Second, "every process of the node ends", func() bool {
 		return len(processesOf(t, prefix)) == 0
 	})
 }
@@ -281,17 +283,6 @@ func processesOf(t *testing.T, prefix string) []int {
 		}
 	}
 	return pids
-}
-
-func eventually(t *testing.T, within time.Duration, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("timeout after %s waiting until %s", within, what)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 }
 
 func run(t *testing.T, cmd *exec.Cmd) {

@@ -43,7 +43,7 @@ func startPair(t *testing.T) (corp, other *ad.Domain, dir string) {
 	defer cancel()
 	dir = t.TempDir()
 	corp, other, err := ad.StartPair(ctx, dir)
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(corp.Stop)
 	t.Cleanup(other.Stop)
 	return corp, other, dir
@@ -53,9 +53,9 @@ func startPair(t *testing.T) (corp, other *ad.Domain, dir string) {
 func newPath(t *testing.T, corp *ad.Domain, options ...wine.Option) (*winnode.Stage, *winnode.Program) {
 	t.Helper()
 	s := newStage(t, options...)
-	must(t, s.UseDNS(corp.Address))
+	labtest.Must(t, s.UseDNS(corp.Address))
 	install(t, s, "--log-level", "debug")
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, data(corp.Reader)))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, data(corp.Reader)))
 	return s, startProvider(t, s, web, "--log-level", "debug")
 }
 
@@ -71,9 +71,9 @@ func data(c credential.Credential) map[string][]byte {
 func bind(t *testing.T, d *ad.Domain) *directory.Session {
 	t.Helper()
 	config, err := d.Config(directory.Kerberos)
-	must(t, err)
+	labtest.Must(t, err)
 	s, err := directory.Bind(t.Context(), config, d.Reader)
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(s.Close)
 	return s
 }
@@ -82,7 +82,7 @@ func bind(t *testing.T, d *ad.Domain) *directory.Session {
 func spec(t *testing.T, d *ad.Domain, gmsa, input string) []byte {
 	t.Helper()
 	domain, err := bind(t, d).Domain(t.Context())
-	must(t, err)
+	labtest.Must(t, err)
 	return credspec.New(credspec.Domain(domain), gmsa, input).JSON()
 }
 
@@ -91,7 +91,7 @@ func fetchSpec(t *testing.T, s *winnode.Stage, spec []byte, flags ...string) win
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	a, err := s.FetchSpec(ctx, spec, flags...)
-	must(t, err)
+	labtest.Must(t, err)
 	return a
 }
 
@@ -100,7 +100,7 @@ func TestEachReleaseGetsTicketsOnlyInItsOwnDomain(t *testing.T) {
 	corp, other, _ := startPair(t)
 	s, _ := newPath(t, corp)
 	ctx := t.Context()
-	must(t, errors.Join(
+	labtest.Must(t, errors.Join(
 		s.ControlPlane.CreateAccount(ctx, app),
 		s.ControlPlane.PutSecret(ctx, app, data(other.Reader))))
 	startProvider(t, s, app)
@@ -131,9 +131,9 @@ func TestEachReleaseGetsTicketsOnlyInItsOwnDomain(t *testing.T) {
 	// Active Directory rejects a wrong password in the Secret. The error has the text of ccg.exe's event 8.
 	wrong := corp.Reader
 	wrong.Password = ad.NewPassword()
-	must(t, s.ControlPlane.PutSecret(ctx, web, data(wrong)))
+	labtest.Must(t, s.ControlPlane.PutSecret(ctx, web, data(wrong)))
 	web01 := spec(t, corp, "web01", webInput)
-	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
+	labtest.Must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
 		a := fetchSpec(t, s, web01)
 		text := ccgFailure + " for web01 using plugin " + credspec.PluginGUID +
 			". Error reason: account gmsa-reader@corp.example.com: "
@@ -145,9 +145,9 @@ func TestEachReleaseGetsTicketsOnlyInItsOwnDomain(t *testing.T) {
 	if err := s.StartContainer(ctx, web01); err == nil || !strings.Contains(err.Error(), ccgFailure) {
 		t.Errorf("a container starts with a wrong password: %v", err)
 	}
-	must(t, corp.RemoveMember(ctx, ad.Group, corp.Reader.Username))
-	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
-	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
+	labtest.Must(t, corp.RemoveMember(ctx, ad.Group, corp.Reader.Username))
+	labtest.Must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
+	labtest.Must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
 		if a := fetchSpec(t, s, web01); a.Event != 8 || a.Cause != "no-read-permission" {
 			return errors.New(a.Error)
 		}
@@ -162,35 +162,35 @@ func TestGMSAKeepsWorkingWhenPasswordsChange(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	gmsa, err := s.StartGMSA(ctx, spec(t, corp, "web01", webInput), 200*time.Millisecond)
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(gmsa.Kill)
 
 	rolled := func(times int) {
 		t.Helper()
-		must(t, corp.RollManagedPassword(ctx, "web01"))
+		labtest.Must(t, corp.RollManagedPassword(ctx, "web01"))
 		a, err := gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == times && a.Error == "" })
-		must(t, err)
+		labtest.Must(t, err)
 		if a.Failures != 0 {
 			t.Errorf("after change %d of the managed password, the gMSA was without a ticket: %+v", times, a)
 		}
 	}
 	rolled(1)
 
-	must(t, corp.SetPassword(ctx, corp.Reader.Username, ad.NewPassword()))
-	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
+	labtest.Must(t, corp.SetPassword(ctx, corp.Reader.Username, ad.NewPassword()))
+	labtest.Must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
 	time.Sleep(6 * time.Second) // the old password is cached for 5 seconds
 	rolled(2)
 
 	// Without a provider, a change of the managed password leads to an error. With the provider, the gMSA works again.
-	must(t, provider.Stop())
-	must(t, corp.RollManagedPassword(ctx, "web01"))
+	labtest.Must(t, provider.Stop())
+	labtest.Must(t, corp.RollManagedPassword(ctx, "web01"))
 	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return strings.Contains(a.Error, "0xA004") })
-	must(t, err)
+	labtest.Must(t, err)
 	startProvider(t, s, web)
 	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == 3 && a.Error == "" })
-	must(t, err)
+	labtest.Must(t, err)
 	last, err := gmsa.Stop()
-	must(t, err)
+	labtest.Must(t, err)
 	if last.Tickets < 10 || last.Failures == 0 {
 		t.Errorf("the gMSA's last answer: %+v", last)
 	}
@@ -204,40 +204,40 @@ func TestPodStartsOnlyIfActiveDirectoryAcceptsTheAccount(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	c, err := cluster.Start(ctx, t.TempDir())
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(c.Stop)
-	must(t, c.StartAD(ctx))
+	labtest.Must(t, c.StartAD(ctx))
 	corp := c.AD[0]
 	for name, sandbox := range map[string]cluster.NodeOptions{"win-1": {}, "win-2": {Sandbox: "1.6"}} {
 		_, err := c.AddWindows(ctx, name, sandbox)
-		must(t, err)
+		labtest.Must(t, err)
 	}
 	for chart, name := range map[string]string{cluster.Installer: "plugin", cluster.Provider: "web"} {
 		_, err := cluster.Release{Cluster: c, Chart: chart, Namespace: web.Namespace, Name: name}.Install(ctx)
-		must(t, err)
+		labtest.Must(t, err)
 	}
-	must(t, c.PutSecret(ctx, web.Namespace, web.Secret, "not the password"))
+	labtest.Must(t, c.PutSecret(ctx, web.Namespace, web.Secret, "not the password"))
 	web01 := spec(t, corp, "web01", webInput)
 	for _, node := range c.WindowsNodes() {
-		must(t, c.CreateGMSAPod(ctx, "default", "app-"+node.Name, node.Name, web01))
+		labtest.Must(t, c.CreateGMSAPod(ctx, "default", "app-"+node.Name, node.Name, web01))
 	}
 	for _, node := range c.WindowsNodes() {
 		message, err := c.WaitForStartFailure(ctx, "default", "app-"+node.Name, ccgFailure+" for web01", time.Minute)
-		must(t, err)
+		labtest.Must(t, err)
 		if !strings.Contains(message, "hcs::CreateComputeSystem") ||
 			!strings.Contains(message, "account gmsa-reader@corp.example.com: The password is wrong") {
 			t.Errorf("the pod on %s has the message %q", node.Name, message)
 		}
 	}
-	must(t, c.PutSecret(ctx, web.Namespace, web.Secret, string(corp.Reader.Password.Reveal())))
+	labtest.Must(t, c.PutSecret(ctx, web.Namespace, web.Secret, string(corp.Reader.Password.Reveal())))
 	for _, node := range c.WindowsNodes() {
-		must(t, c.WaitForPod(ctx, "default", "app-"+node.Name, time.Minute))
+		labtest.Must(t, c.WaitForPod(ctx, "default", "app-"+node.Name, time.Minute))
 	}
 
 	for _, node := range c.WindowsNodes() {
 		for _, daemonSet := range []string{"plugin", "web"} {
 			pod, err := c.Pod(ctx, web.Namespace, daemonSet, node.Name)
-			must(t, err)
+			labtest.Must(t, err)
 			out, err := c.Run(ctx, tools.Kubectl, "exec", "--namespace", web.Namespace, pod, "--",
 				"ccg-plugin-installer.exe", "check-domain", "--domain", corp.DNSName, "-o", "json")
 			if err != nil || !strings.Contains(out, corp.DC) || !strings.Contains(out, corp.Address) {
@@ -256,10 +256,10 @@ func TestAccountAndManagedPasswordsAreNeverWrittenAnywhere(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const marker = "m4rk3r-Zx9-Pw"
-	must(t, corp.SetPassword(ctx, corp.Reader.Username, credential.NewPassword([]byte(marker))))
-	must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
+	labtest.Must(t, corp.SetPassword(ctx, corp.Reader.Username, credential.NewPassword([]byte(marker))))
+	labtest.Must(t, s.ControlPlane.PutSecret(ctx, web, data(corp.Reader)))
 	web01 := spec(t, corp, "web01", webInput)
-	must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
+	labtest.Must(t, cluster.Eventually(ctx, 8*time.Second, func() error {
 		if a := fetchSpec(t, s, web01); a.PasswordFingerprint != winnode.Fingerprint(marker) || a.Ticket == nil {
 			return errors.New(a.Error)
 		}
@@ -272,19 +272,19 @@ func TestAccountAndManagedPasswordsAreNeverWrittenAnywhere(t *testing.T) {
 	}
 	note := func(when string) {
 		m, err := bind(t, corp).ManagedPassword(ctx, "web01")
-		must(t, err)
+		labtest.Must(t, err)
 		for form, needle := range rawForms(m.Current.Reveal()) {
 			needles["the managed password "+when+" as "+form] = needle
 		}
 	}
 	note("before the change")
 	gmsa, err := s.StartGMSA(ctx, web01, 100*time.Millisecond)
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(gmsa.Kill)
-	must(t, corp.RollManagedPassword(ctx, "web01"))
+	labtest.Must(t, corp.RollManagedPassword(ctx, "web01"))
 	note("after the change")
 	_, err = gmsa.Wait(ctx, func(a winnode.Answer) bool { return a.Refetches == 1 })
-	must(t, err)
+	labtest.Must(t, err)
 	written := processes(t)
 
 	// Each failure of Active Directory occurs once.
@@ -294,18 +294,18 @@ func TestAccountAndManagedPasswordsAreNeverWrittenAnywhere(t *testing.T) {
 		func() error { return corp.Remove(ctx, corp.Reader.Username) },
 		func() error { corp.Kill(); return nil },
 	} {
-		must(t, fail())
+		labtest.Must(t, fail())
 		if a := fetchSpec(t, s, web01); a.Event != 8 {
 			t.Errorf("no event 8: %+v", a)
 		}
 	}
 	_, err = gmsa.Stop()
-	must(t, err)
-	must(t, provider.Stop())
+	labtest.Must(t, err)
+	labtest.Must(t, provider.Stop())
 	s.Node.Stop() // writes the registry to files
 
 	for _, dir := range []string{s.Logs, s.Node.Path(`C:\..`), filepath.Join(dir, ad.Corp.DNSName, "log")} {
-		must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		labtest.Must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.Type().IsRegular() {
 				return err
 			}

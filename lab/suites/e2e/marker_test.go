@@ -34,7 +34,7 @@ func TestPasswordIsNeverWrittenAnywhere(t *testing.T) {
 	s := newStage(t, wine.WithDebug(traceEvents))
 	install(t, s, "--log-level", "debug")
 	cp, ctx := s.ControlPlane, t.Context()
-	must(t, cp.PutSecret(ctx, web, secret(marker)))
+	labtest.Must(t, cp.PutSecret(ctx, web, secret(marker)))
 	metrics := freeAddress(t)
 	provider := startProvider(t, s, web, "--log-level", "debug", "--metrics-address", metrics)
 	if a := fetch(t, s, webInput); a.PasswordFingerprint != winnode.Fingerprint(marker) {
@@ -46,21 +46,21 @@ func TestPasswordIsNeverWrittenAnywhere(t *testing.T) {
 	for _, key := range []string{"username", "domainName", "password"} {
 		bad := secret(marker)
 		bad[key] = []byte(marker + `\@` + "\x00")
-		must(t, cp.PutSecret(ctx, web, bad))
+		labtest.Must(t, cp.PutSecret(ctx, web, bad))
 		waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
-		must(t, cp.PutSecret(ctx, web, secret(marker)))
+		labtest.Must(t, cp.PutSecret(ctx, web, secret(marker)))
 		waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.PasswordUnits > 0 })
 	}
-	must(t, cp.PutSecret(ctx, web, secret(marker)))
+	labtest.Must(t, cp.PutSecret(ctx, web, secret(marker)))
 	waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool {
 		return a.PasswordFingerprint == winnode.Fingerprint(marker)
 	})
-	must(t, cp.DeleteRoleBinding(ctx, web))
+	labtest.Must(t, cp.DeleteRoleBinding(ctx, web))
 	waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040009" })
 	for path, b := range processes(t) {
 		written[path] = b
 	}
-	must(t, provider.Stop())
+	labtest.Must(t, provider.Stop())
 	if out, err := s.Installer(ctx, "status", "-o", "json"); err != nil {
 		t.Errorf("status: %v\n%s", err, out)
 	}
@@ -70,7 +70,7 @@ func TestPasswordIsNeverWrittenAnywhere(t *testing.T) {
 	s.Node.Stop() // writes the registry to files
 
 	for _, dir := range []string{s.Logs, s.Node.Path(`C:\..`)} {
-		must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		labtest.Must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.Type().IsRegular() {
 				return err
 			}
@@ -125,7 +125,7 @@ func processes(t *testing.T) map[string][]byte {
 	found := map[string][]byte{}
 	for _, pattern := range []string{"/proc/[0-9]*/cmdline", "/proc/[0-9]*/environ"} {
 		paths, err := filepath.Glob(pattern)
-		must(t, err)
+		labtest.Must(t, err)
 		for _, path := range paths {
 			if b, err := os.ReadFile(path); err == nil { // fails for a process that ends meanwhile
 				found[path] = b
@@ -139,7 +139,7 @@ func processes(t *testing.T) map[string][]byte {
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	labtest.Must(t, err)
 	defer l.Close()
 	return l.Addr().String()
 }
@@ -147,9 +147,9 @@ func freeAddress(t *testing.T) string {
 func get(t *testing.T, url string) []byte {
 	t.Helper()
 	resp, err := http.Get(url)
-	must(t, err)
+	labtest.Must(t, err)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	must(t, err)
+	labtest.Must(t, err)
 	return b
 }

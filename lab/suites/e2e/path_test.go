@@ -42,18 +42,11 @@ func newStage(t *testing.T, options ...wine.Option) *winnode.Stage {
 		Node:         labtest.Node(t, options...),
 		Logs:         t.TempDir(),
 	}
-	must(t, errors.Join(
+	labtest.Must(t, errors.Join(
 		s.Put("gmsa-account-provider.exe", "ccg-plugin-installer.exe", "lab/ccg.exe"),
 		s.ControlPlane.CreateNamespace(t.Context(), web.Namespace),
 		s.ControlPlane.CreateAccount(t.Context(), web)))
 	return s
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 func install(t *testing.T, s *winnode.Stage, args ...string) {
@@ -66,7 +59,7 @@ func install(t *testing.T, s *winnode.Stage, args ...string) {
 func startProvider(t *testing.T, s *winnode.Stage, account controlplane.Account, args ...string) *winnode.Program {
 	t.Helper()
 	p, err := s.StartProvider(t.Context(), account, args...)
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(p.Kill)
 	return p
 }
@@ -76,7 +69,7 @@ func fetch(t *testing.T, s *winnode.Stage, input string, flags ...string) winnod
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	a, err := s.Fetch(ctx, input, flags...)
-	must(t, err)
+	labtest.Must(t, err)
 	return a
 }
 
@@ -108,10 +101,10 @@ func TestPasswordsArriveUnchanged(t *testing.T) {
 		"plain", strings.Repeat("p", 1024), `"double" 'single'`, `back\slash\\`, "  spaces  ", "é", "密码", "𝄞",
 		"%", "%1 %s %n %%", `{"json":[1,2]}\u0000`, `<xml a="b">&amp;]]></xml>`, "\u2028\ufeff\u202e", "e\u0301 é",
 	}
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(passwords[0])))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(passwords[0])))
 	startProvider(t, s, web)
 	for _, password := range passwords {
-		must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(password)))
+		labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret(password)))
 		want := utf16.Encode([]rune(password))
 		var a winnode.Answer
 		for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(100 * time.Millisecond) {
@@ -126,7 +119,7 @@ func TestPasswordsArriveUnchanged(t *testing.T) {
 			t.Errorf("%.20q: fingerprint %s, %d units", password, a.PasswordFingerprint, a.PasswordUnits)
 		}
 	}
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("")))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("")))
 	waitForAnswer(t, 8*time.Second, s, webInput, func(a winnode.Answer) bool { return a.HResult == "0xA0040008" })
 }
 
@@ -145,7 +138,7 @@ func TestCallsFailWithinFiveSecondsWithTheHResultOfTheCause(t *testing.T) {
 	good := func(a winnode.Answer) bool { return a.PasswordFingerprint == winnode.Fingerprint("secret") }
 	restore := func() {
 		t.Helper()
-		must(t, cp.PutSecret(ctx, web, secret("secret")))
+		labtest.Must(t, cp.PutSecret(ctx, web, secret("secret")))
 		waitForAnswer(t, 3*time.Second, s, webInput, good)
 	}
 	restore()
@@ -174,7 +167,7 @@ func TestCallsFailWithinFiveSecondsWithTheHResultOfTheCause(t *testing.T) {
 			},
 		},
 	} {
-		must(t, c.breaks())
+		labtest.Must(t, c.breaks())
 		broken := time.Now()
 		for time.Since(broken) < 5*time.Second {
 			if a := fetch(t, s, webInput); a.HResult == c.hresult {
@@ -186,7 +179,7 @@ func TestCallsFailWithinFiveSecondsWithTheHResultOfTheCause(t *testing.T) {
 			t.Errorf("%s: 5 seconds later: %+v", c.name, a)
 		}
 		if c.repair != nil {
-			must(t, c.repair())
+			labtest.Must(t, c.repair())
 		}
 		restore()
 	}
@@ -198,14 +191,14 @@ func TestInvalidPluginInputsChangeNothingOnDisk(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := &winnode.Stage{Node: labtest.Node(t, wine.WithDebug(traceEvents)), Logs: t.TempDir()}
-	must(t, s.Put("ccg-plugin-installer.exe", "lab/ccg.exe"))
+	labtest.Must(t, s.Put("ccg-plugin-installer.exe", "lab/ccg.exe"))
 	// The surrogate inherits the installer's standard error, to which Wine writes the events.
 	log, err := os.Create(filepath.Join(s.Logs, "install.log"))
-	must(t, err)
+	labtest.Must(t, err)
 	defer log.Close()
 	cmd := s.Node.Command(t.Context(), `C:\lab\ccg-plugin-installer.exe`, "install")
 	cmd.Stdout, cmd.Stderr = log, log
-	must(t, cmd.Run())
+	labtest.Must(t, cmd.Run())
 	before := tree(t, s.Node.Path(`C:\`))
 	for name, input := range map[string]string{
 		"empty":          "",
@@ -226,7 +219,7 @@ func TestInvalidPluginInputsChangeNothingOnDisk(t *testing.T) {
 		}
 	}
 	events, err := os.ReadFile(log.Name())
-	must(t, err)
+	labtest.Must(t, err)
 	if n := strings.Count(string(events), "is not of the form") + strings.Count(string(events), "the form is"); n < 5 {
 		t.Errorf("%d events of invalid inputs in:\n%s", n, events)
 	}
@@ -238,7 +231,7 @@ func TestInvalidPluginInputsChangeNothingOnDisk(t *testing.T) {
 // tree lists the files below dir, except those of the emulator.
 func tree(t *testing.T, dir string) (paths []string) {
 	t.Helper()
-	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	labtest.Must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -276,13 +269,13 @@ func TestSurrogateDoesNotGrowWithCalls(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	install(t, s)
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	startProvider(t, s, web)
 	load(t, s, "--input", webInput, "--calls", "320", "--parallel", "32", "--activations")
 	load(t, s, "--input", webInput, "--calls", "1000", "--parallel", "8") // the heap reaches its size
 
 	pids, err := s.Node.SurrogatePIDs()
-	must(t, err)
+	labtest.Must(t, err)
 	if len(pids) != 1 {
 		t.Fatalf("%d surrogates", len(pids))
 	}
@@ -311,9 +304,9 @@ func TestSurrogateDoesNotGrowWithCalls(t *testing.T) {
 func usage(t *testing.T, pid int) (handles int, memory int64) {
 	t.Helper()
 	handles, err := wine.Handles(pid)
-	must(t, err)
+	labtest.Must(t, err)
 	memory, err = wine.RSS(pid)
-	must(t, err)
+	labtest.Must(t, err)
 	return handles, memory
 }
 
@@ -326,7 +319,7 @@ func TestTwoAccountsOnOneNode(t *testing.T) {
 	// Names of DOS devices are valid Kubernetes names.
 	other := controlplane.Account{Namespace: "con", Release: "nul", Secret: "nul"}
 	cp, ctx := s.ControlPlane, t.Context()
-	must(t, errors.Join(
+	labtest.Must(t, errors.Join(
 		cp.CreateNamespace(ctx, other.Namespace),
 		cp.CreateAccount(ctx, other),
 		cp.PutSecret(ctx, web, secret("of web")),
@@ -339,7 +332,7 @@ func TestTwoAccountsOnOneNode(t *testing.T) {
 	if a := fetch(t, s, "con:nul"); a.PasswordFingerprint != winnode.Fingerprint("of nul") {
 		t.Errorf("con:nul: %+v", a)
 	}
-	must(t, first.Stop())
+	labtest.Must(t, first.Stop())
 	if a := fetch(t, s, webInput); a.HResult != "0xA0040001" {
 		t.Errorf("web, stopped: %+v", a)
 	}
@@ -353,7 +346,7 @@ func TestCleanupAfterAKilledProvider(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	s := newStage(t)
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	p := startProvider(t, s, web)
 	args := []string{"cleanup", "--namespace", web.Namespace, "--secret", web.Secret}
 	if out, err := s.Provider(t.Context(), args...); err == nil || !strings.Contains(string(out), "still serves") {
@@ -386,10 +379,10 @@ func TestPlantedEndpointIsNotTrusted(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	install(t, s)
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	startProvider(t, s, web)
 	account := s.Node.Path(winnode.HostPath + `\gmsa-system\web-creds`)
-	must(t, os.Chown(account, 12345, 12345)) // Wine shows another owner
+	labtest.Must(t, os.Chown(account, 12345, 12345)) // Wine shows another owner
 	if a := fetch(t, s, webInput); a.HResult != "0xA0040003" {
 		t.Errorf("%+v", a)
 	}

@@ -30,7 +30,7 @@ func newHost(t *testing.T, args ...string) *host {
 	labtest.Require(t)
 	h := &host{cp: labtest.ControlPlane(t)}
 	ctx, token, root := t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "gmsa")
-	must(t, errors.Join(
+	labtest.Must(t, errors.Join(
 		h.cp.CreateNamespace(ctx, web.Namespace),
 		h.cp.CreateAccount(ctx, web),
 		h.cp.PutSecret(ctx, web, secret("secret")),
@@ -41,9 +41,9 @@ func newHost(t *testing.T, args ...string) *host {
 	cmd := exec.Command(filepath.Join(winnode.Dist(), "gmsa-account-provider"), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := os.Create(filepath.Join(t.TempDir(), "provider.log"))
-	must(t, err)
+	labtest.Must(t, err)
 	cmd.Stdout, cmd.Stderr = log, log
-	must(t, cmd.Start())
+	labtest.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
@@ -99,7 +99,7 @@ func TestCallsSucceedWhileTheAPIServerIsUnavailable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
 			time.Sleep(6 * time.Second) // the cached credentials become stale
-			must(t, outage.begin(h))
+			labtest.Must(t, outage.begin(h))
 			first := h.want(t, "secret", nil)
 			var later []time.Duration
 			for range 500 {
@@ -113,8 +113,8 @@ func TestCallsSucceedWhileTheAPIServerIsUnavailable(t *testing.T) {
 			if first > 3*time.Second || median > 50*time.Millisecond {
 				t.Errorf("first call %v (3 s at most), later p50 %v (50 ms at most)", first, median)
 			}
-			must(t, outage.end(t.Context(), h))
-			must(t, h.cp.PutSecret(t.Context(), web, secret("changed")))
+			labtest.Must(t, outage.end(t.Context(), h))
+			labtest.Must(t, h.cp.PutSecret(t.Context(), web, secret("changed")))
 			for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 				if p, _, _ := h.call(); p == "changed" {
 					break
@@ -122,7 +122,7 @@ func TestCallsSucceedWhileTheAPIServerIsUnavailable(t *testing.T) {
 					t.Fatalf("15 s after the API server was back: %q", p)
 				}
 			}
-			must(t, h.cp.DeleteRoleBinding(t.Context(), web))
+			labtest.Must(t, h.cp.DeleteRoleBinding(t.Context(), web))
 			time.Sleep(5 * time.Second)
 			h.want(t, "", cause.Forbidden)
 		})

@@ -18,10 +18,10 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	labtest.Require(t)
 	t.Parallel()
 	next, err := winnode.BuildInstaller(t.Context(), t.TempDir(), "v999.0.0")
-	must(t, err)
+	labtest.Must(t, err)
 	s := newStage(t)
 	install(t, s)
-	must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
+	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	startProvider(t, s, web)
 	old := dlls(t, s)
 	if len(old) != 1 {
@@ -61,7 +61,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}()
 	time.Sleep(3 * time.Second)
 
-	must(t, s.Node.Install(next, `C:\lab\ccg-plugin-installer.exe`))
+	labtest.Must(t, s.Node.Install(next, `C:\lab\ccg-plugin-installer.exe`))
 	if out, err := s.Installer(ctx, "install"); err != nil {
 		t.Errorf("upgrade: %v\n%s", err, out)
 	}
@@ -92,7 +92,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 func dlls(t *testing.T, s *winnode.Stage) []string {
 	t.Helper()
 	found, err := filepath.Glob(s.Node.Path(`C:\Program Files\CCGRKC\*.dll`))
-	must(t, err)
+	labtest.Must(t, err)
 	return found
 }
 

@@ -39,12 +39,12 @@ func TestWindowsPackages(t *testing.T) {
 				t.Fatalf("package %s has no tests for Windows", name)
 			}
 			s := winnode.Stage{Node: labtest.Node(t)}
-			must(t, s.Node.Install(exe, `C:\lab\`+name+`.test.exe`))
+			labtest.Must(t, s.Node.Install(exe, `C:\lab\`+name+`.test.exe`))
 			if name == "host" {
-				must(t, s.Put("ccg-plugin-installer.exe", "gmsa-account-provider.exe"))
+				labtest.Must(t, s.Put("ccg-plugin-installer.exe", "gmsa-account-provider.exe"))
 			}
 			output, err := os.Create(filepath.Join(t.TempDir(), "output"))
-			must(t, err)
+			labtest.Must(t, err)
 			defer output.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
@@ -55,7 +55,7 @@ func TestWindowsPackages(t *testing.T) {
 			cmd.Stdout, cmd.Stderr = output, output
 			err = cmd.Run()
 			out, readErr := os.ReadFile(output.Name())
-			must(t, readErr)
+			labtest.Must(t, readErr)
 			if err != nil || !strings.Contains(string(out), "--- PASS") || strings.Contains(string(out), "--- SKIP") {
 				t.Errorf("%v\n%s", err, out)
 			}
@@ -75,8 +75,8 @@ func TestFreeLibraryLeavesTheModuleMapped(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	node := labtest.Node(t)
-	must(t, node.Install(exe, `C:\lab\freelibrary.exe`))
-	must(t, node.Install(filepath.Join(winnode.Dist(), "ccg-plugin.dll"), `C:\lab\ccg-plugin.dll`))
+	labtest.Must(t, node.Install(exe, `C:\lab\freelibrary.exe`))
+	labtest.Must(t, node.Install(filepath.Join(winnode.Dist(), "ccg-plugin.dll"), `C:\lab\ccg-plugin.dll`))
 	for _, mode := range []string{"load", "unload", "class"} {
 		out, err := node.Run(t.Context(), `C:\lab\freelibrary.exe`, `C:\lab\ccg-plugin.dll`, mode)
 		if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "mapped") {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
 // With certificates from cert-manager's real controllers, calls succeed, also during a renewal. No pod has the CA's
@@ -20,10 +21,10 @@ func TestCertificatesFromCertManager(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2-16")
 	ctx := t.Context()
-	must(t, c.StartCertManager(ctx))
+	labtest.Must(t, c.StartCertManager(ctx))
 	install(t, installer(c))
 	install(t, provider(c, "web"), "--set", "certificates.mode=certManager")
-	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
 		waitForPassword(t, n, input, "secret")
 	}
@@ -33,7 +34,7 @@ func TestCertificatesFromCertManager(t *testing.T) {
 	}
 
 	pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-	must(t, err)
+	labtest.Must(t, err)
 	for _, pod := range pods.Items {
 		for _, v := range pod.Spec.Volumes {
 			if v.Secret != nil && strings.Contains(v.Secret.SecretName, "-ca") {
@@ -46,16 +47,16 @@ func TestCertificatesFromCertManager(t *testing.T) {
 	end := load(t, c.Node("win-1"), input)
 	for _, side := range []string{"web-server", "web-client"} {
 		_, err := c.Run(ctx, tools.Kubectl, "delete", "secret", side, "--namespace", namespace)
-		must(t, err)
+		labtest.Must(t, err)
 	}
-	must(t, cluster.Eventually(ctx, time.Minute, func() error {
+	labtest.Must(t, cluster.Eventually(ctx, time.Minute, func() error {
 		if second := serverCertificate(t, c); second == nil || second.SerialNumber.Cmp(first.SerialNumber) == 0 {
 			return fmt.Errorf("cert-manager has not renewed the server's certificate")
 		}
 		return nil
 	}))
 	// The kubelet updates the node within seconds. Then the provider publishes the certificate.
-	must(t, cluster.Eventually(ctx, 2*time.Minute, func() error {
+	labtest.Must(t, cluster.Eventually(ctx, 2*time.Minute, func() error {
 		out, err := c.Run(ctx, tools.Kubectl, "logs", "--namespace", namespace, "daemonset/web", "--tail=-1")
 		if err == nil && !strings.Contains(out, "certificates renewed") {
 			err = fmt.Errorf("the provider's log:\n%s", out)
@@ -82,6 +83,6 @@ func serverCertificate(t *testing.T, c *cluster.Cluster) *x509.Certificate {
 		return nil
 	}
 	certificate, err := x509.ParseCertificate(block.Bytes)
-	must(t, err)
+	labtest.Must(t, err)
 	return certificate
 }

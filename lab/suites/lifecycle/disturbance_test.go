@@ -13,6 +13,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
 const input = namespace + ":web-creds"
@@ -28,7 +29,7 @@ func TestCallsSucceedOnANodeCutOffForFiveMinutes(t *testing.T) {
 	n := c.Node("win-1")
 	n.CutOff()
 	cutOff := time.Now()
-	must(t, c.PutSecret(t.Context(), namespace, "web-creds", "changed"))
+	labtest.Must(t, c.PutSecret(t.Context(), namespace, "web-creds", "changed"))
 	for calls := 0; time.Since(cutOff) < 5*time.Minute; calls++ {
 		a, err := n.Stage.Fetch(t.Context(), input)
 		if err != nil || a.HResult != "" {
@@ -38,7 +39,7 @@ func TestCallsSucceedOnANodeCutOffForFiveMinutes(t *testing.T) {
 	}
 	n.Reconnect()
 	waitForPassword(t, n, input, "changed")
-	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+	labtest.Must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		_, err := c.Run(t.Context(), tools.Kubectl, "wait", "node/win-1", "--for=condition=Ready", "--timeout=1s")
 		return err
 	}))
@@ -53,7 +54,7 @@ func TestUninstallReportsNodesThatAreDown(t *testing.T) {
 	for _, r := range []cluster.Release{installer(c), provider(c, "web")} {
 		install(t, r, "--set", "uninstall.timeout=20s")
 	}
-	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
 		waitForPassword(t, n, input, "secret")
 	}
@@ -77,9 +78,9 @@ func TestUninstallReportsNodesThatAreDown(t *testing.T) {
 	}
 	checkClean(t, c.Node("win-1"))
 
-	must(t, c.Restart(ctx, "win-2"))
+	labtest.Must(t, c.Restart(ctx, "win-2"))
 	_, err := c.Run(ctx, tools.Kubectl, "delete", "node", "win-3")
-	must(t, err)
+	labtest.Must(t, err)
 	for _, r := range []cluster.Release{provider(c, "web"), installer(c)} {
 		if out, err := r.Uninstall(ctx); err != nil {
 			t.Errorf("with the node back: %v\n%s", err, out)
@@ -105,15 +106,15 @@ func TestNodesJoinDuringInstallAndUninstall(t *testing.T) {
 		}()
 	}
 	addWindows(t, c, "win-3")
-	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	waitForPassword(t, c.Node("win-1"), input, "secret")
 	waitForPassword(t, c.Node("win-3"), input, "secret")
 	if len(installed) > 0 {
 		t.Errorf("helm did not wait for win-2: %v", <-installed)
 	}
-	must(t, c.Restart(ctx, "win-2"))
-	must(t, <-installed)
-	must(t, <-installed)
+	labtest.Must(t, c.Restart(ctx, "win-2"))
+	labtest.Must(t, <-installed)
+	labtest.Must(t, <-installed)
 	waitForPassword(t, c.Node("win-2"), input, "secret")
 
 	c.Node("win-2").Kill()
@@ -129,9 +130,9 @@ func TestNodesJoinDuringInstallAndUninstall(t *testing.T) {
 	if len(uninstalled) > 0 {
 		t.Errorf("helm did not wait for win-2: %v", <-uninstalled)
 	}
-	must(t, c.Restart(ctx, "win-2"))
-	must(t, <-uninstalled)
-	must(t, <-uninstalled)
+	labtest.Must(t, c.Restart(ctx, "win-2"))
+	labtest.Must(t, <-uninstalled)
+	labtest.Must(t, <-uninstalled)
 	for _, n := range c.WindowsNodes() {
 		checkClean(t, n)
 	}
@@ -146,8 +147,8 @@ func TestKilledProviderComesBack(t *testing.T) {
 	n := c.Node("win-1")
 	for range 4 {
 		pod, err := c.Pod(t.Context(), namespace, "web", "win-1")
-		must(t, err)
-		must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+		labtest.Must(t, err)
+		labtest.Must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 			return n.KillContainer(types.NamespacedName{Namespace: namespace, Name: pod}, "provider", "OOMKilled")
 		}))
 		waitForPassword(t, n, input, "secret")
@@ -174,23 +175,23 @@ func TestNextPodCompletesAnInterruptedInstallation(t *testing.T) {
 	n := c.Node("win-1")
 	_, err := c.Run(ctx, tools.Helm4, "install", "plugin", cluster.Chart(cluster.Installer),
 		"--namespace", namespace, "--create-namespace")
-	must(t, err)
+	labtest.Must(t, err)
 	for range 3 {
-		must(t, cluster.Eventually(ctx, time.Minute, func() error {
+		labtest.Must(t, cluster.Eventually(ctx, time.Minute, func() error {
 			_, err := os.Stat(n.Stage.Node.Path(`C:\Program Files\CCGRKC`))
 			return err
 		}))
 		pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-		must(t, err)
+		labtest.Must(t, err)
 		for _, pod := range pods.Items {
 			_, err := c.Run(ctx, tools.Kubectl, "delete", "pod", pod.Name, "--namespace", namespace,
 				"--grace-period=0", "--force")
-			must(t, err)
+			labtest.Must(t, err)
 		}
 	}
 	install(t, installer(c))
 	install(t, provider(c, "web"))
-	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	waitForPassword(t, n, input, "secret")
 }
 
@@ -203,7 +204,7 @@ func TestReinstallAfterTheNamespaceWasDeleted(t *testing.T) {
 	installBoth(t, c)
 	n := c.Node("win-1")
 	_, err := c.Run(ctx, tools.Kubectl, "delete", "namespace", namespace, "--timeout=2m")
-	must(t, err)
+	labtest.Must(t, err)
 	waitForHResult(t, n, input, "0xA0040001")
 	if files, _ := filepath.Glob(n.Stage.Node.Path(`C:\var\lib\rancher\gmsa`) + "/*"); len(files) > 0 {
 		t.Errorf("files left: %q", files)
@@ -226,7 +227,7 @@ func TestUpgradeAndDowngradeOfTheImage(t *testing.T) {
 	installBoth(t, c)
 	n := c.Node("win-1")
 	before := dlls(t, n)
-	must(t, c.PushOtherVersion(ctx, "v999.0.0"))
+	labtest.Must(t, c.PushOtherVersion(ctx, "v999.0.0"))
 	for _, step := range []struct {
 		tag     string
 		changed bool
@@ -237,8 +238,8 @@ func TestUpgradeAndDowngradeOfTheImage(t *testing.T) {
 			done <- err
 		}()
 		install(t, provider(c, "web"), "--set", "image.tag="+step.tag)
-		must(t, <-done)
-		must(t, cluster.Eventually(ctx, 90*time.Second, func() error {
+		labtest.Must(t, <-done)
+		labtest.Must(t, cluster.Eventually(ctx, 90*time.Second, func() error {
 			now := dlls(t, n)
 			if len(now) != 1 || (now[0] != before[0]) != step.changed {
 				return fmt.Errorf("with tag %q the DLLs on the node are %q, before %q", step.tag, now, before)
@@ -252,6 +253,6 @@ func TestUpgradeAndDowngradeOfTheImage(t *testing.T) {
 func dlls(t *testing.T, n *cluster.Node) []string {
 	t.Helper()
 	files, err := filepath.Glob(n.Stage.Node.Path(`C:\Program Files\CCGRKC`) + "/*.dll")
-	must(t, err)
+	labtest.Must(t, err)
 	return files
 }

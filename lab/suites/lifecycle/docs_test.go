@@ -17,16 +17,16 @@ import (
 func TestGettingStartedWordForWord(t *testing.T) {
 	t.Parallel()
 	c := start(t, "win-1", "win-2-16")
-	must(t, c.PushEmptyImage(t.Context(), "windows/servercore:ltsc2022"))
+	labtest.Must(t, c.PushEmptyImage(t.Context(), "windows/servercore:ltsc2022"))
 
 	content, err := os.ReadFile(filepath.Join(filepath.Dir(cluster.Chart("")), "docs", "getting-started.md"))
-	must(t, err)
+	labtest.Must(t, err)
 	script := labtest.ShellBlocks(string(content))
 	if n := strings.Count(script, "helm "); n < 7 {
 		t.Fatalf("found only %d helm commands in the page", n)
 	}
 
-	must(t, c.StartAD(t.Context()))
+	labtest.Must(t, c.StartAD(t.Context()))
 	corp := c.AD[0]
 
 	// A shell with the domain's DNS server and a terminal, because gmsactl reads the password, twice, only from a
@@ -35,9 +35,9 @@ func TestGettingStartedWordForWord(t *testing.T) {
 		t.Helper()
 		keyboard, terminal := labtest.Terminal(t)
 		_, err := keyboard.WriteString(strings.Repeat(string(password.Reveal())+"\n", 2))
-		must(t, err)
+		labtest.Must(t, err)
 		cmd, err := c.Shell(t.Context(), "set -x\n"+script)
-		must(t, err)
+		labtest.Must(t, err)
 		cmd.Stdin = terminal
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -51,7 +51,7 @@ func TestGettingStartedWordForWord(t *testing.T) {
 		t.Fatalf("the page has no section %q", change)
 	}
 	out := run(labtest.ShellBlocks(before), corp.Reader.Password)
-	must(t, corp.SetPassword(t.Context(), corp.Reader.Username, ad.NewPassword()))
+	labtest.Must(t, corp.SetPassword(t.Context(), corp.Reader.Username, ad.NewPassword()))
 	out += run(labtest.ShellBlocks(after), corp.Reader.Password)
 	for _, want := range []string{
 		"web-creds created",

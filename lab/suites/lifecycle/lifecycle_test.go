@@ -29,10 +29,10 @@ func start(t *testing.T, windows ...string) *cluster.Cluster {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	c, err := cluster.Start(ctx, t.TempDir())
-	must(t, err)
+	labtest.Must(t, err)
 	t.Cleanup(c.Stop)
 	_, err = c.AddLinux(ctx, "linux-1")
-	must(t, err)
+	labtest.Must(t, err)
 	for _, name := range windows {
 		addWindows(t, c, name)
 	}
@@ -46,7 +46,7 @@ func addWindows(t *testing.T, c *cluster.Cluster, name string) *cluster.Node {
 		o.Sandbox = kubelet.Containerd16
 	}
 	n, err := c.AddWindows(t.Context(), name, o)
-	must(t, err)
+	labtest.Must(t, err)
 	return n
 }
 
@@ -61,7 +61,7 @@ func provider(c *cluster.Cluster, name string) cluster.Release {
 func install(t *testing.T, r cluster.Release, args ...string) {
 	t.Helper()
 	_, err := r.Install(t.Context(), args...)
-	must(t, err)
+	labtest.Must(t, err)
 }
 
 // installBoth installs the plugin and a provider with its Secret, and verifies that they work on every node.
@@ -69,16 +69,9 @@ func installBoth(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	install(t, installer(c))
 	install(t, provider(c, "web"))
-	must(t, c.PutSecret(t.Context(), namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(t.Context(), namespace, "web-creds", "secret"))
 	for _, n := range c.WindowsNodes() {
 		waitForPassword(t, n, namespace+":web-creds", "secret")
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -86,7 +79,7 @@ func must(t *testing.T, err error) {
 // it.
 func waitForPassword(t *testing.T, n *cluster.Node, input, password string) {
 	t.Helper()
-	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+	labtest.Must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		a, err := n.Stage.Fetch(t.Context(), input)
 		if err == nil && a.PasswordFingerprint != winnode.Fingerprint(password) {
 			err = fmt.Errorf("the emulator on %s got %+v for %s", n.Name, a, input)
@@ -98,7 +91,7 @@ func waitForPassword(t *testing.T, n *cluster.Node, input, password string) {
 // waitForHResult waits until the emulator's calls on the node fail with this HRESULT.
 func waitForHResult(t *testing.T, n *cluster.Node, input, hresult string) {
 	t.Helper()
-	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
+	labtest.Must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		a, err := n.Stage.Fetch(t.Context(), input)
 		if err == nil && a.HResult != hresult {
 			err = fmt.Errorf("the emulator on %s got %+v for %s, want %s", n.Name, a, input, hresult)
@@ -110,13 +103,13 @@ func waitForHResult(t *testing.T, n *cluster.Node, input, hresult string) {
 // checkClean verifies that nothing of the product is on the node. It does not wait, because helm uninstall has waited.
 func checkClean(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	must(t, isClean(t, n))
+	labtest.Must(t, isClean(t, n))
 }
 
 // waitClean is checkClean during an uninstallation.
 func waitClean(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error { return isClean(t, n) }))
+	labtest.Must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error { return isClean(t, n) }))
 }
 
 func isClean(t *testing.T, n *cluster.Node) error {
@@ -139,15 +132,15 @@ func checkClusterClean(t *testing.T, c *cluster.Cluster, release string) {
 		}
 		return err
 	}
-	must(t, left("daemonsets,deployments,jobs,services,serviceaccounts,roles,rolebindings,secrets,configmaps"))
-	must(t, cluster.Eventually(t.Context(), time.Minute, func() error { return left("pods") }))
+	labtest.Must(t, left("daemonsets,deployments,jobs,services,serviceaccounts,roles,rolebindings,secrets,configmaps"))
+	labtest.Must(t, cluster.Eventually(t.Context(), time.Minute, func() error { return left("pods") }))
 }
 
 // load makes the emulator on a node call 20 times per second until end is called. end fails the test if a call failed.
 func load(t *testing.T, n *cluster.Node, input string) (end func()) {
 	t.Helper()
 	stop, err := n.Load(t.Context(), input)
-	must(t, err)
+	labtest.Must(t, err)
 	return func() {
 		t.Helper()
 		r, err := stop()
@@ -176,14 +169,14 @@ func TestInstallUpgradeRollbackAndUninstall(t *testing.T) {
 			if out, err := web.Test(ctx); err == nil || !strings.Contains(out, "no good copy of the Secret") {
 				t.Errorf("helm test without the Secret: %v\n%s", err, out)
 			}
-			must(t, c.CreateAppPod(ctx, "default", "app", "win-1", input))
+			labtest.Must(t, c.CreateAppPod(ctx, "default", "app", "win-1", input))
 			message, err := c.WaitForStartFailure(ctx, "default", "app", "secret-not-found", 2*time.Minute)
-			must(t, err)
+			labtest.Must(t, err)
 			if !strings.Contains(message, "#3489661095") {
 				t.Errorf("the pod has the message %q, want the error number of Windows", message)
 			}
-			must(t, c.PutSecret(ctx, namespace, "web-creds", "first"))
-			must(t, c.WaitForPod(ctx, "default", "app", 2*time.Minute))
+			labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "first"))
+			labtest.Must(t, c.WaitForPod(ctx, "default", "app", 2*time.Minute))
 			for _, n := range c.WindowsNodes() {
 				waitForPassword(t, n, input, "first")
 			}
@@ -205,7 +198,7 @@ func TestInstallUpgradeRollbackAndUninstall(t *testing.T) {
 				upgraded <- err
 			}()
 			install(t, web, "--set", "log.level=debug", "--set", "podAnnotations.upgraded=yes")
-			must(t, <-upgraded)
+			labtest.Must(t, <-upgraded)
 			if _, err := web.Rollback(ctx, "1"); err != nil {
 				t.Error(err)
 			}
@@ -221,7 +214,7 @@ func TestInstallUpgradeRollbackAndUninstall(t *testing.T) {
 
 			// Leftovers must find the installed files and keys, so that the check after the uninstallation is valid.
 			left, err := c.Node("win-1").Leftovers(ctx)
-			must(t, err)
+			labtest.Must(t, err)
 			for _, what := range []string{
 				`Control\CCG\COMClasses\{`,
 				`EventLog\Application\CCGRKC`,
@@ -234,7 +227,7 @@ func TestInstallUpgradeRollbackAndUninstall(t *testing.T) {
 				}
 			}
 			_, err = c.Run(ctx, tools.Kubectl, "delete", "pod", "app")
-			must(t, err)
+			labtest.Must(t, err)
 			for _, r := range []cluster.Release{web, plugin} {
 				if out, err := r.Uninstall(ctx); err != nil {
 					t.Errorf("%v\n%s", err, out)
@@ -259,10 +252,10 @@ func TestNodeOutsideTheSelectorGetsNothing(t *testing.T) {
 	const label = "node-restriction.kubernetes.io/gmsa-account"
 	c := start(t, "win-1", "win-2")
 	ctx := t.Context()
-	must(t, c.Label(ctx, "win-1", label+"=web"))
+	labtest.Must(t, c.Label(ctx, "win-1", label+"=web"))
 	install(t, installer(c))
 	install(t, provider(c, "web"), "--set", `nodeSelector.node-restriction\.kubernetes\.io/gmsa-account=web`)
-	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	const input = namespace + ":web-creds"
 	waitForPassword(t, c.Node("win-1"), input, "secret")
 	outside := func() {
@@ -280,18 +273,18 @@ func TestNodeOutsideTheSelectorGetsNothing(t *testing.T) {
 
 	// A compromised node cannot set the label on itself, because of the prefix node-restriction.kubernetes.io/.
 	config, err := c.ControlPlane.NodeConfig(ctx, "win-2")
-	must(t, err)
+	labtest.Must(t, err)
 	mustNotLabelItself(t, config, "win-2", label, "web")
 
 	// The kubelet of win-2 cannot get a token or the Secret of the account.
 	mustBeForbidden(t, config, namespace, "web", "web-creds")
 
 	// When the label moves, the access moves.
-	must(t, c.Label(ctx, "win-1", label+"=none"))
-	must(t, c.Label(ctx, "win-2", label+"=web"))
+	labtest.Must(t, c.Label(ctx, "win-1", label+"=none"))
+	labtest.Must(t, c.Label(ctx, "win-2", label+"=web"))
 	waitForPassword(t, c.Node("win-2"), input, "secret")
 	waitForHResult(t, c.Node("win-1"), input, "0xA0040001")
-	must(t, c.Label(ctx, "win-2", label+"=none"))
+	labtest.Must(t, c.Label(ctx, "win-2", label+"=none"))
 	outside()
 }
 
@@ -311,7 +304,7 @@ func TestReleasesOnOneNodeAreIndependent(t *testing.T) {
 	}
 	for input, r := range accounts {
 		install(t, r)
-		must(t, c.PutSecret(ctx, r.Namespace, r.Name+"-creds", "password of "+input))
+		labtest.Must(t, c.PutSecret(ctx, r.Namespace, r.Name+"-creds", "password of "+input))
 	}
 	n := c.Node("win-1")
 	for input := range accounts {
@@ -343,12 +336,12 @@ func TestUninstallReportsAnotherReleaseForTheSameSecret(t *testing.T) {
 	ctx := t.Context()
 	install(t, installer(c))
 	install(t, provider(c, "web"))
-	must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
+	labtest.Must(t, c.PutSecret(ctx, namespace, "web-creds", "secret"))
 	waitForPassword(t, c.Node("win-1"), input, "secret")
 	_, err := c.Run(ctx, tools.Helm4, "install", "twin", cluster.Chart(cluster.Provider), "--namespace", namespace,
 		"--set", "credentials.secretName=web-creds", "--set", "uninstall.timeout=20s")
-	must(t, err)
-	must(t, cluster.Eventually(ctx, time.Minute, func() error {
+	labtest.Must(t, err)
+	labtest.Must(t, cluster.Eventually(ctx, time.Minute, func() error {
 		_, err := c.Pod(ctx, namespace, "twin", "win-1")
 		return err
 	}))

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
 // According to the API server, the release's ServiceAccount has one permission more than every ServiceAccount.
@@ -27,7 +28,7 @@ func TestServiceAccountCanGetOnlyItsOwnSecret(t *testing.T) {
 	install(t, provider(c, "web"))
 	install(t, provider(c, "shop"))
 	for _, name := range []string{"web-creds", "shop-creds"} {
-		must(t, c.PutSecret(ctx, namespace, name, "secret"))
+		labtest.Must(t, c.PutSecret(ctx, namespace, name, "secret"))
 	}
 	web := as(t, c, namespace, "web")
 
@@ -72,7 +73,7 @@ func TestServiceAccountCanGetOnlyItsOwnSecret(t *testing.T) {
 		t.Errorf("the installer's rules: %v", rules)
 	}
 	pods, err := c.ControlPlane.Client().CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-	must(t, err)
+	labtest.Must(t, err)
 	for _, pod := range pods.Items {
 		owner := metav1.GetControllerOf(&pod)
 		for _, v := range pod.Spec.Volumes {
@@ -107,7 +108,7 @@ func rules(t *testing.T, client kubernetes.Interface, in string) ([]authorizatio
 	}
 	reviews := client.AuthorizationV1().SelfSubjectRulesReviews()
 	review, err := reviews.Create(t.Context(), request, metav1.CreateOptions{})
-	must(t, err)
+	labtest.Must(t, err)
 	if review.Status.Incomplete {
 		t.Fatalf("the API server did not return all rules: %s", review.Status.EvaluationError)
 	}
@@ -124,13 +125,13 @@ func as(t *testing.T, c *cluster.Cluster, namespace, account string) kubernetes.
 	request := &authenticationv1.TokenRequest{}
 	accounts := c.ControlPlane.Client().CoreV1().ServiceAccounts(namespace)
 	token, err := accounts.CreateToken(t.Context(), account, request, metav1.CreateOptions{})
-	must(t, err)
+	labtest.Must(t, err)
 	client, err := kubernetes.NewForConfig(&rest.Config{
 		Host:            c.ControlPlane.Server,
 		BearerToken:     token.Status.Token,
 		TLSClientConfig: rest.TLSClientConfig{CAData: c.ControlPlane.CA},
 	})
-	must(t, err)
+	labtest.Must(t, err)
 	return client
 }
 
@@ -138,7 +139,7 @@ func as(t *testing.T, c *cluster.Cluster, namespace, account string) kubernetes.
 func mustBeForbidden(t *testing.T, config *rest.Config, namespace, account, secret string) {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(config)
-	must(t, err)
+	labtest.Must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	request := &authenticationv1.TokenRequest{}
@@ -156,7 +157,7 @@ func mustBeForbidden(t *testing.T, config *rest.Config, namespace, account, secr
 func mustNotLabelItself(t *testing.T, config *rest.Config, node, label, value string) {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(config)
-	must(t, err)
+	labtest.Must(t, err)
 	set := func(label, value string) error {
 		patch := fmt.Appendf(nil, `{"metadata": {"labels": {%q: %q}}}`, label, value)
 		nodes := client.CoreV1().Nodes()
