@@ -273,7 +273,7 @@ func (d *demo) run(ctx context.Context, keep string) (err error) {
 			}
 			for _, node := range c.WindowsNodes() {
 				if left, err := node.Leftovers(ctx); err != nil || len(left) > 0 {
-					return "", errors.Join(err, fmt.Errorf("%s still holds %q", node.Name, left))
+					return "", errors.Join(err, fmt.Errorf("%s still has %q", node.Name, left))
 				}
 			}
 			if _, err := c.Run(ctx, tools.Kubectl, "get", "gmsacredentialspec", corp.GMSA); err != nil {

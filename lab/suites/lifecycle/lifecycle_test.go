@@ -115,7 +115,7 @@ func waitClean(t *testing.T, n *cluster.Node) {
 func isClean(t *testing.T, n *cluster.Node) error {
 	left, err := n.Leftovers(t.Context())
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("left on %s:\n%s", n.Name, strings.Join(left, "\n"))
+		err = fmt.Errorf("files or registry keys are left on %s:\n%s", n.Name, strings.Join(left, "\n"))
 	}
 	return err
 }
