@@ -30,7 +30,7 @@ func cannotBe(places []place) *denial {
 		if p.name == "" {
 			continue
 		}
-		if _, err := credential.NewReference("x", p.name); err != nil {
+		if err := credential.ValidateName(p.name); err != nil {
 			return &denial{code: http.StatusUnprocessableEntity, reason: "Invalid", message: fmt.Sprintf(
 				"%s: gmsaCredentialSpecName %.80q is no name that a GMSACredentialSpec can have: want parts of lower-case letters, digits and hyphens, with dots between, 253 characters at most", p.where, p.name)}
 		}

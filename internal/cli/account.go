@@ -325,7 +325,7 @@ func (g *globals) account(ctx context.Context, c *inventory.Cluster, arg, secret
 	case err != nil:
 		state = releaseUnseen
 		if secret == "" {
-			g.warnf("whether release %s names its Secret otherwise than %s-creds could not be looked at: needs the right to %s", arg, release, inventory.Right("list", "daemonsets.apps", namespace))
+			g.warnf("whether release %s names its Secret otherwise than %s could not be looked at: needs the right to %s", arg, credential.SecretName(release), inventory.Right("list", "daemonsets.apps", namespace))
 		}
 	}
 	for _, r := range inventory.Of(releases, inventory.ProviderChart) {
@@ -341,7 +341,7 @@ func (g *globals) account(ctx context.Context, c *inventory.Cluster, arg, secret
 		}
 	}
 	if secret == "" {
-		secret = release + "-creds"
+		secret = credential.SecretName(release)
 	}
 	ref, err := credential.NewReference(namespace, secret)
 	if err != nil {
@@ -352,7 +352,7 @@ func (g *globals) account(ctx context.Context, c *inventory.Cluster, arg, secret
 
 func parseRelease(arg string) (namespace, release string, _ error) {
 	if ref, err := credential.ParseReference(arg); err == nil {
-		return "", "", usagef("%s is a plugin input; write the release: %s/%s", arg, ref.Namespace, strings.TrimSuffix(ref.Secret, "-creds"))
+		return "", "", usagef("%s is a plugin input; write the release: %s", arg, ref.Release())
 	}
 	namespace, release, ok := strings.Cut(arg, "/")
 	if !ok {

@@ -343,7 +343,7 @@ func (k *check) release(ctx context.Context, c *inventory.Cluster, ref credentia
 
 // credential returns the account to ask Active Directory as, if there is one.
 func (k *check) credential(ctx context.Context, c *inventory.Cluster, ref credential.Reference, domain string, a *ofAccount) (credential.Credential, bool) {
-	release := ref.Namespace + "/" + strings.TrimSuffix(ref.Secret, "-creds")
+	release := ref.Release()
 	what := fmt.Sprintf("Secret %s/%s", ref.Namespace, ref.Secret)
 	var cred credential.Credential
 	var err error

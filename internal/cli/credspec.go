@@ -105,8 +105,7 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 	if name == "" {
 		name = strings.ToLower(gmsa)
 	}
-	// A name of the form of a Secret's: RFC 1123 subdomain.
-	if _, err := credential.NewReference("x", name); err != nil && f.format == formatKubernetes {
+	if err := credential.ValidateName(name); err != nil && f.format == formatKubernetes {
 		return usagef("%q cannot be the name of a GMSACredentialSpec: give it one of lower-case letters, digits and hyphens with --name", name)
 	}
 	// So that what cannot be reached is told before Active Directory is asked.
@@ -156,7 +155,7 @@ func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f
 		}
 		secret := f.secret
 		if secret == "" {
-			secret = release + "-creds"
+			secret = credential.SecretName(release)
 		}
 		ref, err := credential.NewReference(namespace, secret)
 		if err != nil {
@@ -179,7 +178,7 @@ func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, 
 	}
 	release := f.account
 	if release == "" {
-		release = ref.Namespace + "/" + strings.TrimSuffix(ref.Secret, "-creds")
+		release = ref.Release()
 	}
 	if apierrors.IsForbidden(err) {
 		return cred, unablef("Secret %s/%s: you need the right to %s\nWithout it, name an account of the domain: --domain, --username and --password-file",

@@ -13,6 +13,20 @@ type Reference struct {
 	Secret    string
 }
 
+// PluginClass is the plugin's COM class, PluginGUID in a credential spec. It never changes: existing GMSACredentialSpecs
+// contain it.
+const PluginClass = "{E4781092-F116-4B79-B55E-28EB6A224E26}"
+
+// secretSuffix is the end of the name of a release's Secret, unless the chart's value credentials.secretName is set.
+const secretSuffix = "-creds"
+
+// SecretName returns the default name of the credentials Secret of a release.
+func SecretName(release string) string { return release + secretSuffix }
+
+// ReleaseName returns the name of the release whose default Secret has this name. A name without the usual suffix is
+// returned unchanged.
+func ReleaseName(secret string) string { return strings.TrimSuffix(secret, secretSuffix) }
+
 // InputForm is the accepted form of a plugin input, for messages.
 const InputForm = "<namespace>:<secret>, for example gmsa-system:web-creds"
 
@@ -41,7 +55,7 @@ func NewReference(namespace, secret string) (Reference, error) {
 	if err := checkLabel(namespace); err != nil {
 		return Reference{}, fmt.Errorf("namespace: %w", err)
 	}
-	if err := checkSubdomain(secret); err != nil {
+	if err := ValidateName(secret); err != nil {
 		return Reference{}, fmt.Errorf("secret: %w", err)
 	}
 	return Reference{Namespace: namespace, Secret: secret}, nil
@@ -49,6 +63,9 @@ func NewReference(namespace, secret string) (Reference, error) {
 
 // String returns the reference in the form of a plugin input.
 func (r Reference) String() string { return r.Namespace + ":" + r.Secret }
+
+// Release returns namespace and name of the release that this Secret has its default name from, as gmsa-system/web.
+func (r Reference) Release() string { return r.Namespace + "/" + ReleaseName(r.Secret) }
 
 // CertificateName is the DNS name that the server and the client certificate of this account's provider carry. It binds
 // a certificate to one account even where several accounts share a CA. It cannot be mistaken: a namespace has no dot.
@@ -67,8 +84,9 @@ func checkLabel(s string) error {
 	return checkLabelCharacters(s)
 }
 
-// checkSubdomain checks an RFC 1123 subdomain, the form of a Secret's name. Kubernetes bounds the whole, not each label.
-func checkSubdomain(s string) error {
+// ValidateName checks an RFC 1123 subdomain, the form of the names of Secrets, GMSACredentialSpecs and Helm releases.
+// Kubernetes limits the length of the whole name, not of each label.
+func ValidateName(s string) error {
 	if s == "" {
 		return errors.New("the name is empty")
 	}

@@ -412,7 +412,7 @@ func (c *checker) pluginGUID(guid string, validInput bool) bool {
 func inputRemedy(input string) string {
 	// Helm and gmsactl refer to a release as <namespace>/<release>.
 	if namespace, release, ok := strings.Cut(input, "/"); ok {
-		if ref, err := credential.NewReference(namespace, release+"-creds"); err == nil {
+		if ref, err := credential.NewReference(namespace, credential.SecretName(release)); err == nil {
 			return fmt.Sprintf("write %s if %s is a release and its Secret has the default name; the format is %s",
 				ref, input, credential.InputForm)
 		}

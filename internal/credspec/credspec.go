@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
 // API version and kind of a GMSACredentialSpec.
@@ -20,7 +22,7 @@ const (
 )
 
 // PluginGUID is the COM class of ccg-plugin.dll, in the format of the field PluginGUID.
-const PluginGUID = "{E4781092-F116-4B79-B55E-28EB6A224E26}"
+const PluginGUID = credential.PluginClass
 
 // CmsPlugin is the only entry of CmsPlugins that a gMSA needs.
 const CmsPlugin = "ActiveDirectory"

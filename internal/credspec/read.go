@@ -312,7 +312,7 @@ func (r *reader) metadata(v any) string {
 			"is missing or empty")
 	default:
 		// A Secret's name and this one have the same form: RFC 1123 subdomain.
-		if _, err := credential.NewReference("x", name); err != nil {
+		if err := credential.ValidateName(name); err != nil {
 			r.fail("metadata.name", "use only lower-case letters, digits, hyphens and dots",
 				"is %q, which is not a valid Kubernetes name", name)
 		}

@@ -201,7 +201,7 @@ func nodes(o *Objects) []Finding {
 func secrets(o *Objects) []Finding {
 	var found []Finding
 	for _, s := range o.Secrets {
-		account := s.Reference.Namespace + "/" + strings.TrimSuffix(s.Reference.Secret, "-creds")
+		account := s.Reference.Release()
 		for _, r := range inventory.Of(o.Releases, inventory.ProviderChart) {
 			if r.Reference() == s.Reference {
 				account = r.String()

@@ -224,13 +224,13 @@ func (v *verify) withoutCluster(what string) Step {
 
 // InstallCommand is how a release that serves a Secret is installed, under the name that the Secret has it from.
 func InstallCommand(ref credential.Reference) string {
-	return InstallReleaseCommand(strings.TrimSuffix(ref.Secret, "-creds"), ref)
+	return InstallReleaseCommand(credential.ReleaseName(ref.Secret), ref)
 }
 
 // InstallReleaseCommand is how a release of this name is installed, to serve a Secret.
 func InstallReleaseCommand(release string, ref credential.Reference) string {
 	words := []string{"helm", "install", release, "./charts/" + inventory.ProviderChart, "--namespace", ref.Namespace, "--wait"}
-	if ref.Secret != release+"-creds" {
+	if ref.Secret != credential.SecretName(release) {
 		words = append(words, "--set", "credentials.secretName="+ref.Secret)
 	}
 	return shell.Command(words...)
@@ -277,7 +277,7 @@ func (v *verify) account() string {
 	if v.result.release != nil {
 		return v.result.release.String()
 	}
-	return v.ref.Namespace + "/" + strings.TrimSuffix(v.ref.Secret, "-creds")
+	return v.ref.Release()
 }
 
 func (v *verify) inDirectory(ctx context.Context) {

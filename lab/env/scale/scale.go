@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -137,7 +136,7 @@ func Run(ctx context.Context, c *cluster.Cluster, nodes, releases int, idle time
 	calling := time.Now()
 	logf("creating the Secrets and calling each provider %d times", callsInARow)
 	for _, release := range todo[1:] {
-		if err := c.PutSecret(ctx, namespace, release.Name+"-creds", "password of "+release.Name); err != nil {
+		if err := c.PutSecret(ctx, namespace, credential.SecretName(release.Name), "password of "+release.Name); err != nil {
 			return r, err
 		}
 	}
@@ -296,7 +295,7 @@ func (p *account) call(ctx context.Context) (calls int, _ error) {
 		if err != nil {
 			return calls, fmt.Errorf("pod %s: %w", p.pod, err)
 		}
-		right := string(c.Password.Reveal()) == "password of "+strings.TrimSuffix(p.config.Account.Secret, "-creds")
+		right := string(c.Password.Reveal()) == "password of "+credential.ReleaseName(p.config.Account.Secret)
 		c.Password.Wipe()
 		if !right {
 			return calls, fmt.Errorf("pod %s: account %s got the wrong password", p.pod, p.config.Account)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
@@ -49,7 +50,7 @@ func TestProvidersOn250NodesRequestOnlyTheirSecretWhenCalled(t *testing.T) {
 	}
 	for what, requests := range map[string][]Request{"at their start": r.Started, "for their calls": r.Called} {
 		for _, q := range requests {
-			if q.Verb != "get" || q.Resource != "secrets" || q.Namespace != namespace || q.Name != q.User+"-creds" {
+			if q.Verb != "get" || q.Resource != "secrets" || q.Namespace != namespace || q.Name != credential.SecretName(q.User) {
 				t.Errorf("%s: %s", what, q)
 			}
 		}

@@ -71,7 +71,7 @@ func TestCertManagerCertificatesAreValid(t *testing.T) {
 		if string(server["ca.crt"]) != string(client["ca.crt"]) {
 			t.Errorf("%s: server and client have different CAs", r.release)
 		}
-		ref := credential.Reference{Namespace: r.namespace, Secret: r.release + "-creds"}
+		ref := credential.Reference{Namespace: r.namespace, Secret: credential.SecretName(r.release)}
 		if _, err := mtls.ServerConfig(ref, server["ca.crt"], server["tls.crt"], server["tls.key"]); err != nil {
 			t.Errorf("%s, server: %v", r.release, err)
 		}

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
 // pod is the pod spec of a rendered object.
@@ -277,7 +279,7 @@ func TestRolesGrantOnlyWhatIsUsed(t *testing.T) {
 		switch r.chart {
 		case provider:
 			own.Name = r.release
-			secret := r.release + "-creds"
+			secret := credential.SecretName(r.release)
 			if r.name == "everything" {
 				secret = "other.name"
 			}

@@ -12,6 +12,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/env/kubelet"
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
@@ -304,7 +305,7 @@ func TestReleasesOnOneNodeAreIndependent(t *testing.T) {
 	}
 	for input, r := range accounts {
 		install(t, r)
-		labtest.Must(t, c.PutSecret(ctx, r.Namespace, r.Name+"-creds", "password of "+input))
+		labtest.Must(t, c.PutSecret(ctx, r.Namespace, credential.SecretName(r.Name), "password of "+input))
 	}
 	n := c.Node("win-1")
 	for input := range accounts {
