@@ -106,7 +106,7 @@ func loopback(t *testing.T) string {
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
-func TestEveryPlatformIsPulledAsItWasBuilt(t *testing.T) {
+func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 	t.Parallel()
 	dir := dist(t)
 	out, digest := built(t, dir, scratch)
@@ -323,7 +323,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func TestBuildRefuses(t *testing.T) {
+func TestBuildRejectsInvalidInput(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name  string
@@ -386,7 +386,7 @@ func TestBuildReplacesALayout(t *testing.T) {
 	}
 }
 
-func TestPushRefuses(t *testing.T) {
+func TestPushRejectsInvalidInput(t *testing.T) {
 	t.Parallel()
 	host := loopback(t)
 	dir := dist(t)

@@ -77,7 +77,7 @@ func TestComponentsAreTheModulesOfTheProgram(t *testing.T) {
 	}
 }
 
-func TestTheInstallersListHoldsTheDLL(t *testing.T) {
+func TestTheInstallerSBOMContainsTheDLL(t *testing.T) {
 	t.Parallel()
 	dir := dist(t)
 	out, _ := built(t, dir, scratch)

@@ -78,7 +78,7 @@ func verify(s signer, file string) (string, error) {
 	return string(out), err
 }
 
-func TestSignaturesHoldAndBreak(t *testing.T) {
+func TestSignaturesVerifyAndDetectChanges(t *testing.T) {
 	t.Parallel()
 	need(t, "osslsigncode")
 	s, foreign := newSigner(t), newSigner(t)
@@ -193,7 +193,7 @@ func TestImageOfSignedPrograms(t *testing.T) {
 	}
 }
 
-func TestSigningRefuses(t *testing.T) {
+func TestSigningRejectsInvalidInput(t *testing.T) {
 	t.Parallel()
 	need(t, "osslsigncode")
 	s := newSigner(t)

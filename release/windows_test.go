@@ -74,7 +74,7 @@ func TestEntriesOfWindowsLayers(t *testing.T) {
 }
 
 // Reads a hive by the format's description, and refuses what is not exactly as it says.
-func TestHiveIsWhole(t *testing.T) {
+func TestHiveIsComplete(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM"} {
 		h := hive(name)
@@ -165,7 +165,7 @@ func TestHiveIsWhole(t *testing.T) {
 }
 
 // The same by a reader that others wrote.
-func TestHiveIsReadByRegparser(t *testing.T) {
+func TestRegparserReadsTheHive(t *testing.T) {
 	t.Parallel()
 	r, err := regparser.NewRegistry(bytes.NewReader(hive("SOFTWARE")))
 	if err != nil {

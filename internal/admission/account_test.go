@@ -35,7 +35,7 @@ func TestAGMSAThatCannotWorkIsToldOrRefused(t *testing.T) {
 		"GUID is a list":           {withPlugin(`[]`, `"x"`), ""},
 		"host is in the domain":    {spec2, ""},
 		"a name without a marker":  {withPlugin(ours, `"gmsa-system:`+long+`"`), ""},
-		"a name that is too long":  {withPlugin(ours, `"gmsa-system:`+long+`s"`), "253 at most"},
+		"a name that is too long":  {withPlugin(ours, `"gmsa-system:`+long+`s"`), "maximum is 253"},
 		"much longer than allowed": {withPlugin(ours, `"`+strings.Repeat("x", 40000)+`"`), "plugin input of 40000 bytes is longer"},
 	} {
 		t.Run(name, func(t *testing.T) {

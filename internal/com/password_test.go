@@ -10,7 +10,7 @@ import (
 	"unicode/utf16"
 )
 
-func TestPasswordsReachTheCallerCodeUnitByCodeUnit(t *testing.T) {
+func TestPasswordsAreEncodedAsUTF16(t *testing.T) {
 	for _, s := range []string{
 		"", "a", "é", "密码", "𝄞", "a𝄞b", "𝄞𝄞", " leading and trailing ", `"quotes" \and\ 'more'`, "%", "%1 %%n", "<&>", "\u2028\ufeff",
 		"\ud7ff\ue000", // the neighbours of the surrogates
@@ -26,7 +26,7 @@ func TestPasswordsReachTheCallerCodeUnitByCodeUnit(t *testing.T) {
 }
 
 // The three bytes that would encode a lone surrogate are not UTF-8; they must not become one.
-func TestWhatIsNotUTF8BecomesReplacementCharacters(t *testing.T) {
+func TestInvalidUTF8BecomesReplacementCharacters(t *testing.T) {
 	for _, b := range [][]byte{{0xed, 0xa0, 0xb4}, {0xff}, {'a', 0xf0, 0x9d, 0x84}} {
 		want := utf16.Encode([]rune(string(b)))
 		got := make([]uint16, utf16Length(b))
@@ -38,7 +38,7 @@ func TestWhatIsNotUTF8BecomesReplacementCharacters(t *testing.T) {
 }
 
 // A password that is formatted, logged or encoded by somebody who did not think of it stays unseen.
-func TestPasswordShowsItselfToNobody(t *testing.T) {
+func TestPasswordIsNeverPrinted(t *testing.T) {
 	const marker = "m4rker"
 	units := utf16.Encode([]rune(marker))
 	p := newPassword(units)
@@ -87,7 +87,7 @@ func TestWipeClearsWhatRevealReturned(t *testing.T) {
 	Password{}.Wipe()
 }
 
-func TestAnHResultPrintsAsInWindowsWithOurName(t *testing.T) {
+func TestAnHResultPrintsItsNumberAndCause(t *testing.T) {
 	for hr, want := range map[HRESULT]string{
 		0xA0040001: "0xA0040001 (endpoint-absent)", 0x80070057: "0x80070057 (invalid-input)", 0x800706BA: "0x800706BA", 5: "0x00000005",
 	} {

@@ -1,6 +1,6 @@
-// Package credential is the value that travels from the Secret to ccg.exe: the domain, user name and password of an
-// impersonation account, the reference that names its Secret, its form on the wire, and the codes of what can go
-// wrong on the way. It knows nothing of files, networks or Windows.
+// Package credential defines what travels from the Secret to ccg.exe: the credentials of an impersonation account (domain,
+// user name, password), the reference to their Secret, their wire form, and the codes of the failures. It does not depend
+// on files, networks or Windows.
 package credential
 
 import (
@@ -11,24 +11,24 @@ import (
 // Credential is what ICcgDomainAuthCredentials::GetPasswordCredentials hands to ccg.exe.
 type Credential struct {
 	DomainName string // DNS name of the Active Directory domain, such as corp.example.com
-	Username   string // bare sAMAccountName
+	Username   string // sAMAccountName, without domain
 	Password   Password
 }
 
-// Password holds the UTF-8 of a password and shows it to nobody who does not ask with Reveal: formatting with any verb,
-// encoding as JSON or text, and logging all give a fixed word. The zero value is the empty password.
+// Password holds the UTF-8 of a password. Only Reveal returns it: formatting with any verb, encoding as JSON or text, and
+// logging all print a fixed word. The zero value is the empty password.
 type Password struct {
-	// A function, because fmt does not call the methods of a value in somebody's unexported field: it prints the field,
-	// and follows even a pointer when the verb does not fit. Of a function it can print no more than the address.
+	// A function, because fmt does not call the methods of a value in an unexported field of another struct. It prints the
+	// field instead, and follows even a pointer if the verb does not match. Of a function it can print only the address.
 	utf8 func() []byte
 }
 
 const redacted = "[redacted]"
 
-// NewPassword takes over the bytes: the caller must not use them again.
+// NewPassword takes ownership of the bytes: the caller must not use them again.
 func NewPassword(utf8 []byte) Password { return Password{utf8: func() []byte { return utf8 }} }
 
-// Reveal returns the password's UTF-8 itself, not a copy: Wipe clears what it returned.
+// Reveal returns the password's bytes, not a copy: Wipe clears them.
 func (p Password) Reveal() []byte {
 	if p.utf8 == nil {
 		return nil
@@ -36,8 +36,8 @@ func (p Password) Reveal() []byte {
 	return p.utf8()
 }
 
-// Wipe overwrites the password with zeros. Copies that the Go runtime made by moving a stack or growing a slice are out
-// of its reach.
+// Wipe overwrites the password with zeros. It cannot reach copies that the Go runtime created when it moved a stack or grew
+// a slice.
 func (p Password) Wipe() { clear(p.Reveal()) }
 
 func (p Password) String() string               { return redacted }

@@ -11,7 +11,7 @@ import (
 const marker = "m4rker-pässwörd"
 
 // A password that is formatted, logged or encoded by somebody who did not think of it stays unseen.
-func TestPasswordShowsItselfToNobody(t *testing.T) {
+func TestPasswordIsNeverPrinted(t *testing.T) {
 	p := NewPassword([]byte(marker))
 	c := Credential{DomainName: "corp.example.com", Username: "web", Password: p}
 	type hidden struct{ c Credential } // fmt reads unexported fields without calling their methods
@@ -65,7 +65,7 @@ func TestReferencesFollowTheRulesOfTheAPIServer(t *testing.T) {
 	}
 }
 
-func TestPluginInputsThatNameNothingAreRefused(t *testing.T) {
+func TestInvalidPluginInputsAreRejected(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty": "", "no colon": "web-creds", "two colons": "a:b:c", "parent directory": "..:x", "parent directory as secret": "x:..",
 		"slash": "a/b:c", "backslash": `a\b:c`, "upper case": "A:b", "upper case secret": "a:B", "64 KiB": strings.Repeat("a", 64<<10),
@@ -98,7 +98,7 @@ var oddPasswords = []string{
 	"x", strings.Repeat("p", 1024), `"quotes" 'single'`, `back\slash\`, "  spaces  ", "é", "密码", "𝄞", "%", "%1%n%s", `{"a":"b"}`, "<&>]]>", "\u2028\u2029", "\ufeff", "e\u0301",
 }
 
-func TestPasswordsOfAnyUnicodeAreTaken(t *testing.T) {
+func TestPasswordsOfAnyUnicodeAreAccepted(t *testing.T) {
 	for _, want := range oddPasswords {
 		c, warnings, err := FromSecret(secret("corp.example.com", "web", want))
 		if err != nil || len(warnings) > 0 {
@@ -118,7 +118,7 @@ func TestPasswordsOfAnyUnicodeAreTaken(t *testing.T) {
 	}
 }
 
-func TestOneLineEndIsDroppedWithAWarning(t *testing.T) {
+func TestOneTrailingNewlineIsIgnoredWithAWarning(t *testing.T) {
 	for _, end := range []string{"\n", "\r\n"} {
 		c, warnings, err := FromSecret(secret("corp.example.com"+end, "web"+end, "secret"+end))
 		if err != nil {
@@ -132,11 +132,11 @@ func TestOneLineEndIsDroppedWithAWarning(t *testing.T) {
 		}
 	}
 	if _, _, err := FromSecret(secret("corp.example.com", "web", "secret\n\n")); err == nil {
-		t.Error("two line ends were taken")
+		t.Error("two newlines were accepted")
 	}
 }
 
-func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
+func TestErrorsOfBadSecretsSpecifyKeyAndRemedy(t *testing.T) {
 	without := func(key string) map[string][]byte {
 		d := secret("corp.example.com", "web", marker)
 		delete(d, key)
@@ -154,17 +154,17 @@ func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
 		"only a line end":     {secret("corp.example.com", "web", "\n"), []string{"password", "empty"}},
 		"NetBIOS domain":      {secret("CORP", "web", marker), []string{"NetBIOS", "corp.example.com"}},
 		"URL for a domain":    {secret("ldap://corp.example.com", "web", marker), []string{"DNS name"}},
-		"final dot":           {secret("corp.example.com.", "web", marker), []string{"leave the dot out"}},
+		"final dot":           {secret("corp.example.com.", "web", marker), []string{"remove the dot"}},
 		"domain with space":   {secret("corp.example.com ", "web", marker), []string{"DNS name"}},
-		"not a DNS character": {secret("corp.exämple.com", "web", marker), []string{"something other than letters"}},
-		"down-level user":     {secret("corp.example.com", `CORP\web`, marker), []string{`bare account name`}},
+		"not a DNS character": {secret("corp.exämple.com", "web", marker), []string{"characters other than letters"}},
+		"down-level user":     {secret("corp.example.com", `CORP\web`, marker), []string{`sAMAccountName`}},
 		"user principal name": {secret("corp.example.com", "web@corp.example.com", marker), []string{`before the @`}},
 		"user with space":     {secret("corp.example.com", "web ", marker), []string{"space"}},
 		"user with bracket":   {secret("corp.example.com", "web[1]", marker), []string{"sAMAccountName"}},
 		"NUL in password":     {secret("corp.example.com", "web", marker+"\x00x"), []string{"password", "U+0000"}},
 		"tab in password":     {secret("corp.example.com", "web", marker+"\tx"), []string{"password", "U+0009"}},
 		"C1 in password":      {secret("corp.example.com", "web", marker+"\u0085x"), []string{"password", "U+0085"}},
-		"long password":       {secret("corp.example.com", "web", marker+strings.Repeat("x", 1024)), []string{"password", "1024 at most"}},
+		"long password":       {secret("corp.example.com", "web", marker+strings.Repeat("x", 1024)), []string{"password", "maximum is 1024"}},
 		"Latin-1 password":    {secret("corp.example.com", "web", marker+"\xe9"), []string{"password", "UTF-8"}},
 		"password as user":    {secret("corp.example.com", marker+`\\x`, "x"), []string{"username", "backslash"}},
 		"password as UPN":     {secret("corp.example.com", marker+"@x", "x"), []string{"username", "@"}},
@@ -181,7 +181,7 @@ func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
 		}
 		for _, want := range c.want {
 			if !strings.Contains(err.Error(), want) {
-				t.Errorf("%s: %q does not say %q", name, err, want)
+				t.Errorf("%s: %q does not contain %q", name, err, want)
 			}
 		}
 		if s := err.Error() + strings.Join(warnings, ""); strings.Contains(s, "m4rker") {
@@ -190,7 +190,7 @@ func TestBadSecretsAreRefusedByKeyAndRemedy(t *testing.T) {
 	}
 }
 
-func TestAnswersThatAreNoCredentialAreRefused(t *testing.T) {
+func TestInvalidResponsesAreRejected(t *testing.T) {
 	for name, body := range map[string]string{
 		"empty": "", "not JSON": "hello", "null": "null", "list": "[]", "no fields": "{}", "cut": `{"domainName":"corp.example.com","username":"web","password":"eA==`,
 		"goes on":             `{"domainName":"corp.example.com","username":"web","password":"eA=="}{}`,

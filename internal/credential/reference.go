@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Reference names the Secret of one impersonation account. A Reference that ParseReference or NewReference returned is
-// safe as path elements and in a URL.
+// Reference identifies the Secret of one impersonation account. The fields of a Reference that ParseReference or
+// NewReference returned are safe as path elements and in a URL.
 type Reference struct {
 	Namespace string
 	Secret    string
@@ -34,10 +34,11 @@ const InputForm = "<namespace>:<secret>, for example gmsa-system:web-creds"
 // a colon, and a Secret's name of 253.
 const MaxInputLength = 63 + 1 + 253
 
-// ParseReference reads the PluginInput of a credential spec. Its error says which part is wrong and shows InputForm.
+// ParseReference parses a plugin input. Its error specifies the wrong part and shows InputForm.
 func ParseReference(input string) (Reference, error) {
 	if len(input) > MaxInputLength {
-		return Reference{}, fmt.Errorf("plugin input of %d bytes is longer than any valid one (%d); the form is %s", len(input), MaxInputLength, InputForm)
+		return Reference{}, fmt.Errorf("plugin input has %d bytes, the maximum is %d; the form is %s",
+			len(input), MaxInputLength, InputForm)
 	}
 	namespace, secret, ok := strings.Cut(input, ":")
 	if !ok {
@@ -67,19 +68,19 @@ func (r Reference) String() string { return r.Namespace + ":" + r.Secret }
 // Release returns namespace and name of the release that this Secret has its default name from, as gmsa-system/web.
 func (r Reference) Release() string { return r.Namespace + "/" + ReleaseName(r.Secret) }
 
-// CertificateName is the DNS name that the server and the client certificate of this account's provider carry. It binds
-// a certificate to one account even where several accounts share a CA. It cannot be mistaken: a namespace has no dot.
+// CertificateName is the DNS name in the server and the client certificate of this account's provider. It binds a
+// certificate to one account, even if several accounts share a CA. It is unique, because a namespace has no dot.
 func (r Reference) CertificateName() string {
 	return r.Secret + "." + r.Namespace + ".gmsa-account-provider"
 }
 
-// checkLabel checks an RFC 1123 label, the form of a namespace's name.
+// checkLabel checks an RFC 1123 label, the form of the names of namespaces.
 func checkLabel(s string) error {
 	if s == "" {
 		return errors.New("the name is empty")
 	}
 	if len(s) > 63 {
-		return fmt.Errorf("the name has %d characters, 63 at most", len(s))
+		return fmt.Errorf("the name has %d characters, the maximum is 63", len(s))
 	}
 	return checkLabelCharacters(s)
 }
@@ -91,7 +92,7 @@ func ValidateName(s string) error {
 		return errors.New("the name is empty")
 	}
 	if len(s) > 253 {
-		return fmt.Errorf("the name has %d characters, 253 at most", len(s))
+		return fmt.Errorf("the name has %d characters, the maximum is 253", len(s))
 	}
 	for label := range strings.SplitSeq(s, ".") {
 		if err := checkLabelCharacters(label); err != nil {
@@ -111,9 +112,9 @@ func checkLabelCharacters(s string) error {
 		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
 		case c == '-' && i > 0 && i < len(s)-1:
 		case c == '-':
-			return fmt.Errorf("%q begins or ends with a hyphen", s)
+			return fmt.Errorf("%q starts or ends with a hyphen", s)
 		default:
-			return fmt.Errorf("%q holds something other than lower-case letters, digits and hyphens", s)
+			return fmt.Errorf("%q contains characters other than lower-case letters, digits and hyphens", s)
 		}
 	}
 	return nil

@@ -7,21 +7,21 @@ import (
 	"fmt"
 )
 
-// The wire form is a JSON object whose password is base64 of UTF-8: encoding/json then never makes a Go string of it,
-// and what holds it can be wiped.
+// The wire form is a JSON object. The password in it is base64 of UTF-8, so that encoding/json decodes it into bytes, which
+// can be wiped, and not into a string.
 type wire struct {
 	DomainName string `json:"domainName"`
 	Username   string `json:"username"`
 	Password   []byte `json:"password"`
 }
 
-// MaxWireLength is the length in bytes of the longest answer that a valid credential has: three values of at most
-// MaxValueLength, each at most six times as long when escaped, and the object around them.
+// MaxWireLength is the maximum length of the wire form in bytes: three values of MaxValueLength, each six times as long if
+// every character is escaped, and the object around them.
 const MaxWireLength = 3*6*MaxValueLength + 64
 
 // Encode returns the wire form. The caller wipes it.
 func Encode(c Credential) ([]byte, error) {
-	// Put together by hand, because json.Marshal leaves what it wrote in a buffer that it keeps for others.
+	// Not json.Marshal, because it leaves a copy of its output in a pooled buffer.
 	domain, err := json.Marshal(c.DomainName)
 	if err != nil {
 		return nil, err
@@ -38,22 +38,22 @@ func Encode(c Credential) ([]byte, error) {
 	return append(b, `"}`...), nil
 }
 
-// DecodeCredential reads the wire form and checks it as strictly as the Secret was checked: the reader does not trust the
+// DecodeCredential decodes the wire form and checks it as strictly as FromSecret, because the reader does not trust the
 // writer. Its errors never quote the body.
 func DecodeCredential(body []byte) (Credential, error) {
 	if len(body) > MaxWireLength {
-		return Credential{}, fmt.Errorf("answer of %d bytes is longer than a credential can be", len(body))
+		return Credential{}, fmt.Errorf("response has %d bytes, the maximum is %d", len(body), MaxWireLength)
 	}
 	var w wire
-	// Not a json.Decoder, which would copy the body. Fields that a later version adds are passed over.
+	// Not a json.Decoder, which would copy the body. It ignores fields that a later version adds.
 	if err := json.Unmarshal(body, &w); err != nil {
 		clear(w.Password)
-		return Credential{}, errors.New("answer is not the JSON of a credential")
+		return Credential{}, errors.New("response is not the JSON of credentials")
 	}
 	c := Credential{DomainName: w.DomainName, Username: w.Username, Password: NewPassword(w.Password)}
 	if err := c.check(); err != nil {
 		c.Password.Wipe()
-		return Credential{}, fmt.Errorf("answer: %w", err)
+		return Credential{}, fmt.Errorf("response: %w", err)
 	}
 	return c, nil
 }

@@ -66,7 +66,7 @@ func publish(t *testing.T, root string, ref credential.Reference, n uint16) *Pub
 	return p
 }
 
-func TestWhatIsPublishedIsResolved(t *testing.T) {
+func TestResolveReturnsWhatWasPublished(t *testing.T) {
 	root := filepath.Join(tempDir(t), "a", "b")
 	p := publish(t, root, ref, 7)
 	e, err := Resolve(root, ref)
@@ -102,7 +102,7 @@ func TestEveryValidNameHasItsOwnDirectory(t *testing.T) {
 }
 
 // The path is longer than MAX_PATH. The lab leaves this test out on its Wine nodes: Wine 8 finds no final path there.
-func TestTheLongestNamesHaveADirectoryToo(t *testing.T) {
+func TestTheLongestNamesHaveADirectory(t *testing.T) {
 	root := tempDir(t)
 	long := credential.Reference{Namespace: strings.Repeat("n", 63), Secret: strings.Repeat("s", 253)}
 	publish(t, root, long, 1)
@@ -111,7 +111,7 @@ func TestTheLongestNamesHaveADirectoryToo(t *testing.T) {
 	}
 }
 
-func TestNothingPublishedIsAbsent(t *testing.T) {
+func TestWithoutPublicationTheEndpointIsAbsent(t *testing.T) {
 	root := tempDir(t)
 	for _, r := range []string{root, filepath.Join(root, "missing")} {
 		if _, err := Resolve(r, ref); !errors.Is(err, ErrAbsent) {
@@ -123,7 +123,7 @@ func TestNothingPublishedIsAbsent(t *testing.T) {
 	}
 }
 
-func TestPublishingSweepsWhatKilledProvidersLeft(t *testing.T) {
+func TestPublishRemovesFilesOfKilledProviders(t *testing.T) {
 	root := tempDir(t)
 	for n := range uint16(5) {
 		publish(t, root, ref, n+1)
@@ -139,7 +139,7 @@ func TestPublishingSweepsWhatKilledProvidersLeft(t *testing.T) {
 	}
 }
 
-func TestWithdrawTakesItsOwnGenerationAndNoOther(t *testing.T) {
+func TestWithdrawRemovesOnlyItsOwnGeneration(t *testing.T) {
 	root := tempDir(t)
 	first := publish(t, root, ref, 1)
 	second := publish(t, root, ref, 2)
@@ -229,7 +229,7 @@ func TestDamagedFilesGiveAClearError(t *testing.T) {
 	}
 }
 
-func TestReadersSeeWholeGenerationsWhileOnesAreReplaced(t *testing.T) {
+func TestReadersSeeCompleteGenerationsDuringReplacement(t *testing.T) {
 	root := tempDir(t)
 	publish(t, root, ref, 1)
 	stop := make(chan struct{})

@@ -67,7 +67,7 @@ func TestPlantedFilesAreNotFollowed(t *testing.T) {
 }
 
 // Attack: a link under a generation's name, so that the sweep empties the directory that it leads to.
-func TestLinksAmongTheGenerationsAreRemovedAndNotFollowed(t *testing.T) {
+func TestLinksAmongGenerationsAreRemovedAndNotFollowed(t *testing.T) {
 	for name, remove := range map[string]func(root string) error{
 		"publication": func(root string) error { _, err := Publisher{Root: root}.Publish(ref, sample(2)); return err },
 		"clean-up": func(root string) error {

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 
 // A provider is killed at every step of a publication and of a withdrawal while 8 readers resolve in a loop: each reader
 // has one whole generation or a clear error, and the next provider's publication is found by all.
-func TestKilledProviderLeavesAWholeGenerationOrAClearError(t *testing.T) {
+func TestAKilledProviderLeavesACompleteGenerationOrAClearError(t *testing.T) {
 	points := passed(t, tempDir(t))
 	if len(points) < 10 {
 		t.Fatalf("only %d points: %q", len(points), points)

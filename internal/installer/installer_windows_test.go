@@ -273,7 +273,7 @@ func TestInstallThenStatusThenUninstallLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestTheRegistrationIsTheOneThatTheDesignNames(t *testing.T) {
+func TestTheRegistrationHasTheDocumentedKeysAndValues(t *testing.T) {
 	h := newHost(t)
 	h.install(t)
 	for path, want := range map[string]map[string]string{
@@ -335,7 +335,7 @@ func TestInstallingTwiceChangesNothing(t *testing.T) {
 	}
 }
 
-func TestRunAsIsWhatWasConfigured(t *testing.T) {
+func TestRunAsIsConfigurable(t *testing.T) {
 	h := newHost(t)
 	for runAs, account := range map[RunAs]string{NetworkService: `NT AUTHORITY\NetworkService`, LocalService: `NT AUTHORITY\LocalService`, LaunchingUser: ""} {
 		h.RunAs = runAs
@@ -351,7 +351,7 @@ func TestRunAsIsWhatWasConfigured(t *testing.T) {
 	}
 }
 
-func TestWithoutTheContainersFeatureInstallRefusesAndChangesNothing(t *testing.T) {
+func TestWithoutTheContainersFeatureInstallFailsAndChangesNothing(t *testing.T) {
 	h := newHost(t)
 	if err := deleteTree(h.root + `\CCG`); err != nil {
 		t.Fatal(err)
@@ -460,7 +460,7 @@ func TestOwnerAndDACLOfCOMClassesAreTheSameAfterEveryOutcome(t *testing.T) {
 	})
 }
 
-func TestAJournalEntryForAnotherKeyIsRefused(t *testing.T) {
+func TestAJournalEntryForAnotherKeyIsRejected(t *testing.T) {
 	h := newHost(t)
 	setValue(t, h.Journal, text(`SYSTEM\CurrentControlSet\Services`, "O:BAD:(A;;KA;;;WD)"))
 	err := Install(t.Context(), &h.Config)
@@ -469,7 +469,7 @@ func TestAJournalEntryForAnotherKeyIsRefused(t *testing.T) {
 	}
 }
 
-func TestAForeignRegistrationIsNamedRefusedAndReplacedOnlyWhenAsked(t *testing.T) {
+func TestAForeignRegistrationIsReplacedOnlyOnRequest(t *testing.T) {
 	register := map[string]func(*testing.T, *host){
 		"mscoree.dll": func(t *testing.T, h *host) { // what regsvcs leaves for Rancher's C# plugin
 			setValue(t, h.clsidKey(), text("", "CcgCredProvider"))
@@ -512,7 +512,7 @@ func TestAForeignRegistrationIsNamedRefusedAndReplacedOnlyWhenAsked(t *testing.T
 	}
 }
 
-func TestDriftOfEachValueIsFoundAndHealed(t *testing.T) {
+func TestAChangeOfAnyValueIsDetectedAndRepaired(t *testing.T) {
 	h := newHost(t)
 	h.install(t)
 	wanted, err := h.wanted()
@@ -560,7 +560,7 @@ func TestDriftOfEachValueIsFoundAndHealed(t *testing.T) {
 }
 
 // Attack: the stored DLL is swapped for another.
-func TestADLLWithOtherContentIsFoundAndHealed(t *testing.T) {
+func TestAChangedDLLIsDetectedAndRepaired(t *testing.T) {
 	h := newHost(t)
 	h.install(t)
 	for _, swap := range []func() error{
@@ -580,7 +580,7 @@ func TestADLLWithOtherContentIsFoundAndHealed(t *testing.T) {
 	}
 }
 
-func TestUpgradeStoresBesideAndRemovesTheOldFileWhenItIsFree(t *testing.T) {
+func TestUpgradeAddsTheNewDLLAndRemovesTheOldOneWhenUnused(t *testing.T) {
 	h := newHost(t)
 	dll, err := os.ReadFile(filepath.Join(systemDirectory(t), "version.dll"))
 	if err != nil {
@@ -607,7 +607,7 @@ func TestUpgradeStoresBesideAndRemovesTheOldFileWhenItIsFree(t *testing.T) {
 	}
 }
 
-func TestASwappedDLLThatIsLoadedIsReplaced(t *testing.T) {
+func TestAReplacedDLLThatIsLoadedIsRepaired(t *testing.T) {
 	h := newHost(t)
 	h.install(t)
 	dll, err := os.ReadFile(filepath.Join(systemDirectory(t), "version.dll"))
@@ -626,7 +626,7 @@ func TestASwappedDLLThatIsLoadedIsReplaced(t *testing.T) {
 	h.wantState(t, Installed)
 }
 
-func TestUninstallWhileTheDLLIsLoadedClearsThePlaceAndSaysWhatIsLeft(t *testing.T) {
+func TestUninstallMovesALoadedDLLAndReportsIt(t *testing.T) {
 	h := newHost(t)
 	dll, err := os.ReadFile(filepath.Join(systemDirectory(t), "version.dll"))
 	if err != nil {
@@ -668,7 +668,7 @@ func systemDirectory(t *testing.T) string {
 }
 
 // Attack: an ordinary user puts something at the program directory's place before the first install.
-func TestWhatIsPlantedAtTheProgramDirectoryIsRefused(t *testing.T) {
+func TestAPlantedProgramDirectoryIsRejected(t *testing.T) {
 	h := newHost(t)
 	if err := os.WriteFile(h.ProgramDir, []byte("a file"), 0o600); err != nil {
 		t.Fatal(err)
@@ -681,7 +681,7 @@ func TestWhatIsPlantedAtTheProgramDirectoryIsRefused(t *testing.T) {
 	}
 }
 
-func TestTheSelfTestWaitsForASurrogateOfTheLastVersion(t *testing.T) {
+func TestTheSelfTestWaitsForASurrogateOfThePreviousVersion(t *testing.T) {
 	h := newHost(t)
 	asked := 0
 	real := h.activate
@@ -697,7 +697,7 @@ func TestTheSelfTestWaitsForASurrogateOfTheLastVersion(t *testing.T) {
 	}
 }
 
-func TestInstallDoesNotWaitWhereItMayNotActivate(t *testing.T) {
+func TestInstallDoesNotWaitIfActivationIsDenied(t *testing.T) {
 	h := newHost(t)
 	h.SelfTestWait = time.Minute
 	asked := 0
@@ -716,7 +716,7 @@ func TestInstallDoesNotWaitWhereItMayNotActivate(t *testing.T) {
 	}
 }
 
-func TestInstallFailsIfTheClassDoesNotAnswer(t *testing.T) {
+func TestInstallFailsIfTheClassDoesNotRespond(t *testing.T) {
 	h := newHost(t)
 	h.SelfTestWait = 0
 	h.activate = func() (selftest.Report, error) { return selftest.Report{}, errors.New("class is broken") }
@@ -731,7 +731,7 @@ func TestInstallFailsIfTheClassDoesNotAnswer(t *testing.T) {
 	h.wantState(t, Drift)
 }
 
-func TestASecondInstallerWaitsAndThenSaysWhy(t *testing.T) {
+func TestASecondInstallerWaitsAndThenReportsWhy(t *testing.T) {
 	h := newHost(t)
 	held, release := make(chan struct{}), make(chan struct{})
 	go h.locked(t.Context(), func() error { close(held); <-release; return nil })
@@ -746,7 +746,7 @@ func TestASecondInstallerWaitsAndThenSaysWhy(t *testing.T) {
 	h.install(t)
 }
 
-func TestRunHealsWhatChangesAndEndsWhenTold(t *testing.T) {
+func TestRunRepairsChangesAndStopsOnRequest(t *testing.T) {
 	h := newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -817,7 +817,7 @@ func TestNoChangeIsMissedWhileTheWatchIsSetUp(t *testing.T) {
 	}
 }
 
-func TestRunSaysAtOnceThatItCannotWatchAnyMore(t *testing.T) {
+func TestRunFailsImmediatelyIfItCannotWatch(t *testing.T) {
 	h := newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -832,7 +832,7 @@ func TestRunSaysAtOnceThatItCannotWatchAnyMore(t *testing.T) {
 	<-ended
 }
 
-func TestRunChecksAtEveryIntervalWhatTheRegistryDoesNotTell(t *testing.T) {
+func TestRunChecksFilesAtEveryInterval(t *testing.T) {
 	h := newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

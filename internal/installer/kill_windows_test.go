@@ -92,7 +92,7 @@ func (h *host) child(t *testing.T, command, point string) (passed []string) {
 	return nil
 }
 
-func TestKilledAtAnyStepTheNextRunRepairs(t *testing.T) {
+func TestAfterAKillAtAnyStepTheNextRunRepairs(t *testing.T) {
 	// An old version, damaged in the ways that make the most work.
 	damaged := func(t *testing.T, h *host) {
 		h.DLL = []byte("version zero")
@@ -167,7 +167,7 @@ func TestKilledAtAnyStepTheNextRunRepairs(t *testing.T) {
 	}
 }
 
-func TestStatusTellsOfAnInterruptedChange(t *testing.T) {
+func TestStatusReportsAnInterruptedChange(t *testing.T) {
 	h := newHost(t)
 	h.restrict(t)
 	h.child(t, "install", "comclasses.access-granted")

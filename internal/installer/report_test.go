@@ -7,7 +7,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
-func TestTheStateFollowsFromTheParts(t *testing.T) {
+func TestTheStateFollowsFromTheItems(t *testing.T) {
 	ok, drift, missing := Row{State: OK}, Row{State: Drift}, Row{State: Missing}
 	answered, failed := &SelfTest{Report: selftest.Report{Version: "v1"}}, &SelfTest{Error: "no answer"}
 	for name, test := range map[string]struct {
@@ -34,7 +34,7 @@ func TestTheStateFollowsFromTheParts(t *testing.T) {
 	}
 }
 
-func TestTheTextNamesEverythingThatIsWrong(t *testing.T) {
+func TestTheTextListsEveryFault(t *testing.T) {
 	report := Report{
 		Rows: []Row{
 			{Object: "KEY-A", Value: "RunAs", Expected: "EXPECTED-A", Actual: "ACTUAL-A", State: Drift},
@@ -59,7 +59,7 @@ func TestTheTextNamesEverythingThatIsWrong(t *testing.T) {
 	}
 }
 
-func TestABinaryWithoutTheDLLSaysSo(t *testing.T) {
+func TestABinaryWithoutTheDLLReportsIt(t *testing.T) {
 	dll, err := EmbeddedDLL()
 	if err == nil && len(dll) == 0 {
 		t.Error("the embedded DLL is empty")

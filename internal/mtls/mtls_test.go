@@ -91,7 +91,7 @@ func connect(t *testing.T, srv, cli *tls.Config) (got int, serverErr, clientErr 
 	return got, serverErr, clientErr
 }
 
-func TestTheTwoSidesOfOneAccountMeet(t *testing.T) {
+func TestBothSidesOfOneAccountConnect(t *testing.T) {
 	m := issue(t, web)
 	got, s, c := connect(t, server(t, web, m), client(t, web, m))
 	if s != nil || c != nil || got == 0 {
@@ -163,7 +163,7 @@ func raw(t *testing.T, cert, key []byte) *tls.Config {
 	return c
 }
 
-func TestAttackersWithOtherCertificatesAreRefusedByTheServer(t *testing.T) {
+func TestTheServerRejectsForeignClientCertificates(t *testing.T) {
 	m, other, ca := issue(t, web), issue(t, web), newSharedCA(t)
 	shopMaterial := issue(t, shop)
 	selfCert, selfKey := newSharedCA(t).sign(leaf(web, x509.ExtKeyUsageClientAuth))
@@ -188,7 +188,7 @@ func TestAttackersWithOtherCertificatesAreRefusedByTheServer(t *testing.T) {
 }
 
 // Attack: another process listens on the port that a killed provider left, with whatever certificate it could get.
-func TestAttackersOnTheProvidersPortAreSentNothing(t *testing.T) {
+func TestTheClientSendsNothingToAForeignServer(t *testing.T) {
 	m, other, shopMaterial := issue(t, web), issue(t, web), issue(t, shop)
 	selfCert, selfKey := newSharedCA(t).sign(leaf(web, x509.ExtKeyUsageServerAuth))
 	for name, srv := range map[string]*tls.Config{
@@ -206,7 +206,7 @@ func TestAttackersOnTheProvidersPortAreSentNothing(t *testing.T) {
 }
 
 // Two accounts may have certificates of one CA, such as a cluster's: neither opens the other.
-func TestASharedCADoesNotOpenTheOtherAccount(t *testing.T) {
+func TestASharedCAGivesNoAccessToTheOtherAccount(t *testing.T) {
 	ca := newSharedCA(t)
 	webServer, webServerKey := ca.sign(leaf(web, x509.ExtKeyUsageServerAuth))
 	webClient, webClientKey := ca.sign(leaf(web, x509.ExtKeyUsageClientAuth))
@@ -234,7 +234,7 @@ func TestASharedCADoesNotOpenTheOtherAccount(t *testing.T) {
 	}
 }
 
-func TestCertificatesThatAreNotWhatTheyShouldBeAreNotUsed(t *testing.T) {
+func TestInvalidOwnCertificatesAreRejected(t *testing.T) {
 	ca := newSharedCA(t)
 	now := time.Now()
 	with := func(f func(*x509.Certificate)) *x509.Certificate {
@@ -288,7 +288,7 @@ func TestCertificatesThatAreNotWhatTheyShouldBeAreNotUsed(t *testing.T) {
 }
 
 // The makers of the two certificates have clocks 5 minutes apart, in either direction, and the host's is between.
-func TestClocksMayBeFiveMinutesApart(t *testing.T) {
+func TestClocksCanDifferByFiveMinutes(t *testing.T) {
 	ca := newSharedCA(t)
 	at := func(d time.Duration, usage x509.ExtKeyUsage) (cert, key []byte) {
 		c := leaf(web, usage)
@@ -312,7 +312,7 @@ func TestClocksMayBeFiveMinutesApart(t *testing.T) {
 	}
 }
 
-func TestAnExpiredCertificateIsRefusedOnAConnectionThatBeginsLater(t *testing.T) {
+func TestAnExpiredCertificateIsRejectedOnANewConnection(t *testing.T) {
 	m, err := Issue(web, time.Now(), time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +325,7 @@ func TestAnExpiredCertificateIsRefusedOnAConnectionThatBeginsLater(t *testing.T)
 }
 
 // The CA's certificate alone, which the plugin's identity may read, signs nothing: its key is nowhere.
-func TestMaterialHoldsNoKeyOfTheCA(t *testing.T) {
+func TestMaterialContainsNoCAKey(t *testing.T) {
 	m := issue(t, web)
 	for _, key := range [][]byte{m.ServerKey, m.ClientKey} {
 		if _, err := tls.X509KeyPair(m.CA, key); err == nil {

@@ -197,7 +197,7 @@ func mustFail(t *testing.T, p *Plugin, j *journal, input string, want *cause.Cau
 	return failure
 }
 
-func TestPasswordsArriveCodeUnitByCodeUnit(t *testing.T) {
+func TestPasswordsArriveUnchanged(t *testing.T) {
 	var password atomic.Value
 	root := t.TempDir()
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -227,7 +227,7 @@ func TestPasswordsArriveCodeUnitByCodeUnit(t *testing.T) {
 	}
 }
 
-func TestTheRequestIsTheOneThatProvidersExpect(t *testing.T) {
+func TestTheRequestHasTheExpectedForm(t *testing.T) {
 	root := t.TempDir()
 	var got *http.Request
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -241,7 +241,7 @@ func TestTheRequestIsTheOneThatProvidersExpect(t *testing.T) {
 	}
 }
 
-func TestBadInputsAreRefusedAndTouchNothing(t *testing.T) {
+func TestInvalidInputsAreRejectedWithoutFileAccess(t *testing.T) {
 	// Somewhere below a file: any access would give another error than that of the input.
 	root := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(root, nil, 0o600); err != nil {
@@ -271,7 +271,7 @@ func TestBadInputsAreRefusedAndTouchNothing(t *testing.T) {
 	}
 }
 
-func TestTheSelfTestAnswersWithoutAnEndpoint(t *testing.T) {
+func TestTheSelfTestNeedsNoEndpoint(t *testing.T) {
 	p, j := newPlugin(filepath.Join(t.TempDir(), "absent"), 0)
 	c, err := p.Get(t.Context(), selftest.Input)
 	if err != nil {
@@ -289,7 +289,7 @@ func TestTheSelfTestAnswersWithoutAnEndpoint(t *testing.T) {
 	}
 }
 
-func TestEachProblemCodeHasItsCauseAndOnlyUnavailableIsTriedAgain(t *testing.T) {
+func TestEachProblemCodeHasItsCauseAndOnlyUnavailableIsRetried(t *testing.T) {
 	for _, code := range credential.ProblemCodes {
 		t.Run(string(code), func(t *testing.T) {
 			root := t.TempDir()
@@ -313,7 +313,7 @@ func TestEachProblemCodeHasItsCauseAndOnlyUnavailableIsTriedAgain(t *testing.T) 
 	}
 }
 
-func TestAProviderThatRecoversWithinTheBudgetIsAsked(t *testing.T) {
+func TestTheCallSucceedsIfTheProviderRecoversWithinTheBudget(t *testing.T) {
 	root := t.TempDir()
 	var calls atomic.Int32
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -330,14 +330,14 @@ func TestAProviderThatRecoversWithinTheBudgetIsAsked(t *testing.T) {
 	}
 }
 
-func TestAnEndpointThatAppearsWithinTheBudgetIsFound(t *testing.T) {
+func TestTheCallSucceedsIfAnEndpointAppearsWithinTheBudget(t *testing.T) {
 	root := t.TempDir()
 	p, _ := newPlugin(root, 0)
 	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, answering("p")) })
 	mustGet(t, p, "p")
 }
 
-func TestAProviderThatIsReplacedWithinTheBudgetIsFound(t *testing.T) {
+func TestTheCallSucceedsIfTheProviderIsReplacedWithinTheBudget(t *testing.T) {
 	root := t.TempDir()
 	old := startProvider(t, root, answering("old"))
 	old.listener.Close() // killed: its files stay, its port refuses
@@ -346,7 +346,7 @@ func TestAProviderThatIsReplacedWithinTheBudgetIsFound(t *testing.T) {
 	mustGet(t, p, "new")
 }
 
-func TestEndpointsThatCannotBeUsedHaveTheirCauses(t *testing.T) {
+func TestUnusableEndpointsHaveTheirCauses(t *testing.T) {
 	const budget = 400 * time.Millisecond
 	find := func(t *testing.T, root, name string) string {
 		found, err := filepath.Glob(filepath.Join(root, ref.Namespace, ref.Secret, "*", name))
@@ -445,7 +445,7 @@ func TestAForeignServerOnAStalePortIsSentNothing(t *testing.T) {
 }
 
 // A program without TLS, and one that accepts and says nothing, on the port.
-func TestServersThatAreNoProviderHaveTheirCauses(t *testing.T) {
+func TestForeignServersHaveTheirCauses(t *testing.T) {
 	for name, test := range map[string]struct {
 		greet string
 		want  *cause.Cause
@@ -478,7 +478,7 @@ func TestServersThatAreNoProviderHaveTheirCauses(t *testing.T) {
 	}
 }
 
-func TestAProviderThatRefusesTheClientCertificateIsToldFromOneThatDied(t *testing.T) {
+func TestARejectedClientCertificateDiffersFromAStoppedProvider(t *testing.T) {
 	root := t.TempDir()
 	p1 := startProvider(t, root, answering("p"))
 	// The CA and the port are right, the client's certificate is another account's generation.
@@ -497,7 +497,7 @@ func TestAProviderThatRefusesTheClientCertificateIsToldFromOneThatDied(t *testin
 	mustFail(t, p, j, input, cause.ProviderForeign)
 }
 
-func TestAnswersThatAreNoAnswerAreRefusedInBoundedTime(t *testing.T) {
+func TestMalformedResponsesAreRejectedInBoundedTime(t *testing.T) {
 	const budget = 500 * time.Millisecond
 	write := func(s string) rawAnswer { return func(conn net.Conn) { io.WriteString(conn, s) } }
 	for name, test := range map[string]struct {
@@ -557,7 +557,7 @@ func (e *endless) Read(b []byte) (int, error) {
 	return copy(b, e.text), nil
 }
 
-func TestASecondCallUsesTheKeptConnection(t *testing.T) {
+func TestASecondCallUsesTheIdleConnection(t *testing.T) {
 	root := t.TempDir()
 	server := startProvider(t, root, answering("p"))
 	p, _ := newPlugin(root, 0)
@@ -570,7 +570,7 @@ func TestASecondCallUsesTheKeptConnection(t *testing.T) {
 }
 
 // A refusal is a whole answer: the connection outlives it.
-func TestAKeptConnectionOutlivesARefusal(t *testing.T) {
+func TestAnIdleConnectionRemainsAfterAProblemResponse(t *testing.T) {
 	root := t.TempDir()
 	server := startProvider(t, root, refusing(404, credential.ProblemSecretNotFound))
 	p, _ := newPlugin(root, 0)
@@ -582,7 +582,7 @@ func TestAKeptConnectionOutlivesARefusal(t *testing.T) {
 	}
 }
 
-func TestAKeptConnectionIsNotUsedPastItsGeneration(t *testing.T) {
+func TestAnIdleConnectionIsNotUsedForANewGeneration(t *testing.T) {
 	root := t.TempDir()
 	old := startProvider(t, root, answering("old"))
 	p, _ := newPlugin(root, 0)
@@ -594,7 +594,7 @@ func TestAKeptConnectionIsNotUsedPastItsGeneration(t *testing.T) {
 	}
 }
 
-func TestAKeptConnectionIsNotUsedAfterTheEndpointIsWithdrawn(t *testing.T) {
+func TestAnIdleConnectionIsNotUsedAfterTheEndpointIsWithdrawn(t *testing.T) {
 	root := t.TempDir()
 	startProvider(t, root, answering("p"))
 	p, j := newPlugin(root, 300*time.Millisecond)
@@ -608,7 +608,7 @@ func TestAKeptConnectionIsNotUsedAfterTheEndpointIsWithdrawn(t *testing.T) {
 	}
 }
 
-func TestAKeptConnectionThatTheProviderClosedIsReplacedWithoutAnError(t *testing.T) {
+func TestAnIdleConnectionThatTheProviderClosedIsReplaced(t *testing.T) {
 	root := t.TempDir()
 	var calls atomic.Int32
 	server := startProvider(t, root, rawAnswer(func(conn net.Conn) {
@@ -625,7 +625,7 @@ func TestAKeptConnectionThatTheProviderClosedIsReplacedWithoutAnError(t *testing
 	}
 }
 
-func TestAConnectionThatTheProviderAsksToCloseIsNotKept(t *testing.T) {
+func TestAConnectionThatTheProviderClosesIsNotPooled(t *testing.T) {
 	root := t.TempDir()
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
@@ -638,7 +638,7 @@ func TestAConnectionThatTheProviderAsksToCloseIsNotKept(t *testing.T) {
 	}
 }
 
-func TestConcurrentCallsAllSucceedAndKeepFewConnections(t *testing.T) {
+func TestConcurrentCallsSucceedAndLeaveFewIdleConnections(t *testing.T) {
 	root := t.TempDir()
 	startProvider(t, root, answering("p"))
 	p, _ := newPlugin(root, 0)
@@ -681,7 +681,7 @@ func TestNoCallFailsWhileGenerationsChange(t *testing.T) {
 	callers.Wait()
 }
 
-func TestAPanicBecomesAFailureThatSaysWhereAndQuotesNothing(t *testing.T) {
+func TestAPanicBecomesAFailureWithItsLocationAndNoValue(t *testing.T) {
 	for name, test := range map[string]struct {
 		panics func() string
 		want   string

@@ -36,7 +36,7 @@ func TestACrashLoopingPodWritesOneEventAMinute(t *testing.T) {
 }
 
 // A stranger that varies its input gets neither the log nor the memory.
-func TestAFloodOfDifferentInputsIsLimitedToo(t *testing.T) {
+func TestEventsOfManyDifferentInputsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, j := newPlugin("", 0)
 		for i := range 10_000 {
@@ -54,7 +54,7 @@ func TestAFloodOfDifferentInputsIsLimitedToo(t *testing.T) {
 	})
 }
 
-func TestInsertsAreHarmlessToEventViewer(t *testing.T) {
+func TestEventInsertsAreEscapedForEventViewer(t *testing.T) {
 	for input, want := range map[string]string{
 		"ns:secret":              `"ns:secret"`,
 		"%1 %%2":                 `"\x251 \x25\x252"`,

@@ -190,7 +190,7 @@ func problemCode(err error) credential.ProblemCode {
 	return ""
 }
 
-func TestACallIsAnsweredWithTheSecretAndNothingElseIsAsked(t *testing.T) {
+func TestACallReturnsTheSecretWithOneAPIRequest(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	c, err := call(t, root, web)
@@ -207,7 +207,7 @@ func TestACallIsAnsweredWithTheSecretAndNothingElseIsAsked(t *testing.T) {
 }
 
 // What the API server says, and what callers are then told.
-func TestEveryAnswerOfTheAPIServerHasItsProblem(t *testing.T) {
+func TestEveryAPIServerResponseHasItsProblemCode(t *testing.T) {
 	for name, c := range map[string]struct {
 		status int
 		body   string
@@ -252,7 +252,7 @@ func TestEveryAnswerOfTheAPIServerHasItsProblem(t *testing.T) {
 	}
 }
 
-func TestAHangingAPIServerIsGivenUpInTime(t *testing.T) {
+func TestARequestToAHangingAPIServerTimesOut(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	a.answer(200, "", time.Minute)
 	start(t, root, web, a)
@@ -283,7 +283,7 @@ func TestARenewedTokenIsUsed(t *testing.T) {
 }
 
 // Attack: another server in the API server's place, with a certificate that the machine might even trust.
-func TestTheTokenIsNotSentToAServerOfAnotherCA(t *testing.T) {
+func TestTheTokenIsNotSentToAServerWithAnotherCA(t *testing.T) {
 	a, evil := newAPIServer(t), newAPIServer(t)
 	other, err := mtls.Issue(web, time.Now(), time.Hour)
 	if err != nil {
@@ -309,7 +309,7 @@ func TestTheTokenIsNotSentToAServerOfAnotherCA(t *testing.T) {
 }
 
 // Two providers for two Secrets on one host: no certificate of one opens the other, whichever port it is tried on.
-func TestTwoAccountsOnOneHostDoNotOpenEachOther(t *testing.T) {
+func TestTwoAccountsOnOneHostCannotReadEachOther(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	start(t, root, shop, a)
@@ -349,7 +349,7 @@ func shout(t *testing.T, port uint16, config *tls.Config) string {
 	return string(b)
 }
 
-func TestAttackersAreRefusedAndTheMemoryStaysPut(t *testing.T) {
+func TestAttackersAreRejectedAndMemoryStaysBounded(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	e, err := endpoint.Resolve(root, web)
@@ -439,7 +439,7 @@ func heap() uint64 {
 
 // Attack: a process without a certificate opens connections and holds them. No more than a few stay, and none keeps the
 // plugin out.
-func TestHeldConnectionsDoNotKeepThePluginOut(t *testing.T) {
+func TestOpenConnectionsDoNotBlockThePlugin(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	e, err := endpoint.Resolve(root, web)
@@ -475,7 +475,7 @@ func TestHeldConnectionsDoNotKeepThePluginOut(t *testing.T) {
 }
 
 // Attack: one byte a second, of a real ClientHello without a certificate, and of a request with a good one.
-func TestOneByteASecondIsNotBorneForLong(t *testing.T) {
+func TestSlowRequestsAreDisconnected(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	e, err := endpoint.Resolve(root, web)
@@ -538,7 +538,7 @@ func clientHello(t *testing.T) []byte {
 	return b[:n]
 }
 
-func TestTheProviderTakesItsFilesWithIt(t *testing.T) {
+func TestTheProviderRemovesItsFilesWhenItStops(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	stop := start(t, root, web, a)
 	stop()
@@ -548,7 +548,7 @@ func TestTheProviderTakesItsFilesWithIt(t *testing.T) {
 }
 
 // Two providers of one account overlap in a rolling update. Whichever ends, the other is found again.
-func TestTheSurvivorOfARollingUpdatePublishesAgain(t *testing.T) {
+func TestTheRemainingProviderOfARollingUpdatePublishesAgain(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	second := start(t, root, web, a)
@@ -561,7 +561,7 @@ func TestTheSurvivorOfARollingUpdatePublishesAgain(t *testing.T) {
 }
 
 // A killed provider's endpoint looks whole. The survivor sees that nobody answers there.
-func TestTheSurvivorOfAKilledProviderIsFoundAgain(t *testing.T) {
+func TestTheProviderPublishesAgainAfterAnotherWasKilled(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	m, err := mtls.Issue(web, time.Now(), time.Hour)
@@ -581,7 +581,7 @@ func TestTheSurvivorOfAKilledProviderIsFoundAgain(t *testing.T) {
 }
 
 // Timers stand still in a machine that is suspended, and clocks jump.
-func TestRenewalIsDueByTheWallClockToo(t *testing.T) {
+func TestRenewalFollowsTheWallClock(t *testing.T) {
 	e := Embedded{24 * time.Hour}
 	for name, c := range map[string]struct {
 		left time.Duration
@@ -601,7 +601,7 @@ func TestRenewalIsDueByTheWallClockToo(t *testing.T) {
 }
 
 // The server's key and the CA's key never touch the disk.
-func TestOnlyTheClientsKeyIsOnTheDisk(t *testing.T) {
+func TestOnlyTheClientKeyIsOnDisk(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	keys := 0
@@ -673,7 +673,7 @@ func TestCertificatesFromSecretsAreReloadedWhenTheyChange(t *testing.T) {
 	}
 }
 
-func TestCleanupRemovesWhatAKilledProviderLeftAndNothingElse(t *testing.T) {
+func TestCleanupRemovesOnlyFilesOfKilledProviders(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, shop, a)
 	m, err := mtls.Issue(web, time.Now(), time.Hour)
@@ -723,7 +723,7 @@ func TestCleanupWaitsForAProviderThatLostItsFiles(t *testing.T) {
 }
 
 // A health check asks the API server nothing unless it is told to; then it sees a Secret that has just been put right.
-func TestAHealthCheckAsksOnlyWhenItIsToldTo(t *testing.T) {
+func TestAHealthCheckReadsTheSecretOnlyOnRequest(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	a.serve(secretJSON("CORP", "web", marker))
 	start(t, root, web, a, func(c *Config) { c.Instance = "pod-1" })
@@ -758,7 +758,7 @@ func TestAHealthCheckAsksOnlyWhenItIsToldTo(t *testing.T) {
 }
 
 // Metrics wait for a port that another pod still holds, as in a rolling update, and the account is served meanwhile.
-func TestMetricsTellEverythingButSecrets(t *testing.T) {
+func TestMetricsAreCompleteAndContainNoSecrets(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -68,7 +68,7 @@ func want(t *testing.T, s *source, password string, code credential.ProblemCode)
 
 var errOut = errors.New("connection refused")
 
-func TestACopyServesForFiveSecondsAndNoLonger(t *testing.T) {
+func TestCachedCredentialsAreUsedForFiveSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
 		s := newSource(t, c)
@@ -85,7 +85,7 @@ func TestACopyServesForFiveSecondsAndNoLonger(t *testing.T) {
 	})
 }
 
-func TestCallsThatComeTogetherShareOneFetch(t *testing.T) {
+func TestConcurrentCallsShareOneFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{takes: time.Second}
 		s := newSource(t, c)
@@ -101,7 +101,7 @@ func TestCallsThatComeTogetherShareOneFetch(t *testing.T) {
 	})
 }
 
-func TestACallerThatGoesAwayDoesNotEndTheOthersFetch(t *testing.T) {
+func TestACanceledCallDoesNotCancelTheSharedFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{takes: time.Second}
 		s := newSource(t, c)
@@ -121,7 +121,7 @@ func TestACallerThatGoesAwayDoesNotEndTheOthersFetch(t *testing.T) {
 	})
 }
 
-func TestInAnOutageTheLastGoodCopyServesAtOnceUntilItIsTooOld(t *testing.T) {
+func TestStaleCredentialsAreUsedDuringAnOutageUntilMaxStale(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{takes: fetchTimeout}
 		s := newSource(t, c)
@@ -158,7 +158,7 @@ func TestInAnOutageTheLastGoodCopyServesAtOnceUntilItIsTooOld(t *testing.T) {
 }
 
 // The password does not stay in the memory of a provider that nobody calls.
-func TestACopyThatMayNotServeIsWipedWithoutACall(t *testing.T) {
+func TestExpiredCredentialsAreWipedWithoutACall(t *testing.T) {
 	for _, maxStale := range []time.Duration{0, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
 			c := &cluster{}
@@ -182,7 +182,7 @@ func TestACopyThatMayNotServeIsWipedWithoutACall(t *testing.T) {
 }
 
 // After an outage the first call is answered freshly, however long nobody called.
-func TestAfterAnOutageTheNextCallAsks(t *testing.T) {
+func TestAfterAnOutageTheNextCallFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
 		s := newSource(t, c)
@@ -238,7 +238,7 @@ func TestCallsDuringAnOutageDoNotWait(t *testing.T) {
 }
 
 // Attack: a copy outlives the permission. Deleted, forbidden and invalid are answers, not outages.
-func TestARefusalDropsTheCopyAtOnce(t *testing.T) {
+func TestADenialDropsTheCacheImmediately(t *testing.T) {
 	for _, code := range []credential.ProblemCode{credential.ProblemSecretNotFound, credential.ProblemForbidden, credential.ProblemSecretInvalid} {
 		synctest.Test(t, func(t *testing.T) {
 			c := &cluster{}
@@ -269,7 +269,7 @@ func TestARefusalDropsTheCopyAtOnce(t *testing.T) {
 	}
 }
 
-func TestWithoutMaxStaleAnOutageRefuses(t *testing.T) {
+func TestWithoutMaxStaleCallsFailDuringAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
 		s := newSource(t, c)
@@ -283,7 +283,7 @@ func TestWithoutMaxStaleAnOutageRefuses(t *testing.T) {
 }
 
 // A pod in a crash loop that asks for a Secret that is not there does not become load on the API server.
-func TestRefusalsAreRepeatedForASecondWithoutAsking(t *testing.T) {
+func TestADenialIsReusedForOneSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
 		s := newSource(t, c)

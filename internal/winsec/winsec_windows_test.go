@@ -102,7 +102,7 @@ func wantUntrusted(t *testing.T, err error, words ...string) {
 	}
 }
 
-func TestSecureDirMakesADirectoryAndIsIdempotent(t *testing.T) {
+func TestSecureDirCreatesADirectoryAndIsIdempotent(t *testing.T) {
 	for _, name := range []string{"plain", "con", "nul.x", "long"} {
 		above := filepath.Join(tempDir(t), "above")
 		if _, wine := wineName(above); name == "long" && !wine { // Wine 8 does not find final paths beyond MAX_PATH
@@ -127,7 +127,7 @@ func TestSecureDirMakesADirectoryAndIsIdempotent(t *testing.T) {
 }
 
 // Wine keeps no descriptors of files, so the lab leaves out what is named so.
-func TestSecureDirSetsWhatTheDescriptorSaysOnWindowsOnly(t *testing.T) {
+func TestSecureDirSetsTheDescriptorOnWindowsOnly(t *testing.T) {
 	path := filepath.Join(tempDir(t), "dir")
 	if err := SecureDir(path, DirProgram); err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestSecureDirSetsWhatTheDescriptorSaysOnWindowsOnly(t *testing.T) {
 	}
 }
 
-func TestSecureDirLeavesTheParentToItsCaller(t *testing.T) {
+func TestSecureDirDoesNotCreateTheParent(t *testing.T) {
 	err := SecureDir(filepath.Join(tempDir(t), "absent", "dir"), DirAdminOnly)
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("got %v, want fs.ErrNotExist", err)
@@ -152,7 +152,7 @@ func TestSecureDirLeavesTheParentToItsCaller(t *testing.T) {
 }
 
 // Attack: an ordinary user makes the directory first, so as to own what is later written there.
-func TestSecureDirReplacesAnEmptyDirectoryThatSomebodyPlanted(t *testing.T) {
+func TestSecureDirReplacesAPlantedEmptyDirectory(t *testing.T) {
 	path := filepath.Join(tempDir(t), "planted")
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func TestSecureDirReplacesAnEmptyDirectoryThatSomebodyPlanted(t *testing.T) {
 }
 
 // Attack: the planted directory already holds files, such as an endpoint of the user's own.
-func TestSecureDirRefusesAPlantedDirectoryWithContent(t *testing.T) {
+func TestSecureDirRejectsAPlantedDirectoryWithContent(t *testing.T) {
 	path := filepath.Join(tempDir(t), "planted")
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
@@ -186,7 +186,7 @@ func TestSecureDirRefusesAPlantedDirectoryWithContent(t *testing.T) {
 }
 
 // Attack: a junction in the directory's place leads the writer to a directory of the attacker's choice.
-func TestSecureDirAndCheckTrustedRefuseALink(t *testing.T) {
+func TestSecureDirAndCheckTrustedRejectALink(t *testing.T) {
 	dir := tempDir(t)
 	target := filepath.Join(dir, "target")
 	if err := os.Mkdir(target, 0o700); err != nil {
@@ -247,7 +247,7 @@ func makeJunction(t *testing.T, link, target string) {
 	}
 }
 
-func TestSecureDirRefusesAFile(t *testing.T) {
+func TestSecureDirRejectsAFile(t *testing.T) {
 	path := filepath.Join(tempDir(t), "file")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -255,7 +255,7 @@ func TestSecureDirRefusesAFile(t *testing.T) {
 	wantUntrusted(t, SecureDir(path, DirAdminOnly), path, "a directory is wanted")
 }
 
-func TestPathsThatNameNoPlaceAreRefused(t *testing.T) {
+func TestPathsOutsideALocalDriveAreRejected(t *testing.T) {
 	for _, path := range []string{"", `relative`, `C:`, `C:relative`, `\rooted`, `\\server\share\x`, `\\?\UNC\server\share`, `\\.\C:\x`, "C:\\a\x00b"} {
 		if err := SecureDir(path, DirAdminOnly); err == nil {
 			t.Errorf("SecureDir(%q) succeeded", path)
@@ -267,7 +267,7 @@ func TestPathsThatNameNoPlaceAreRefused(t *testing.T) {
 }
 
 // Attack: one file inside a good directory was put there by somebody else.
-func TestCheckTrustedAndOpenTrustedRefuseAnothersFile(t *testing.T) {
+func TestCheckTrustedAndOpenTrustedRejectAFileOfAnotherOwner(t *testing.T) {
 	path := filepath.Join(tempDir(t), "client.key")
 	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
@@ -290,7 +290,7 @@ func TestCheckTrustedAndOpenTrustedRefuseAnothersFile(t *testing.T) {
 }
 
 // Attack: another service that runs as LOCAL SERVICE or NETWORK SERVICE, as the plugin does, plants a file.
-func TestTheProcesssOwnUserIsTrustedUnlessServicesShareIt(t *testing.T) {
+func TestTheProcessUserIsTrustedUnlessServicesShareIt(t *testing.T) {
 	const system, localService, networkService, administrators = "S-1-5-18", "S-1-5-19", "S-1-5-20", "S-1-5-32-544"
 	const person, other, virtual = "S-1-5-21-1-2-3-1001", "S-1-5-21-1-2-3-1002", "S-1-5-80-1-2-3-4-5"
 	for _, c := range []struct {
@@ -323,7 +323,7 @@ func TestTheProcesssOwnUserIsTrustedUnlessServicesShareIt(t *testing.T) {
 	}
 }
 
-func TestWhatIsAbsentIsNotExistAndNotUntrusted(t *testing.T) {
+func TestAMissingPathIsNotExistAndNotUntrusted(t *testing.T) {
 	path := filepath.Join(tempDir(t), "absent")
 	if err := CheckTrusted(path); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrUntrusted) {
 		t.Errorf("CheckTrusted: %v", err)
@@ -333,7 +333,7 @@ func TestWhatIsAbsentIsNotExistAndNotUntrusted(t *testing.T) {
 	}
 }
 
-func TestOpenTrustedRefusesADirectory(t *testing.T) {
+func TestOpenTrustedRejectsADirectory(t *testing.T) {
 	_, err := OpenTrusted(tempDir(t))
 	wantUntrusted(t, err, "a file is wanted")
 }
@@ -357,7 +357,7 @@ func enabled(t *testing.T, name string) bool {
 	return false
 }
 
-func TestRunWithPrivilegesHoldsThemForTheCallOnly(t *testing.T) {
+func TestRunWithPrivilegesEnablesThemOnlyDuringTheCall(t *testing.T) {
 	before := enabled(t, SeTakeOwnershipPrivilege)
 	wanted := errors.New("what fn returns")
 	err := RunWithPrivileges([]string{SeTakeOwnershipPrivilege, SeRestorePrivilege}, func() error {
@@ -374,7 +374,7 @@ func TestRunWithPrivilegesHoldsThemForTheCallOnly(t *testing.T) {
 	}
 }
 
-func TestAPrivilegeThatIsNotHeldIsAnErrorThatNamesItAndFnDoesNotRun(t *testing.T) {
+func TestAMissingPrivilegeIsANamedErrorAndFnDoesNotRun(t *testing.T) {
 	const notHeld = "SeCreateTokenPrivilege" // the local security authority's own
 	err := RunWithPrivileges([]string{SeRestorePrivilege, notHeld}, func() error { t.Error("fn ran"); return nil })
 	var missing *PrivilegeError

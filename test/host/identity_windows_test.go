@@ -265,7 +265,7 @@ func (a *account) files(t *testing.T) (dirs, files []string) {
 	return dirs, files
 }
 
-func TestWhoMayReadTheFilesAndActivateTheClassOnWindowsOnly(t *testing.T) {
+func TestOnlyAllowedIdentitiesReadFilesAndActivateTheClassOnWindowsOnly(t *testing.T) {
 	dll := install(t).Module
 	a := serve(t)
 	dirs, files := a.files(t)
@@ -305,7 +305,7 @@ func TestWhoMayReadTheFilesAndActivateTheClassOnWindowsOnly(t *testing.T) {
 }
 
 // What a service owns, every other service of that account may have made.
-func TestAServiceDoesNotTrustWhatServicesOfItsAccountOwnOnWindowsOnly(t *testing.T) {
+func TestAServiceDoesNotTrustFilesOfItsSharedAccountOnWindowsOnly(t *testing.T) {
 	dir := `C:\ccgrkc-host-` + strings.ToLower(rand.Text()[:8])
 	if err := winsec.SecureDir(dir, winsec.DirPluginReadable); err != nil {
 		t.Fatal(err)

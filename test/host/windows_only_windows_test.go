@@ -27,7 +27,7 @@ func withoutFlags(sddl string) string {
 	return owner + "D:" + strings.NewReplacer("AI", "", "AR", "").Replace(flags) + "(" + entries
 }
 
-func TestDescriptorsAreThoseThatWereWrittenOnWindowsOnly(t *testing.T) {
+func TestWindowsStoresTheWrittenDescriptorsOnWindowsOnly(t *testing.T) {
 	dll := install(t).Module
 	dirs, files := serve(t).files(t)
 	want := map[string]string{filepath.Dir(dll): winsec.DirProgram}
@@ -64,7 +64,7 @@ func wantDescriptor(t *testing.T, path, sddl string) {
 
 const comClasses = `SYSTEM\CurrentControlSet\Control\CCG\COMClasses`
 
-func TestTheKeyOfCCGIsGivenBackAsItWasOnWindowsOnly(t *testing.T) {
+func TestOwnerAndDACLOfTheCCGKeyAreRestoredOnWindowsOnly(t *testing.T) {
 	// NT SERVICE\TrustedInstaller
 	const owner = "O:S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 	before := keyDescriptor(t, comClasses)
@@ -101,7 +101,7 @@ func keyDescriptor(t *testing.T, path string) string {
 // apartment after 10 minutes (CoFreeUnusedLibrariesEx).
 const surrogateEnds = 12 * time.Minute
 
-func TestTheSurrogateIsDllhostAsNetworkServiceAndEndsWhenUnusedOnWindowsOnly(t *testing.T) {
+func TestTheSurrogateIsDllhostAsNetworkServiceAndExitsWhenUnusedOnWindowsOnly(t *testing.T) {
 	first := install(t)
 	object, err := com.Activate(com.ClassID)
 	if err != nil {
@@ -158,7 +158,7 @@ func TestTheSurrogateIsDllhostAsNetworkServiceAndEndsWhenUnusedOnWindowsOnly(t *
 }
 
 // Windows does not delete a loaded DLL, so an uninstall during a call leaves it to the next restart. The call does not notice.
-func TestALoadedDLLIsLeftToTheNextRestartOnWindowsOnly(t *testing.T) {
+func TestALoadedDLLIsRemovedAtTheNextRestartOnWindowsOnly(t *testing.T) {
 	dir := filepath.Dir(install(t).Module)
 	object, err := com.Activate(com.ClassID)
 	if err != nil {
@@ -205,7 +205,7 @@ func TestALoadedDLLIsLeftToTheNextRestartOnWindowsOnly(t *testing.T) {
 }
 
 // Attack: the path to good files leads through a junction, whose maker can lead it elsewhere at any time.
-func TestAJunctionOnTheWayToTheEndpointIsRefusedOnWindowsOnly(t *testing.T) {
+func TestAJunctionInThePathOfTheEndpointIsRejectedOnWindowsOnly(t *testing.T) {
 	install(t)
 	a := serve(t)
 	link, target := a.directory(), a.directory()+"-target"
@@ -226,7 +226,7 @@ func TestAJunctionOnTheWayToTheEndpointIsRefusedOnWindowsOnly(t *testing.T) {
 	}
 }
 
-func TestARefusalIsInTheEventLogWithItsTextOnWindowsOnly(t *testing.T) {
+func TestAFailureIsInTheEventLogWithItsTextOnWindowsOnly(t *testing.T) {
 	install(t)
 	input := "no-colon-" + rand.Text()
 	wantRefusal(t, input, cause.InvalidInput)

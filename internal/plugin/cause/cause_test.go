@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestNoTwoCausesShareANameAnHResultOrAnEvent(t *testing.T) {
+func TestCausesHaveUniqueNamesHResultsAndEvents(t *testing.T) {
 	names, hresults, events := map[string]bool{}, map[uint32]bool{}, map[uint16]bool{}
 	for _, c := range All {
 		if names[c.Name] || hresults[c.HResult] || events[c.Event] {
@@ -16,7 +16,7 @@ func TestNoTwoCausesShareANameAnHResultOrAnEvent(t *testing.T) {
 }
 
 // Clients and runbooks keep these numbers: a released one never changes its meaning.
-func TestTheNumbersAreThoseThatWereReleased(t *testing.T) {
+func TestReleasedNumbersDoNotChange(t *testing.T) {
 	released := map[uint32]string{
 		0x80070057: "invalid-input", 0x8007000E: "out-of-memory", 0x8000FFFF: "unexpected", 0x80004003: "null-pointer",
 		0xA0040001: "endpoint-absent", 0xA0040002: "endpoint-damaged", 0xA0040003: "endpoint-untrusted",
@@ -37,7 +37,7 @@ func TestTheNumbersAreThoseThatWereReleased(t *testing.T) {
 	}
 }
 
-func TestEveryFailureIsAnErrorToComAndSaysWhatToDo(t *testing.T) {
+func TestEveryFailureHasAnErrorHResultAndARemedy(t *testing.T) {
 	for _, c := range All {
 		if c == Loaded {
 			continue

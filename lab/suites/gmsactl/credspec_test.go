@@ -334,7 +334,7 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 		{"a gMSA that may not be read", "Name: " + ad.GMSA, "Name: " + ad.Unreadable, wrong, []string{"may not read"}},
 		{"no release", ":web-creds", ":stale-creds", wrong, []string{"PluginInput", "which no release in namespace " + ns + " serves", "helm install stale ", "password is wrong"}},
 		{"no Secret", ":web-creds", ":missing-creds", wrong, []string{"which does not exist", "gmsactl account create " + ns + "/missing"}},
-		{"a broken Secret", ":web-creds", ":broken-creds", wrong, []string{`key "username" has a domain`}},
+		{"a broken Secret", ":web-creds", ":broken-creds", wrong, []string{`key "username" starts with a domain`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := *p

@@ -15,7 +15,7 @@ import (
 
 // Everything between the Secret and ccg.exe, with the programs as they are released: nothing is there at first, and nothing
 // at the end.
-func TestTheWayOfACredentialOnThisHost(t *testing.T) {
+func TestTheCredentialPathOnThisHost(t *testing.T) {
 	answered := install(t)
 	a := serve(t)
 
