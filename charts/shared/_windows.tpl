@@ -207,7 +207,7 @@ spec:
           imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
           command:
             {{- include "@chart@.uninstallCommand" . | nindent 12 }}
-            - --stay
+            - --keep-running
           terminationMessagePolicy: FallbackToLogsOnError
           resources:
             {{- toYaml .Values.resources | nindent 12 }}

@@ -133,7 +133,7 @@ func uninstallCommand(config configFunc) *cobra.Command {
 still has loaded is waited for, for up to 30 s; one that stays loaded is moved aside and deleted when the host restarts, or by
 the next uninstall, and the log says so. Another product's registration of the same class is left alone.
 
-With --stay it goes on until stopped and removes again what comes back, as an installer that is just ending may bring it.`,
+With --keep-running it goes on until stopped and removes again what comes back, as an installer that is just ending may bring it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config()
@@ -156,7 +156,7 @@ With --stay it goes on until stopped and removes again what comes back, as an in
 	return cmd
 }
 
-// stayEvery is how often uninstall --stay looks again. uninstall-hook waits for longer than that.
+// stayEvery is how often uninstall --keep-running looks again. uninstall-hook waits for longer than that.
 const stayEvery = 5 * time.Second
 
 // pause returns false when ctx ends.

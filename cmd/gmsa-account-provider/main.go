@@ -194,13 +194,13 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 		fmt.Fprintf(out, "account %s: the provider answers (version %s)\n", ref, h.Version)
 		if h.Problem != "" {
 			fmt.Fprintf(out, "the Secret: %s: %s\n", h.Problem, h.Detail)
-		} else if h.CopyAgeSeconds != nil {
-			fmt.Fprintf(out, "the Secret: good, copy %.0f s old\n", *h.CopyAgeSeconds)
+		} else if h.CacheAgeSeconds != nil {
+			fmt.Fprintf(out, "the Secret: good, copy %.0f s old\n", *h.CacheAgeSeconds)
 		} else {
 			fmt.Fprintln(out, "the Secret: not read yet")
 		}
 	}
-	if require && h.CopyAgeSeconds == nil {
+	if require && h.CacheAgeSeconds == nil {
 		return fmt.Errorf("account %s: the provider has no good copy of the Secret", ref)
 	}
 	return nil
@@ -217,7 +217,7 @@ func cleanup() *cobra.Command {
 		Long: `Removes the endpoint files of one account if no provider serves them any more. Files of a provider that answers stay,
 and the command fails. It may run any number of times.
 
-With --stay it goes on until stopped once all is clean: what the container of a DaemonSet must do.`,
+With --keep-running it goes on until stopped once all is clean: what the container of a DaemonSet must do.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ref, err := credential.NewReference(a.namespace, a.secret)

@@ -103,7 +103,7 @@ that "stop" deleted is left. Fails when that is not so in time, and names the no
 	return c
 }
 
-// settle is longer than "uninstall --stay" takes to look again: 5 s, and 30 s to wait for a DLL that is loaded.
+// settle is longer than "uninstall --keep-running" takes to look again: 5 s, and 30 s to wait for a DLL that is loaded.
 const settle = 40 * time.Second
 
 func required(c *cobra.Command, flags ...string) {

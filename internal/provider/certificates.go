@@ -15,43 +15,43 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
-// DefaultLifetime is the lifetime of certificates that the provider makes itself.
+// DefaultLifetime is the lifetime of embedded certificates.
 const DefaultLifetime = 24 * time.Hour
 
-// Certificates is where each generation's certificates come from.
+// Certificates is the source of each generation's certificates.
 type Certificates interface {
 	// next returns the certificates for a new generation.
 	next(credential.Reference) (*mtls.Material, error)
-	// renewIn is how long after now a generation that expires at notAfter is replaced.
+	// renewIn returns the time from now until the replacement of a generation that expires at notAfter.
 	renewIn(notAfter time.Time) time.Duration
-	// due tells that a generation that expires at notAfter is to be replaced now, whatever renewIn said.
+	// due reports whether to replace a generation that expires at notAfter now, before renewIn has passed.
 	due(notAfter time.Time) bool
 }
 
-// Embedded makes certificates of its own for each generation, each with its own CA.
+// Embedded issues the certificates of each generation itself, with a new CA for each.
 type Embedded struct{ Lifetime time.Duration }
 
 func (e Embedded) next(ref credential.Reference) (*mtls.Material, error) {
 	return mtls.Issue(ref, time.Now(), e.Lifetime)
 }
 
-// renewIn leaves a third of the life for renewals that fail.
+// renewIn leaves a third of the lifetime for failed renewals.
 func (Embedded) renewIn(notAfter time.Time) time.Duration {
 	return max(time.Until(notAfter)*2/3, time.Second/2)
 }
 
-// due looks at the wall clock, which may have jumped, or have stood still for a timer: in a machine that was suspended.
+// due compares with the wall clock: it can jump, and timers stop while a machine is suspended.
 func (e Embedded) due(notAfter time.Time) bool {
 	left := time.Until(notAfter)
-	return left < e.Lifetime/3-watchEvery || left > e.Lifetime+mtls.Backdate
+	return left < e.Lifetime/3-watchInterval || left > e.Lifetime+mtls.Backdate
 }
 
 // FromSecrets reads certificates from two mounted Secrets of type kubernetes.io/tls, each with tls.crt, tls.key and the
-// same ca.crt, as cert-manager makes them.
+// same ca.crt, as cert-manager creates them.
 type FromSecrets struct {
 	ServerDir, ClientDir string
 
-	read [sha256.Size]byte // what next returned, to see a change
+	read [sha256.Size]byte // hash of the files that next returned, to detect a change
 }
 
 func (f *FromSecrets) next(ref credential.Reference) (*mtls.Material, error) {
@@ -60,11 +60,19 @@ func (f *FromSecrets) next(ref credential.Reference) (*mtls.Material, error) {
 		return nil, err
 	}
 	f.read = sum
-	m := &mtls.Material{ServerCert: files[0], ServerKey: files[1], CA: files[2], ClientCert: files[3], ClientKey: files[4]}
-	if string(files[2]) != string(files[5]) {
-		return nil, fmt.Errorf("certificates of account %s: ca.crt differs between %s and %s; one CA must sign both", ref, f.ServerDir, f.ClientDir)
+	m := &mtls.Material{
+		ServerCert: files[0],
+		ServerKey:  files[1],
+		CA:         files[2],
+		ClientCert: files[3],
+		ClientKey:  files[4],
 	}
-	// The server's is checked when it begins to listen. The client's is checked here, where its maker is told.
+	if string(files[2]) != string(files[5]) {
+		return nil, fmt.Errorf("certificates of account %s: ca.crt differs between %s and %s; one CA must sign both",
+			ref, f.ServerDir, f.ClientDir)
+	}
+	// listen checks the server certificate. The client certificate is checked here, so that this provider logs the error
+	// and not only the plugin.
 	if _, err := mtls.ClientConfig(ref, m.CA, m.ClientCert, m.ClientKey); err != nil {
 		return nil, fmt.Errorf("client certificate in %s: %w", f.ClientDir, err)
 	}
@@ -80,11 +88,11 @@ func (f *FromSecrets) next(ref credential.Reference) (*mtls.Material, error) {
 	return m, nil
 }
 
-// renewIn is never: the maker of the Secrets renews, and due sees it.
+// renewIn never expires: the issuer of the Secrets renews the certificates, and due detects it.
 func (*FromSecrets) renewIn(time.Time) time.Duration { return math.MaxInt64 }
 
-// due is when the files have changed, but not while one is missing or unreadable: the kubelet swaps them one after the
-// other.
+// due reports a change of the files, but not while one of them is missing or unreadable: the kubelet replaces the two
+// mounts one after the other.
 func (f *FromSecrets) due(time.Time) bool {
 	_, sum, err := f.files()
 	return err == nil && sum != f.read

@@ -1,13 +1,13 @@
-// Package provider is the Account Provider: it reads one Secret from the API server as its ServiceAccount, and serves it
-// over mutual TLS on a loopback port to whoever may read the files that it publishes on the host. It knows nothing of
-// the plugin but those files and the wire form.
+// Package provider is the Account Provider: it reads one Secret from the API server as its ServiceAccount, and provides it
+// over mutual TLS on a loopback port. Clients need the files that it publishes on the host. The files and the wire form are
+// its only interface to the plugin.
 //
-//	kubernetes.go   asks the API server
-//	source.go       decides whether a copy may serve
-//	server.go       listens and answers
-//	certificates.go where certificates come from
-//	provider.go     the life of it all
-//	check.go        the view from outside: health check and clean-up
+//	kubernetes.go   reads the Secret from the API server
+//	secretcache.go  caches the credentials
+//	server.go       listens and responds
+//	certificates.go issues or reads certificates
+//	provider.go     runs all of it
+//	check.go        the client side: health check and clean-up
 package provider
 
 import (
@@ -26,28 +26,30 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-const (
-	// watchEvery is how often the provider looks whether it can still be found, and whether its certificates changed.
-	watchEvery = 2 * time.Second
-	// overlap is how long a generation serves after the next one is published, or until its certificates expire.
-	overlap = time.Minute
-	// retryEvery is how long it waits after a renewal that failed.
-	retryEvery = 5 * time.Second
+// Variables, because the tests shorten them.
+var (
+	// watchInterval is how often the provider checks its endpoint files and its certificates for changes.
+	watchInterval = 2 * time.Second
+	// retryInterval is the pause after a failed renewal, and after a failed attempt to listen for metrics.
+	retryInterval = 5 * time.Second
 )
 
-// Config is a provider's whole configuration.
+// overlap is how long a generation still serves after its replacement, unless its certificates expire before.
+const overlap = time.Minute
+
+// Config is the configuration of a provider.
 type Config struct {
 	Account        credential.Reference
 	API            kube.Server
 	Publisher      endpoint.Publisher
 	Certificates   Certificates
 	MaxStale       time.Duration
-	MetricsAddress string // host:port; empty: off
-	Instance       string // told in the health, so that a pod knows its own answer; may be empty
+	MetricsAddress string // host:port; empty means off
+	Instance       string // part of the health, so that a pod recognizes its own provider; can be empty
 	Log            *slog.Logger
 }
 
-// Run serves until ctx ends and then withdraws what it published. It returns an error only if it could not begin.
+// Run serves until ctx ends and then removes its endpoint files. It returns an error only if it could not start.
 func Run(ctx context.Context, c Config) error {
 	log := c.Log.With("account", c.Account.String())
 	reader, err := newSecretReader(c.API, c.Account)
@@ -56,48 +58,54 @@ func Run(ctx context.Context, c Config) error {
 	}
 	if c.MetricsAddress != "" {
 		if _, err := net.ResolveTCPAddr("tcp", c.MetricsAddress); err != nil {
-			return fmt.Errorf("metrics address %q: %w; want host:port", c.MetricsAddress, err)
+			return fmt.Errorf("metrics address %q: %w; the form is host:port", c.MetricsAddress, err)
 		}
 	}
 	m := newMetrics()
-	src := &source{ctx: ctx, read: reader.read, maxStale: c.MaxStale, log: log, metrics: m}
-	// The first fetch runs while certificates are made. It also puts a copy in place before an outage may come.
+	cache := &secretCache{ctx: ctx, read: reader.read, maxStale: c.MaxStale, log: log, metrics: m}
+	// The first fetch runs while certificates are issued. It also fills the cache before a possible outage.
 	go func() {
-		if cred, _, err := src.get(ctx); err == nil {
+		if cred, _, err := cache.get(ctx); err == nil {
 			cred.Password.Wipe()
 		}
 	}()
 
-	p := &provider{config: c, log: log, handler: handler(src, m, c.Instance, log), gate: &gate{metrics: m}}
-	defer p.end()
+	p := &provider{
+		config:  c,
+		log:     log,
+		handler: handler(cache, m, c.Instance, log),
+		limiter: &connectionLimiter{metrics: m},
+	}
+	defer p.stop()
 	if err := p.renew(); err != nil {
 		return err
 	}
-	m.watch(src, func() time.Time { return time.Unix(p.expiry.Load(), 0) })
+	m.addGauges(cache, func() time.Time { return time.Unix(p.expiry.Load(), 0) })
 	if c.MetricsAddress != "" {
 		go serveMetrics(ctx, c.MetricsAddress, m, log)
 	}
-	log.Info("serving", "version", version.String(), "port", p.current.endpoint.Port, "apiServer", c.API.URL, "certificatesExpire", p.current.notAfter)
+	log.Info("serving", "version", version.String(), "port", p.current.endpoint.Port, "apiServer", c.API.URL,
+		"certificatesExpire", p.current.notAfter)
 	p.serve(ctx)
 	return nil
 }
 
-// provider is the generations of one account: the one in force, and older ones whose certificates still count.
+// provider holds the generations of one account: the active one, and older ones whose certificates are still valid.
 type provider struct {
 	config  Config
 	log     *slog.Logger
 	handler http.Handler
-	gate    *gate
+	limiter *connectionLimiter
 
 	current     *generation
 	publication *endpoint.Publication
 	older       []*generation
 	expiry      atomic.Int64 // of current, Unix seconds
-	complaint   string       // why the last renewal failed
+	lastError   string       // of the last renewal
 }
 
 func (p *provider) serve(ctx context.Context) {
-	watch := time.NewTicker(watchEvery)
+	watch := time.NewTicker(watchInterval)
 	defer watch.Stop()
 	renewal := time.NewTimer(p.config.Certificates.renewIn(p.current.notAfter))
 	defer renewal.Stop()
@@ -112,7 +120,7 @@ func (p *provider) serve(ctx context.Context) {
 				p.renewOrRetry(renewal)
 			}
 			if !p.found(ctx) {
-				p.log.Info("the endpoint on the host leads to no provider; publishing this one again")
+				p.log.Info("the endpoint files lead to no running provider; publishing them again")
 				if err := p.publish(p.current); err != nil {
 					p.log.Error("the plugin cannot find this provider", "error", err)
 				}
@@ -122,13 +130,13 @@ func (p *provider) serve(ctx context.Context) {
 	}
 }
 
-// found tells whether readers find a provider: this one or, in a rolling update, another one of the account that answers.
-// One that was killed leaves an endpoint that looks whole.
+// found reports whether the endpoint files lead to a running provider: this one or, during a rolling update, another one of
+// the account. The files of a killed provider can be complete, so the other one must respond.
 func (p *provider) found(ctx context.Context) bool {
 	if p.publication.InForce() {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, watchEvery)
+	ctx, cancel := context.WithTimeout(ctx, watchInterval)
 	defer cancel()
 	_, err := Check(ctx, p.config.Publisher.Root, p.config.Account, false)
 	return err == nil || ctx.Err() == context.Canceled
@@ -136,26 +144,27 @@ func (p *provider) found(ctx context.Context) bool {
 
 func (p *provider) renewOrRetry(timer *time.Timer) {
 	if err := p.renew(); err != nil {
-		if err.Error() != p.complaint { // once, not with every try
-			p.log.Error("certificates were not renewed; the old ones serve until they expire", "error", err, "expire", p.current.notAfter)
+		if err.Error() != p.lastError { // once, not with every attempt
+			p.log.Error("the certificates could not be renewed; the provider uses the old ones until they expire",
+				"error", err, "expire", p.current.notAfter)
 		}
-		p.complaint = err.Error()
-		timer.Reset(retryEvery)
+		p.lastError = err.Error()
+		timer.Reset(retryInterval)
 		return
 	}
-	p.complaint = ""
+	p.lastError = ""
 	p.log.Info("certificates renewed", "port", p.current.endpoint.Port, "expire", p.current.notAfter)
 	timer.Reset(p.config.Certificates.renewIn(p.current.notAfter))
 }
 
-// renew starts a new generation and makes it the one that is found. The one before goes on to serve for a while, so that
-// no call that read the files a moment ago fails.
+// renew starts a new generation and publishes it. The previous one still serves for a while, for plugins that have just
+// read its files.
 func (p *provider) renew() error {
 	material, err := p.config.Certificates.next(p.config.Account)
 	if err != nil {
 		return err
 	}
-	g, err := listen(p.config.Account, material, p.handler, p.gate, p.log)
+	g, err := listen(p.config.Account, material, p.handler, p.limiter, p.log)
 	if err != nil {
 		return fmt.Errorf("account %s: %w", p.config.Account, err)
 	}
@@ -185,7 +194,7 @@ func (p *provider) publish(g *generation) error {
 	return nil
 }
 
-// closeOld ends the generations that have been replaced for long enough.
+// closeOld closes the generations whose overlap has passed.
 func (p *provider) closeOld() {
 	left := p.older[:0]
 	for _, g := range p.older {
@@ -198,11 +207,11 @@ func (p *provider) closeOld() {
 	p.older = left
 }
 
-// end withdraws first, so that nobody finds a server that is about to stop.
-func (p *provider) end() {
+// stop removes the endpoint files first, so that no plugin finds a provider that is about to stop.
+func (p *provider) stop() {
 	if p.publication != nil {
 		if err := p.publication.Withdraw(); err != nil {
-			p.log.Error("the endpoint was not withdrawn; the next provider or cleanup removes it", "error", err)
+			p.log.Error("the endpoint files could not be removed; the next provider or cleanup removes them", "error", err)
 		}
 	}
 	for _, g := range append(p.older, p.current) {
@@ -214,26 +223,32 @@ func (p *provider) end() {
 	p.log.Info("stopped")
 }
 
-// serveMetrics serves until ctx ends. In a rolling update the pod before still holds the port: it waits for it, and the
-// account is served meanwhile.
+// serveMetrics serves metrics until ctx ends. During a rolling update the previous pod still uses the port, so it retries.
 func serveMetrics(ctx context.Context, address string, m *metrics, log *slog.Logger) {
 	l, err := net.Listen("tcp", address)
-	for try := 0; err != nil; l, err = net.Listen("tcp", address) {
-		if try++; try%12 == 1 { // once a minute
-			log.Warn("metrics are not served yet; releases that share a node need different ports", "address", address, "error", err, "retryEvery", retryEvery)
+	for attempt := 0; err != nil; l, err = net.Listen("tcp", address) {
+		if attempt++; attempt%12 == 1 { // once a minute
+			log.Warn("metrics are not available yet; releases on the same node need different ports",
+				"address", address, "error", err, "retryInterval", retryInterval)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(retryEvery):
+		case <-time.After(retryInterval):
 		}
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { m.write(w) })
-	srv := &http.Server{Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
+	srv := &http.Server{
+		Handler:        mux,
+		ReadTimeout:    readTimeout,
+		WriteTimeout:   writeTimeout,
+		IdleTimeout:    idleTimeout,
+		MaxHeaderBytes: maxHeaderBytes,
+	}
 	context.AfterFunc(ctx, func() { _ = srv.Close() })
-	log.Info("metrics", "address", l.Addr().String())
+	log.Info("serving metrics", "address", l.Addr().String())
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		log.Error("metrics ended", "error", err)
+		log.Error("the metrics server stopped", "error", err)
 	}
 }

@@ -20,15 +20,16 @@ import (
 
 const (
 	maxHeaderBytes = 4 << 10
-	readTimeout    = 5 * time.Second // the TLS handshake and one request's header, each
+	readTimeout    = 5 * time.Second // for the TLS handshake, and for one request
 	writeTimeout   = 10 * time.Second
 	idleTimeout    = 2 * time.Minute
-	// maxStrangers is how many connections may be open that have not yet shown a good certificate and sent a request.
-	maxStrangers = 64
+	// maxUnauthenticated is the maximum number of open connections whose client has not yet presented a valid
+	// certificate and sent a request.
+	maxUnauthenticated = 64
 )
 
-// generation is one listener with one generation of certificates. The next generation has a listener of its own, so that
-// neither needs to know which certificates a caller has.
+// generation is one listener with one generation of certificates. Each generation has its own listener, so that none has to
+// distinguish clients by their certificates.
 type generation struct {
 	http     *http.Server
 	endpoint endpoint.Endpoint
@@ -37,7 +38,8 @@ type generation struct {
 }
 
 // listen serves handler on a free loopback port with the certificates of m.
-func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, gate *gate, log *slog.Logger) (*generation, error) {
+func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, limiter *connectionLimiter,
+	log *slog.Logger) (*generation, error) {
 	config, err := mtls.ServerConfig(ref, m.CA, m.ServerCert, m.ServerKey)
 	if err != nil {
 		return nil, err
@@ -50,14 +52,22 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, ga
 		http: &http.Server{
 			Handler:   handler,
 			TLSConfig: config,
-			// An empty map keeps HTTP/2 out: less code that bytes from outside reach.
+			// An empty map disables HTTP/2: less code processes data of unauthenticated clients.
 			TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){},
 			MaxHeaderBytes:    maxHeaderBytes,
-			ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
-			ErrorLog:  slog.NewLogLogger(log.With("listener", l.Addr().String()).Handler(), slog.LevelDebug),
-			ConnState: gate.connState,
+			ReadHeaderTimeout: readTimeout,
+			ReadTimeout:       readTimeout,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       idleTimeout,
+			ErrorLog:          slog.NewLogLogger(log.With("listener", l.Addr().String()).Handler(), slog.LevelDebug),
+			ConnState:         limiter.connState,
 		},
-		endpoint: endpoint.Endpoint{Port: uint16(l.Addr().(*net.TCPAddr).Port), CA: m.CA, ClientCert: m.ClientCert, ClientKey: m.ClientKey},
+		endpoint: endpoint.Endpoint{
+			Port:       uint16(l.Addr().(*net.TCPAddr).Port),
+			CA:         m.CA,
+			ClientCert: m.ClientCert,
+			ClientKey:  m.ClientKey,
+		},
 		notAfter: m.NotAfter,
 	}
 	go func() {
@@ -68,7 +78,7 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, ga
 	return g, nil
 }
 
-// close lets the calls in flight end, for a moment.
+// close waits for running calls, for at most 2 seconds.
 func (g *generation) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -77,31 +87,31 @@ func (g *generation) close() {
 	}
 }
 
-// gate bounds what processes without a certificate can hold open. When one connection too many comes, the oldest goes, so
-// that somebody who opens many cannot keep the plugin out.
-type gate struct {
-	mu        sync.Mutex
-	strangers []net.Conn // oldest first
-	metrics   *metrics
+// connectionLimiter limits the connections of unauthenticated clients. Beyond the limit it closes the oldest one, so that
+// a client with many connections cannot block the plugin.
+type connectionLimiter struct {
+	mu              sync.Mutex
+	unauthenticated []net.Conn // oldest first
+	metrics         *metrics
 }
 
-func (g *gate) connState(c net.Conn, state http.ConnState) {
+func (g *connectionLimiter) connState(c net.Conn, state http.ConnState) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if state == http.StateNew {
-		g.strangers = append(g.strangers, c)
-		if len(g.strangers) > maxStrangers {
-			oldest := g.strangers[0]
-			g.strangers = g.strangers[1:]
-			g.metrics.refused("crowded-out")
-			// Not Close of the tls.Conn, which waits to say goodbye.
+		g.unauthenticated = append(g.unauthenticated, c)
+		if len(g.unauthenticated) > maxUnauthenticated {
+			oldest := g.unauthenticated[0]
+			g.unauthenticated = g.unauthenticated[1:]
+			g.metrics.rejectedConnection(reasonLimit)
+			// Close of a tls.Conn blocks: it sends an alert first.
 			go closeNow(oldest)
 		}
 		return
 	}
-	for i, s := range g.strangers {
+	for i, s := range g.unauthenticated {
 		if s == c {
-			g.strangers = append(g.strangers[:i], g.strangers[i+1:]...)
+			g.unauthenticated = append(g.unauthenticated[:i], g.unauthenticated[i+1:]...)
 			return
 		}
 	}
@@ -114,21 +124,21 @@ func closeNow(c net.Conn) {
 	_ = c.Close()
 }
 
-// askNow is the query of a health check that looks at the Secret first, if the copy is no longer fresh.
-const askNow = "ask-now"
+// refreshQuery is the query of a health check that reads the Secret first, unless the cached credentials are fresh.
+const refreshQuery = "refresh"
 
-// handler answers the two requests that there are.
-func handler(s *source, m *metrics, instance string, log *slog.Logger) http.Handler {
+// handler serves credentials and health.
+func handler(s *secretCache, m *metrics, instance string, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/credentials", func(w http.ResponseWriter, r *http.Request) {
 		cred, stale, err := s.get(r.Context())
 		if err != nil {
 			var problem *credential.Problem
 			if !errors.As(err, &problem) {
-				return // the caller has gone
+				return // the client has disconnected
 			}
-			m.called(string(problem.Code), 1)
-			log.Debug("call refused", "code", problem.Code)
+			m.requests(string(problem.Code), 1)
+			log.Debug("request failed", "code", problem.Code)
 			writeProblem(w, problem)
 			return
 		}
@@ -136,22 +146,22 @@ func handler(s *source, m *metrics, instance string, log *slog.Logger) http.Hand
 		cred.Password.Wipe()
 		defer clear(body)
 		if err != nil {
-			log.Error("call not answered", "error", err)
+			log.Error("the credentials could not be encoded", "error", err)
 			writeProblem(w, &credential.Problem{Code: credential.ProblemUnavailable, Detail: err.Error()})
 			return
 		}
-		m.called("ok", 1)
+		m.requests(resultOK, 1)
 		if stale {
-			m.stale()
+			m.staleResponse()
 		}
-		log.Debug("call answered", "stale", stale)
+		log.Debug("request succeeded", "stale", stale)
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		_, _ = w.Write(body)
 	})
 	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, r *http.Request) {
-		// Without this a health check asks the API server nothing, however often it comes.
-		if r.URL.RawQuery == askNow {
+		// Without this query, health checks send no requests to the API server.
+		if r.URL.RawQuery == refreshQuery {
 			if cred, _, err := s.get(r.Context()); err == nil {
 				cred.Password.Wipe()
 			}
@@ -163,7 +173,7 @@ func handler(s *source, m *metrics, instance string, log *slog.Logger) http.Hand
 		}
 		if have {
 			seconds := age.Seconds()
-			h.CopyAgeSeconds = &seconds
+			h.CacheAgeSeconds = &seconds
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(h)
@@ -172,14 +182,14 @@ func handler(s *source, m *metrics, instance string, log *slog.Logger) http.Hand
 		w.Header().Set("Cache-Control", "no-store")
 		if r.ContentLength != 0 {
 			w.Header().Set("Connection", "close")
-			http.Error(w, "a request has no body here", http.StatusRequestEntityTooLarge)
+			http.Error(w, "a request must not have a body", http.StatusRequestEntityTooLarge)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
 }
 
-// status gives each problem the HTTP status that says most to a reader who knows no codes.
+// status maps each problem code to the closest HTTP status.
 var status = map[credential.ProblemCode]int{
 	credential.ProblemSecretNotFound: http.StatusNotFound,
 	credential.ProblemSecretInvalid:  http.StatusUnprocessableEntity,

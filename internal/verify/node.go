@@ -349,10 +349,10 @@ func (c *nodeCheck) selfTest() Step {
 
 func (c *nodeCheck) health(ctx context.Context) Step {
 	var h struct {
-		Version        string   `json:"version"`
-		CopyAgeSeconds *float64 `json:"copyAgeSeconds"`
-		Problem        string   `json:"problem"`
-		Detail         string   `json:"detail"`
+		Version         string   `json:"version"`
+		CacheAgeSeconds *float64 `json:"cacheAgeSeconds"`
+		Problem         string   `json:"problem"`
+		Detail          string   `json:"detail"`
 	}
 	ref := c.Provider.Reference()
 	said, code, s := c.run(ctx, *c.Provider, c.providerPod, &h,
@@ -362,8 +362,8 @@ func (c *nodeCheck) health(ctx context.Context) Step {
 	switch {
 	case s != nil:
 		return *s
-	case h.Problem != "" && h.CopyAgeSeconds != nil:
-		return warning(h.Problem, fmt.Sprintf("it serves a copy that is %.0f s old: %s", *h.CopyAgeSeconds, h.Detail), logs)
+	case h.Problem != "" && h.CacheAgeSeconds != nil:
+		return warning(h.Problem, fmt.Sprintf("it serves a copy that is %.0f s old: %s", *h.CacheAgeSeconds, h.Detail), logs)
 	case h.Problem != "":
 		return failed(h.Problem, h.Detail, logs)
 	case h.Version == "":

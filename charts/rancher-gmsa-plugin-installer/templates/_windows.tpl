@@ -208,7 +208,7 @@ spec:
           imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
           command:
             {{- include "rancher-gmsa-plugin-installer.uninstallCommand" . | nindent 12 }}
-            - --stay
+            - --keep-running
           terminationMessagePolicy: FallbackToLogsOnError
           resources:
             {{- toYaml .Values.resources | nindent 12 }}

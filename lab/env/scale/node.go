@@ -214,7 +214,7 @@ func (p *account) check(ctx context.Context, probe *corev1.Probe) error {
 		return err
 	case thisPod && h.Instance != p.config.Instance:
 		return fmt.Errorf("account %s: the provider of another pod responded", ref)
-	case require && h.CopyAgeSeconds == nil:
+	case require && h.CacheAgeSeconds == nil:
 		return fmt.Errorf("account %s: the provider has no valid cached credentials", ref)
 	}
 	return nil

@@ -279,7 +279,7 @@ func (p *account) settle(ctx context.Context) (calls int, _ error) {
 func (p *account) answers(ctx context.Context) (calls int, _ error) {
 	return 0, cluster.Eventually(ctx, patience, func() error {
 		h, err := provider.Check(ctx, p.config.Publisher.Root, p.config.Account, false)
-		if err == nil && (h.Instance != p.config.Instance || h.CopyAgeSeconds == nil) {
+		if err == nil && (h.Instance != p.config.Instance || h.CacheAgeSeconds == nil) {
 			err = fmt.Errorf("pod %s: provider %q responded with problem %q", p.pod, h.Instance, h.Problem)
 		}
 		return err

@@ -424,7 +424,7 @@ func TestUninstallRunsOnEveryNode(t *testing.T) {
 				if diff := cmp.Diff([]corev1.Toleration{{Operator: corev1.TolerationOpExists}}, p.Tolerations); diff != "" || p.Affinity != nil {
 					t.Error("tolerations:", diff, p.Affinity)
 				}
-				if diff := cmp.Diff(append(slices.Clone(p.InitContainers[0].Command), "--stay"), p.Containers[0].Command); diff != "" {
+				if diff := cmp.Diff(append(slices.Clone(p.InitContainers[0].Command), "--keep-running"), p.Containers[0].Command); diff != "" {
 					t.Error("commands:", diff)
 				}
 			}

@@ -78,7 +78,7 @@ func TestPasswordIsNeverWrittenAnywhere(t *testing.T) {
 			return err
 		}))
 	}
-	if len(written) < 50 || !anyContains(written, "CCGRKC") || !anyContains(written, "call answered") {
+	if len(written) < 50 || !anyContains(written, "CCGRKC") || !anyContains(written, "request succeeded") {
 		t.Fatalf("the test searched only %d files, or neither events nor the debug log", len(written))
 	}
 	for path, b := range written {

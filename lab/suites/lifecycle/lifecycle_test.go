@@ -347,7 +347,7 @@ func TestUninstallReportsAnotherReleaseForTheSameSecret(t *testing.T) {
 		return err
 	}))
 	out, err := provider(c, "twin").Uninstall(ctx)
-	if err == nil || !strings.Contains(out, "win-1") || !strings.Contains(out, "a provider still serves it") {
+	if err == nil || !strings.Contains(out, "win-1") || !strings.Contains(out, "a provider of this account is still running") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	waitForPassword(t, c.Node("win-1"), input, "secret")

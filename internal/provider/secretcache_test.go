@@ -41,14 +41,14 @@ func (c *cluster) read(ctx context.Context) (credential.Credential, []string, er
 	return credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte(c.password.Load().(string)))}, nil, nil
 }
 
-func newSource(t *testing.T, c *cluster) *source {
+func newSource(t *testing.T, c *cluster) *secretCache {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	return &source{ctx: ctx, read: c.read, maxStale: DefaultMaxStale, log: quiet(), metrics: newMetrics()}
+	return &secretCache{ctx: ctx, read: c.read, maxStale: DefaultMaxStale, log: quiet(), metrics: newMetrics()}
 }
 
 // want calls once and checks the password, or the problem's code.
-func want(t *testing.T, s *source, password string, code credential.ProblemCode) (stale bool) {
+func want(t *testing.T, s *secretCache, password string, code credential.ProblemCode) (stale bool) {
 	t.Helper()
 	cred, stale, err := s.get(t.Context())
 	var problem *credential.Problem
