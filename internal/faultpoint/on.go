@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// Reached announces on standard error that the process stands at the point, and stops there for good, if CCGRKC_STOP_AT
-// names the point. With CCGRKC_STOP_AT=list it announces every point and stops at none.
+// Reached blocks forever if CCGRKC_STOP_AT is the name of the point, after a line on standard error. With
+// CCGRKC_STOP_AT=list, it prints every point and never blocks.
 func Reached(point string) {
 	switch os.Getenv("CCGRKC_STOP_AT") {
 	case point:

@@ -1,4 +1,4 @@
-// Package logging makes the one logger of a program from its flags. It is for cmd only; packages are given a *slog.Logger.
+// Package logging creates a program's logger from its flags. Only cmd imports it; packages get a *slog.Logger.
 package logging
 
 import (
@@ -12,17 +12,17 @@ import (
 // Flags are --log-level and --log-format.
 type Flags struct{ level, format string }
 
-// Add adds the flags to a command's.
+// Add defines the flags.
 func (f *Flags) Add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
-	flags.StringVar(&f.format, "log-format", "text", "text or json; the log goes to standard error")
+	flags.StringVar(&f.level, "log-level", "info", "minimum level: debug, info, warn or error")
+	flags.StringVar(&f.format, "log-format", "text", "format of the log on standard error: text or json")
 }
 
-// Logger writes to w as the flags say.
+// Logger returns a logger that writes to w.
 func (f *Flags) Logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.level)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", f.level)
+		return nil, fmt.Errorf("--log-level %q: must be debug, info, warn or error", f.level)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	switch f.format {
@@ -31,6 +31,6 @@ func (f *Flags) Logger(w io.Writer) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	default:
-		return nil, fmt.Errorf("--log-format %q: want text or json", f.format)
+		return nil, fmt.Errorf("--log-format %q: must be text or json", f.format)
 	}
 }

@@ -1,4 +1,4 @@
-// Package version tells which version this program is.
+// Package version contains the version of this program.
 package version
 
 import "runtime/debug"
@@ -6,8 +6,7 @@ import "runtime/debug"
 // version is set by the release build: -ldflags "-X github.com/ccgrkc/ccgrkc/internal/version.version=v1.2.3".
 var version string
 
-// String returns the version of this program: what the build set, or else the module's version or the commit, or else
-// "(devel)".
+// String returns the version that the build set, else the module's version, else the commit, else "(devel)".
 func String() string {
 	if version != "" {
 		return version
