@@ -152,7 +152,7 @@ With --keep-running it goes on until stopped and removes again what comes back, 
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&stay, "stay", false, "when all is gone, keep it so until stopped")
+	cmd.Flags().BoolVar(&stay, "keep-running", false, "when all is gone, keep it so until stopped")
 	return cmd
 }
 

@@ -127,9 +127,9 @@ credentials are at most 5 seconds old. While the API server is unavailable, the 
 		"plugin identity, which can read the endpoint files, as in the installer's --run-as: one of %q", endpoint.Readers))
 	f.StringVar(&mode, "certificates", "embedded", "source of the certificates: embedded (issued by the provider) or secrets (mounted)")
 	f.DurationVar(&lifetime, "certificate-lifetime", provider.DefaultLifetime, "lifetime of embedded certificates, which are renewed after two thirds of it")
-	f.StringVar(&serverDir, "server-certificate-dir", "", 
+	f.StringVar(&serverDir, "server-certificate-dir", "",
 		"with --certificates secrets: directory in the container with tls.crt, tls.key and ca.crt of the server")
-	f.StringVar(&clientDir, "client-certificate-dir", "", 
+	f.StringVar(&clientDir, "client-certificate-dir", "",
 		"with --certificates secrets: directory in the container with tls.crt, tls.key and ca.crt of the client")
 	f.DurationVar(&maxStale, "max-stale", provider.DefaultMaxStale,
 		"maximum age of stale credentials, which are used while the API server is unavailable; 0 disables them")
@@ -167,7 +167,7 @@ not exist or is invalid.`,
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	c.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "maximum time to wait for the response")
 	c.Flags().BoolVar(&require, "require-credentials", false, "read the Secret now, and fail if it does not exist or is invalid")
-	c.Flags().BoolVar(&thisPod, "this-pod", false, 
+	c.Flags().BoolVar(&thisPod, "this-pod", false,
 		"fail if the provider of another pod responds, as at the start of a rolling update; needs the environment variable "+podUID)
 	return c
 }
@@ -219,7 +219,7 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 
 func cleanup() *cobra.Command {
 	var (
-		a    account
+		a           account
 		keepRunning bool
 	)
 	c := &cobra.Command{
@@ -247,7 +247,7 @@ With --keep-running, the command does not exit after it has finished. A containe
 		},
 	}
 	a.flags(c)
-	c.Flags().BoolVar(&keepRunning, "stay", false, "do not exit after the clean-up")
+	c.Flags().BoolVar(&keepRunning, "keep-running", false, "do not exit after the clean-up")
 	return c
 }
 
