@@ -56,7 +56,7 @@ func symbol(c *cause.Cause) string {
 // table returns the causes in Markdown.
 func table(causes []*cause.Cause) string {
 	var b strings.Builder
-	b.WriteString("| HRESULT | event | name | what happened | what to do | tried again within the call |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| HRESULT | event | name | what happened | what to do | retried within the call |\n|---|---|---|---|---|---|\n")
 	for _, c := range causes {
 		hresult, retry := "none", "no"
 		if c.HResult != 0 {

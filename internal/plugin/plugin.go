@@ -1,6 +1,6 @@
-// Package plugin is what the CCG plugin does with a plugin input: it finds the Account Provider's endpoint on this host,
-// asks it over mutual TLS for the account's credential, and turns whatever goes wrong into one cause with one HRESULT
-// and one event. It knows nothing of COM; package com does.
+// Package plugin resolves a plugin input: it finds the Account Provider's endpoint on this host, requests the credentials
+// over mutual TLS, and maps each failure to one cause with one HRESULT and one event. It is independent of COM, which is in
+// package com.
 package plugin
 
 import (
@@ -20,34 +20,34 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// DefaultBudget is how long one call may take. A pod's start waits for it.
+// DefaultBudget is the maximum duration of one call. The start of a pod waits for it.
 const DefaultBudget = 10 * time.Second
 
-// The pauses between two tries double from the first to the longest.
+// The pauses between attempts double from the first to the longest.
 const (
 	firstPause   = 50 * time.Millisecond
 	longestPause = time.Second
 )
 
-// Config is what a Plugin needs from outside.
+// Config is the configuration of a Plugin.
 type Config struct {
-	Root   string        // of the endpoints; endpoint.DefaultRoot in the DLL
+	Root   string        // of the endpoint files; endpoint.DefaultRoot in the DLL
 	Budget time.Duration // per call; 0 means DefaultBudget
-	Report func(Event)   // writes an event; nil writes none
+	Report func(Event)   // writes an event; can be nil
 
-	// Who answers a self-test.
+	// The content of a self-test report.
 	Identity func() string
 	Module   func() string
 }
 
-// Plugin answers plugin inputs, any number at the same time.
+// Plugin resolves plugin inputs. Its methods can be called concurrently.
 type Plugin struct {
 	config Config
-	kept   connections
+	pool   pool
 	limit  limiter
 }
 
-// New returns a Plugin that has touched nothing yet.
+// New returns a Plugin. It has no side effects.
 func New(config Config) *Plugin {
 	if config.Budget == 0 {
 		config.Budget = DefaultBudget
@@ -55,7 +55,7 @@ func New(config Config) *Plugin {
 	return &Plugin{config: config}
 }
 
-// Failure is every error of Get. Its text never holds a secret.
+// Failure is the type of every error of Get. Its text never contains a secret.
 type Failure struct {
 	Cause  *cause.Cause
 	detail string
@@ -67,7 +67,7 @@ func fail(c *cause.Cause, format string, args ...any) *Failure {
 	return &Failure{Cause: c, detail: fmt.Sprintf(format, args...)}
 }
 
-// Get returns the credential that the plugin input names. The caller wipes it. An error is a *Failure and has been
+// Get returns the credentials for the plugin input. The caller must wipe them. An error is a *Failure and has been
 // reported.
 func (p *Plugin) Get(ctx context.Context, input string) (c credential.Credential, err error) {
 	defer func() {
@@ -100,45 +100,45 @@ func (p *Plugin) get(ctx context.Context, input string) (credential.Credential, 
 	ctx, cancel := context.WithTimeout(ctx, p.config.Budget)
 	defer cancel()
 	var last *Failure
-	for tries, pause := 1, firstPause; ; tries, pause = tries+1, min(2*pause, longestPause) {
+	for attempts, pause := 1, firstPause; ; attempts, pause = attempts+1, min(2*pause, longestPause) {
 		c, failure := p.try(ctx, ref)
 		if failure == nil {
 			return c, nil
 		}
-		// A try that the end of the budget cut short says less than the one before it.
+		// If the budget ended an attempt, the error of the previous attempt is more specific.
 		if last == nil || ctx.Err() == nil {
 			last = failure
 		}
 		if !last.Cause.Retry || !sleep(ctx, pause/2+rand.N(pause/2)) {
-			if tries > 1 {
-				last.detail += fmt.Sprintf(" (%d tries in %s)", tries, time.Since(start).Round(100*time.Millisecond))
+			if attempts > 1 {
+				last.detail += fmt.Sprintf(" (%d attempts in %s)", attempts, time.Since(start).Round(100*time.Millisecond))
 			}
 			return credential.Credential{}, last
 		}
 	}
 }
 
-// try looks for the endpoint and asks it once; a kept connection that turns out to be dead does not count.
+// try resolves the endpoint and sends one request. A failed idle connection does not count as an attempt.
 func (p *Plugin) try(ctx context.Context, ref credential.Reference) (credential.Credential, *Failure) {
-	// Half of the budget: a provider that hangs must leave time for the one that takes its place.
+	// Half of the budget: if a provider hangs, there must be time for the one that replaces it.
 	ctx, cancel := context.WithTimeout(ctx, p.config.Budget/2)
 	defer cancel()
 
 	generation, err := endpoint.Current(p.config.Root, ref)
 	if err != nil {
-		p.kept.drop(ref)
+		p.pool.drop(ref)
 		return credential.Credential{}, endpointFailure(err)
 	}
-	if conn := p.kept.take(ref, generation); conn != nil {
-		c, again, failure := ask(ctx, conn, ref)
-		if again {
-			p.kept.put(ref, generation, conn)
+	if conn := p.pool.take(ref, generation); conn != nil {
+		c, reusable, failure := request(ctx, conn, ref)
+		if reusable {
+			p.pool.put(ref, generation, conn)
 		}
 		if failure == nil || !broken(failure) {
 			return c, failure
 		}
-		// The provider has ended, or has closed what was idle for long: the other connections are no better.
-		p.kept.drop(ref)
+		// The provider has stopped, or has closed its idle connections. The others in the pool have failed too.
+		p.pool.drop(ref)
 	}
 
 	e, err := endpoint.Resolve(p.config.Root, ref)
@@ -150,14 +150,14 @@ func (p *Plugin) try(ctx context.Context, ref credential.Reference) (credential.
 	if failure != nil {
 		return credential.Credential{}, failure
 	}
-	c, again, failure := ask(ctx, conn, ref)
-	if again {
-		p.kept.put(ref, e.Generation, conn)
+	c, reusable, failure := request(ctx, conn, ref)
+	if reusable {
+		p.pool.put(ref, e.Generation, conn)
 	}
 	return c, failure
 }
 
-// broken tells whether the connection failed rather than what came over it.
+// broken reports whether the connection failed, and not only the request.
 func broken(f *Failure) bool {
 	return f.Cause == cause.ProviderUnreachable || f.Cause == cause.ProviderForeign
 }
@@ -179,15 +179,18 @@ func endpointFailure(err error) *Failure {
 	return fail(cause.EndpointDamaged, "%v", err)
 }
 
-// selfTest proves that this code runs, and touches nothing else.
+// selfTest reports that this code runs. It accesses no endpoint.
 func (p *Plugin) selfTest() credential.Credential {
 	report := selftest.Report{
-		Version: version.String(), Identity: p.config.Identity(), Module: p.config.Module(), PID: os.Getpid(),
+		Version:  version.String(),
+		Identity: p.config.Identity(),
+		Module:   p.config.Module(),
+		PID:      os.Getpid(),
 	}
 	return credential.Credential{DomainName: report.Encode()}
 }
 
-// sleep returns false at once if ctx would end before the pause does.
+// sleep returns false immediately if ctx ends before the pause.
 func sleep(ctx context.Context, pause time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= pause {
 		return false
@@ -200,8 +203,8 @@ func sleep(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-// describePanic says what happened and where. The value itself may hold anything, so it is told only if the runtime made
-// it: those texts hold types and numbers.
+// describePanic describes a panic and its location. The value itself can contain a secret, so it is included only if it is
+// an error of the runtime, whose texts contain only types and numbers.
 func describePanic(value any) string {
 	text := fmt.Sprintf("panic with a %T", value)
 	if e, ok := value.(runtime.Error); ok {

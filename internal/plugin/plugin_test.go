@@ -31,7 +31,7 @@ const input = "gmsa-system:web-creds"
 
 var ref = credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
 
-// provider is an Account Provider as far as the plugin can tell: a real TLS server, published through the real files.
+// provider stands in for an Account Provider: a real TLS server, published through real endpoint files.
 type provider struct {
 	t          *testing.T
 	root       string
@@ -42,10 +42,10 @@ type provider struct {
 	connections atomic.Int32 // accepted so far
 }
 
-// rawAnswer writes an answer byte by byte as it likes, after the whole request was read.
-type rawAnswer func(conn net.Conn)
+// rawResponse writes any bytes as a response, after it has read the whole request.
+type rawResponse func(conn net.Conn)
 
-// startProvider publishes and serves. handle is an http.Handler or a rawAnswer.
+// startProvider publishes and serves. handle is an http.Handler or a rawResponse.
 func startProvider(t *testing.T, root string, handle any) *provider {
 	t.Helper()
 	m, err := mtls.Issue(ref, time.Now(), time.Hour)
@@ -74,7 +74,7 @@ func (p *provider) listen(handle any) {
 		server := &http.Server{Handler: handle}
 		go server.Serve(p.listener)
 		p.t.Cleanup(func() { server.Close() })
-	case rawAnswer:
+	case rawResponse:
 		p.t.Cleanup(func() { p.listener.Close() })
 		go func() {
 			for {
@@ -124,8 +124,8 @@ func (l *countingListener) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// answering answers every call with one credential.
-func answering(password string) http.HandlerFunc {
+// responding returns the same credentials for every call.
+func responding(password string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		body, err := credential.Encode(credential.Credential{
 			DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte(password)),
@@ -138,7 +138,7 @@ func answering(password string) http.HandlerFunc {
 	}
 }
 
-func refusing(status int, code credential.ProblemCode) http.HandlerFunc {
+func failing(status int, code credential.ProblemCode) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", credential.ProblemMediaType)
 		w.WriteHeader(status)
@@ -201,7 +201,7 @@ func TestPasswordsArriveUnchanged(t *testing.T) {
 	var password atomic.Value
 	root := t.TempDir()
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answering(password.Load().(string))(w, r)
+		responding(password.Load().(string))(w, r)
 	}))
 	p, j := newPlugin(root, 0)
 	for _, want := range []string{
@@ -232,7 +232,7 @@ func TestTheRequestHasTheExpectedForm(t *testing.T) {
 	var got *http.Request
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got = r
-		answering("p")(w, r)
+		responding("p")(w, r)
 	}))
 	p, _ := newPlugin(root, 0)
 	mustGet(t, p, "p")
@@ -296,7 +296,7 @@ func TestEachProblemCodeHasItsCauseAndOnlyUnavailableIsRetried(t *testing.T) {
 			var calls atomic.Int32
 			startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				calls.Add(1)
-				refusing(500, code)(w, r)
+				failing(500, code)(w, r)
 			}))
 			p, j := newPlugin(root, 500*time.Millisecond)
 			failure := mustFail(t, p, j, input, problemCauses[code])
@@ -318,10 +318,10 @@ func TestTheCallSucceedsIfTheProviderRecoversWithinTheBudget(t *testing.T) {
 	var calls atomic.Int32
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if calls.Add(1) < 4 {
-			refusing(503, credential.ProblemUnavailable)(w, r)
+			failing(503, credential.ProblemUnavailable)(w, r)
 			return
 		}
-		answering("p")(w, r)
+		responding("p")(w, r)
 	}))
 	p, j := newPlugin(root, 0)
 	mustGet(t, p, "p")
@@ -333,16 +333,16 @@ func TestTheCallSucceedsIfTheProviderRecoversWithinTheBudget(t *testing.T) {
 func TestTheCallSucceedsIfAnEndpointAppearsWithinTheBudget(t *testing.T) {
 	root := t.TempDir()
 	p, _ := newPlugin(root, 0)
-	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, answering("p")) })
+	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, responding("p")) })
 	mustGet(t, p, "p")
 }
 
 func TestTheCallSucceedsIfTheProviderIsReplacedWithinTheBudget(t *testing.T) {
 	root := t.TempDir()
-	old := startProvider(t, root, answering("old"))
+	old := startProvider(t, root, responding("old"))
 	old.listener.Close() // killed: its files stay, its port refuses
 	p, _ := newPlugin(root, 0)
-	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, answering("new")) })
+	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, responding("new")) })
 	mustGet(t, p, "new")
 }
 
@@ -376,7 +376,7 @@ func TestUnusableEndpointsHaveTheirCauses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
-			startProvider(t, root, answering("p"))
+			startProvider(t, root, responding("p"))
 			test.spoil(t, root)
 			p, j := newPlugin(root, budget)
 			start := time.Now()
@@ -429,7 +429,7 @@ func TestAForeignServerOnAStalePortIsSentNothing(t *testing.T) {
 				}
 			}()
 			root := t.TempDir()
-			startProvider(t, root, answering("p")).publishAt(listener.Addr().(*net.TCPAddr).Port)
+			startProvider(t, root, responding("p")).publishAt(listener.Addr().(*net.TCPAddr).Port)
 
 			p, j := newPlugin(root, 400*time.Millisecond)
 			mustFail(t, p, j, input, cause.ProviderForeign)
@@ -467,7 +467,7 @@ func TestForeignServersHaveTheirCauses(t *testing.T) {
 				}
 			}()
 			root := t.TempDir()
-			startProvider(t, root, answering("p")).publishAt(listener.Addr().(*net.TCPAddr).Port)
+			startProvider(t, root, responding("p")).publishAt(listener.Addr().(*net.TCPAddr).Port)
 			p, j := newPlugin(root, 400*time.Millisecond)
 			start := time.Now()
 			mustFail(t, p, j, input, test.want)
@@ -480,7 +480,7 @@ func TestForeignServersHaveTheirCauses(t *testing.T) {
 
 func TestARejectedClientCertificateDiffersFromAStoppedProvider(t *testing.T) {
 	root := t.TempDir()
-	p1 := startProvider(t, root, answering("p"))
+	p1 := startProvider(t, root, responding("p"))
 	// The CA and the port are right, the client's certificate is another account's generation.
 	other, err := mtls.Issue(ref, time.Now(), time.Hour)
 	if err != nil {
@@ -499,9 +499,9 @@ func TestARejectedClientCertificateDiffersFromAStoppedProvider(t *testing.T) {
 
 func TestMalformedResponsesAreRejectedInBoundedTime(t *testing.T) {
 	const budget = 500 * time.Millisecond
-	write := func(s string) rawAnswer { return func(conn net.Conn) { io.WriteString(conn, s) } }
+	write := func(s string) rawResponse { return func(conn net.Conn) { io.WriteString(conn, s) } }
 	for name, test := range map[string]struct {
-		answer rawAnswer
+		answer rawResponse
 		want   *cause.Cause
 	}{
 		"closed at once":           {write(""), cause.ProviderUnreachable},
@@ -546,7 +546,7 @@ func TestMalformedResponsesAreRejectedInBoundedTime(t *testing.T) {
 	}
 }
 
-// endless reads as a prefix followed by a text without end.
+// endless is a prefix followed by an endlessly repeated text.
 type endless struct{ prefix, text string }
 
 func (e *endless) Read(b []byte) (int, error) {
@@ -559,7 +559,7 @@ func (e *endless) Read(b []byte) (int, error) {
 
 func TestASecondCallUsesTheIdleConnection(t *testing.T) {
 	root := t.TempDir()
-	server := startProvider(t, root, answering("p"))
+	server := startProvider(t, root, responding("p"))
 	p, _ := newPlugin(root, 0)
 	for range 5 {
 		mustGet(t, p, "p")
@@ -569,10 +569,10 @@ func TestASecondCallUsesTheIdleConnection(t *testing.T) {
 	}
 }
 
-// A refusal is a whole answer: the connection outlives it.
+// A problem is a complete response, so the connection remains usable.
 func TestAnIdleConnectionRemainsAfterAProblemResponse(t *testing.T) {
 	root := t.TempDir()
-	server := startProvider(t, root, refusing(404, credential.ProblemSecretNotFound))
+	server := startProvider(t, root, failing(404, credential.ProblemSecretNotFound))
 	p, _ := newPlugin(root, 0)
 	for range 3 {
 		mustFail(t, p, nil, input, cause.SecretNotFound)
@@ -584,10 +584,10 @@ func TestAnIdleConnectionRemainsAfterAProblemResponse(t *testing.T) {
 
 func TestAnIdleConnectionIsNotUsedForANewGeneration(t *testing.T) {
 	root := t.TempDir()
-	old := startProvider(t, root, answering("old"))
+	old := startProvider(t, root, responding("old"))
 	p, _ := newPlugin(root, 0)
 	mustGet(t, p, "old")
-	startProvider(t, root, answering("new")) // the old one goes on to serve whoever asks it
+	startProvider(t, root, responding("new")) // the old one goes on to serve whoever asks it
 	mustGet(t, p, "new")
 	if n := old.connections.Load(); n != 1 {
 		t.Errorf("the old provider got %d connections", n)
@@ -596,22 +596,22 @@ func TestAnIdleConnectionIsNotUsedForANewGeneration(t *testing.T) {
 
 func TestAnIdleConnectionIsNotUsedAfterTheEndpointIsWithdrawn(t *testing.T) {
 	root := t.TempDir()
-	startProvider(t, root, answering("p"))
+	startProvider(t, root, responding("p"))
 	p, j := newPlugin(root, 300*time.Millisecond)
 	mustGet(t, p, "p")
 	if err := os.RemoveAll(filepath.Join(root, ref.Namespace)); err != nil {
 		t.Fatal(err)
 	}
 	mustFail(t, p, j, input, cause.EndpointAbsent)
-	if p.kept.stack[ref] != nil {
-		t.Error("the connections are still kept")
+	if p.pool.idle[ref] != nil {
+		t.Error("the idle connections are still open")
 	}
 }
 
 func TestAnIdleConnectionThatTheProviderClosedIsReplaced(t *testing.T) {
 	root := t.TempDir()
 	var calls atomic.Int32
-	server := startProvider(t, root, rawAnswer(func(conn net.Conn) {
+	server := startProvider(t, root, rawResponse(func(conn net.Conn) {
 		calls.Add(1)
 		body, _ := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte("p"))})
 		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body) // and it closes
@@ -629,18 +629,18 @@ func TestAConnectionThatTheProviderClosesIsNotPooled(t *testing.T) {
 	root := t.TempDir()
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
-		answering("p")(w, r)
+		responding("p")(w, r)
 	}))
 	p, _ := newPlugin(root, 0)
 	mustGet(t, p, "p")
-	if p.kept.stack[ref] != nil {
-		t.Error("it is kept")
+	if p.pool.idle[ref] != nil {
+		t.Error("the connection is in the pool")
 	}
 }
 
 func TestConcurrentCallsSucceedAndLeaveFewIdleConnections(t *testing.T) {
 	root := t.TempDir()
-	startProvider(t, root, answering("p"))
+	startProvider(t, root, responding("p"))
 	p, _ := newPlugin(root, 0)
 	var calls sync.WaitGroup
 	for range 32 {
@@ -653,14 +653,14 @@ func TestConcurrentCallsSucceedAndLeaveFewIdleConnections(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	if n := len(p.kept.stack[ref].conns); n == 0 || n > maxKept {
-		t.Errorf("%d connections are kept, %d at most", n, maxKept)
+	if n := len(p.pool.idle[ref].conns); n == 0 || n > maxIdle {
+		t.Errorf("%d idle connections, the maximum is %d", n, maxIdle)
 	}
 }
 
 func TestNoCallFailsWhileGenerationsChange(t *testing.T) {
 	root := t.TempDir()
-	startProvider(t, root, answering("p"))
+	startProvider(t, root, responding("p"))
 	p, _ := newPlugin(root, 0)
 	ctx, cancel := context.WithCancel(t.Context())
 	var callers sync.WaitGroup
@@ -674,7 +674,7 @@ func TestNoCallFailsWhileGenerationsChange(t *testing.T) {
 		})
 	}
 	for range 20 {
-		startProvider(t, root, answering("p"))
+		startProvider(t, root, responding("p"))
 		time.Sleep(20 * time.Millisecond)
 	}
 	cancel()
@@ -701,7 +701,7 @@ func TestAPanicBecomesAFailureWithItsLocationAndNoValue(t *testing.T) {
 	}
 }
 
-func FuzzAnswer(f *testing.F) {
+func FuzzResponse(f *testing.F) {
 	body, err := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte("p"))})
 	if err != nil {
 		f.Fatal(err)
@@ -712,7 +712,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte("\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, answer []byte) {
 		buffer := make([]byte, maxHead+maxBody)
-		c, _, failure := readAnswer(bytes.NewReader(answer), buffer)
+		c, _, failure := readResponse(bytes.NewReader(answer), buffer)
 		if failure != nil {
 			if failure.Cause == nil || c.DomainName != "" || c.Username != "" || len(c.Password.Reveal()) != 0 {
 				t.Fatalf("failure %v came with %v", failure, c)

@@ -11,7 +11,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// Event is what Config.Report gets: an entry of the table and the two inserts of its message.
+// Event is an entry of the table of causes with the two inserts of its message.
 type Event struct {
 	Cause  *cause.Cause
 	Input  string // %1: the plugin input, quoted, in ASCII
@@ -20,10 +20,10 @@ type Event struct {
 
 const (
 	maxInput  = 200  // characters of a plugin input in an event
-	maxDetail = 1000 // characters of a detail; ReportEvent takes 31,839 in all
+	maxDetail = 1000 // characters of a detail; ReportEvent accepts 31,839 in total
 )
 
-// Report makes an event, unless the same one was made within the last minute.
+// Report writes an event, unless the same one was written within the last minute.
 func (p *Plugin) Report(c *cause.Cause, input, detail string) {
 	if p.config.Report == nil {
 		return
@@ -33,28 +33,28 @@ func (p *Plugin) Report(c *cause.Cause, input, detail string) {
 		return
 	}
 	if omitted > 0 {
-		detail += fmt.Sprintf(" (%d events like this one were left out before it)", omitted)
+		detail += fmt.Sprintf(" (%d events of the same kind were omitted before it)", omitted)
 	}
 	p.config.Report(Event{Cause: c, Input: quoteInput(input), Detail: printable(detail)})
 }
 
-// quoteInput makes a plugin input fit for an event, whatever it holds.
+// quoteInput makes any plugin input safe for an event.
 func quoteInput(input string) string {
 	runes := []rune(input[:min(len(input), 4*(maxInput+1))])
 	cut := ""
 	if len(runes) > maxInput {
-		runes, cut = runes[:maxInput], " (cut)"
+		runes, cut = runes[:maxInput], " (truncated)"
 	}
-	return harmless(strconv.QuoteToASCII(string(runes))) + cut
+	return sanitize(strconv.QuoteToASCII(string(runes))) + cut
 }
 
-// printable makes a detail, which may quote what came over the network, fit for one line of an event.
+// printable makes a detail, which can quote data from the network, safe for one line of an event.
 func printable(s string) string {
 	var b strings.Builder
 	n := 0
 	for _, r := range s {
 		if n++; n > maxDetail {
-			b.WriteString(" (cut)")
+			b.WriteString(" (truncated)")
 			break
 		}
 		if unicode.IsPrint(r) {
@@ -64,18 +64,18 @@ func printable(s string) string {
 		q := strconv.QuoteRuneToASCII(r)
 		b.WriteString(q[1 : len(q)-1])
 	}
-	return harmless(b.String())
+	return sanitize(b.String())
 }
 
-// harmless writes percent signs as \x25: ReportEvent's documentation forbids %n in an insert, because Event Viewer expands
-// it, and %%n would be looked up in another file.
-func harmless(s string) string { return strings.ReplaceAll(s, "%", `\x25`) }
+// sanitize writes percent signs as \x25: ReportEvent's documentation forbids %n in an insert, because Event Viewer expands
+// it, and %%n refers to another file.
+func sanitize(s string) string { return strings.ReplaceAll(s, "%", `\x25`) }
 
-// limiter lets one event a minute pass for each cause and input, so that a pod in a crash loop does not fill the log.
+// limiter allows one event a minute for each cause and input, so that a pod in a crash loop does not fill the log.
 // The zero value is ready for use.
 type limiter struct {
 	mu   sync.Mutex
-	seen map[event]*passed
+	seen map[event]*written
 }
 
 type event struct {
@@ -83,28 +83,28 @@ type event struct {
 	input string
 }
 
-type passed struct {
+type written struct {
 	at      time.Time
 	omitted int
 }
 
 const (
-	quiet = time.Minute
-	// maxSeen bounds what strangers' inputs can occupy. Past it all inputs of a cause count as one.
+	interval = time.Minute
+	// maxSeen limits the memory for inputs. Beyond it, all inputs of a cause count as one.
 	maxSeen = 256
 )
 
-// allow tells whether to write the event, and how many like it were left out since the last.
+// allow reports whether to write the event, and how many of the same kind were omitted since the last one.
 func (l *limiter) allow(c *cause.Cause, input string, now time.Time) (ok bool, omitted int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := event{c, input[:min(len(input), 4*maxInput)]}
 	if l.seen == nil {
-		l.seen = map[event]*passed{}
+		l.seen = map[event]*written{}
 	}
 	if l.seen[key] == nil && len(l.seen) >= maxSeen {
 		for k, p := range l.seen {
-			if now.Sub(p.at) >= quiet {
+			if now.Sub(p.at) >= interval {
 				delete(l.seen, k)
 			}
 		}
@@ -114,14 +114,14 @@ func (l *limiter) allow(c *cause.Cause, input string, now time.Time) (ok bool, o
 	}
 	p := l.seen[key]
 	if p == nil {
-		l.seen[key] = &passed{at: now}
+		l.seen[key] = &written{at: now}
 		return true, 0
 	}
-	if now.Sub(p.at) < quiet {
+	if now.Sub(p.at) < interval {
 		p.omitted++
 		return false, 0
 	}
 	omitted = p.omitted
-	*p = passed{at: now}
+	*p = written{at: now}
 	return true, omitted
 }

@@ -27,7 +27,7 @@ func TestACrashLoopingPodWritesOneEventAMinute(t *testing.T) {
 			{cause.SecretNotFound, `"ns:a"`, "detail"},
 			{cause.SecretNotFound, `"ns:b"`, "detail"},
 			{cause.Forbidden, `"ns:a"`, "detail"},
-			{cause.SecretNotFound, `"ns:a"`, "detail (99 events like this one were left out before it)"},
+			{cause.SecretNotFound, `"ns:a"`, "detail (99 events of the same kind were omitted before it)"},
 		}
 		if diff := cmp.Diff(want, j.events); diff != "" {
 			t.Error(diff)
@@ -45,7 +45,7 @@ func TestEventsOfManyDifferentInputsAreLimited(t *testing.T) {
 		if len(j.events) > maxSeen+1 || len(p.limit.seen) > maxSeen+len(cause.All) {
 			t.Errorf("%d events, %d remembered", len(j.events), len(p.limit.seen))
 		}
-		time.Sleep(quiet)
+		time.Sleep(interval)
 		before := len(j.events)
 		p.Report(cause.InvalidInput, "another", "detail")
 		if len(j.events) != before+1 {
@@ -60,10 +60,10 @@ func TestEventInsertsAreEscapedForEventViewer(t *testing.T) {
 		"%1 %%2":                 `"\x251 \x25\x252"`,
 		"a\x00b\r\n\"":           `"a\x00b\r\n\""`,
 		"é𝄞":                     `"\u00e9\U0001d11e"`,
-		strings.Repeat("x", 201): `"` + strings.Repeat("x", 200) + `" (cut)`,
-		strings.Repeat("é", 201): `"` + strings.Repeat(`\u00e9`, 200) + `" (cut)`,
+		strings.Repeat("x", 201): `"` + strings.Repeat("x", 200) + `" (truncated)`,
+		strings.Repeat("é", 201): `"` + strings.Repeat(`\u00e9`, 200) + `" (truncated)`,
 		strings.Repeat("𝄞", 200): `"` + strings.Repeat(`\U0001d11e`, 200) + `"`,
-		strings.Repeat("𝄞", 999): `"` + strings.Repeat(`\U0001d11e`, 200) + `" (cut)`,
+		strings.Repeat("𝄞", 999): `"` + strings.Repeat(`\U0001d11e`, 200) + `" (truncated)`,
 		"\xff":                   `"\ufffd"`,
 	} {
 		if got := quoteInput(input); got != want {
@@ -73,7 +73,7 @@ func TestEventInsertsAreEscapedForEventViewer(t *testing.T) {
 	if got, want := printable("key \"é\" 100%1\r\n\x00"), `key "é" 100\x251\r\n\x00`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if got := printable(strings.Repeat("é", 5000)); len([]rune(got)) != maxDetail+len(" (cut)") {
+	if got := printable(strings.Repeat("é", 5000)); len([]rune(got)) != maxDetail+len(" (truncated)") {
 		t.Errorf("a detail has %d characters", len([]rune(got)))
 	}
 }

@@ -1,5 +1,5 @@
-// Package selftest is what the installer asks the plugin to prove that the class activates and answers: an input that is
-// no plugin input, and the report that comes back in place of a domain's name. No credential takes part in it.
+// Package selftest defines the self-test between installer and plugin: a special input, and a report that the plugin returns
+// instead of a domain name. It involves no credentials.
 package selftest
 
 import (
@@ -7,18 +7,18 @@ import (
 	"fmt"
 )
 
-// Input can never be a valid reference: a namespace's name has no question mark, and it has no colon.
+// Input is never a valid plugin input: it has a question mark and no colon.
 const Input = "?self-test"
 
-// Report tells which plugin answered, and as whom.
+// Report identifies the plugin that responded, and its account.
 type Report struct {
 	Version  string `json:"version"`
 	Identity string `json:"identity"` // the account of the surrogate, such as NT AUTHORITY\NETWORK SERVICE
 	Module   string `json:"module"`   // the path of the DLL
-	PID      int    `json:"pid"`      // the surrogate
+	PID      int    `json:"pid"`      // of the surrogate
 }
 
-// Encode returns the report in the form that Parse reads.
+// Encode returns the form that Parse decodes.
 func (r Report) Encode() string {
 	b, err := json.Marshal(r)
 	if err != nil {
@@ -27,11 +27,12 @@ func (r Report) Encode() string {
 	return string(b)
 }
 
-// Parse reads what the class answered in place of the domain's name.
+// Parse decodes the domain name of a self-test response.
 func Parse(domainName string) (Report, error) {
 	var r Report
 	if err := json.Unmarshal([]byte(domainName), &r); err != nil {
-		return Report{}, fmt.Errorf("the class gave %.80q where a self-test report belongs: another program's class answered", domainName)
+		return Report{}, fmt.Errorf("the class returned %.80q instead of a self-test report: it belongs to another program",
+			domainName)
 	}
 	return r, nil
 }

@@ -220,7 +220,7 @@ func TestInvalidPluginInputsChangeNothingOnDisk(t *testing.T) {
 	}
 	events, err := os.ReadFile(log.Name())
 	labtest.Must(t, err)
-	if n := strings.Count(string(events), "is not of the form") + strings.Count(string(events), "the form is"); n < 5 {
+	if n := strings.Count(string(events), "does not have the form") + strings.Count(string(events), "the form is"); n < 5 {
 		t.Errorf("%d events of invalid inputs in:\n%s", n, events)
 	}
 	if after := tree(t, s.Node.Path(`C:\`)); !slices.Equal(before, after) {

@@ -19,21 +19,20 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// HTTP/1.1 (RFC 9112) is spoken here by hand, as far as one GET with a short answer needs it. Every byte that is read then
-// lies in one buffer that is wiped afterwards, the limits are hard ones, and the DLL is half a megabyte smaller than with
-// net/http.
+// This file implements the part of HTTP/1.1 (RFC 9112) that one GET with a short response needs. All bytes are then in one
+// buffer that is wiped afterwards, the limits are strict, and the DLL is half a megabyte smaller than with net/http.
 const (
-	maxHead = 8 << 10 // bytes of status line and header, the empty line included
+	maxHead = 8 << 10 // bytes of status line and header, including the empty line
 	maxBody = credential.MaxWireLength
 )
 
-// dial connects to the endpoint and proves both sides to each other. Nothing of the request is sent before.
+// dial connects to the endpoint. Both sides verify each other before the request is sent.
 func dial(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint) (*tls.Conn, *Failure) {
 	config, err := mtls.ClientConfig(ref, e.CA, e.ClientCert, e.ClientKey)
 	if err != nil {
 		return nil, fail(cause.EndpointDamaged, "generation %s: %v", e.Generation, err)
 	}
-	// Providers listen on loopback only, and nothing in the endpoint can lead elsewhere.
+	// Providers listen only on loopback. The endpoint files cannot specify another address.
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(e.Port)))
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp4", address)
 	if err != nil {
@@ -43,41 +42,42 @@ func dial(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint) (
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		if isTimeout(err) {
-			return nil, fail(cause.ProviderUnreachable, "%s accepted the connection and then said nothing", address)
+			return nil, fail(cause.ProviderUnreachable, "%s accepted the connection but did not respond", address)
 		}
 		return nil, fail(cause.ProviderForeign, "%s: %v", address, err)
 	}
 	return conn, nil
 }
 
-// ask sends the one request that there is and reads the answer. It closes the connection unless that can be used again.
-func ask(ctx context.Context, conn *tls.Conn, ref credential.Reference) (c credential.Credential, again bool, failure *Failure) {
+// request requests the credentials and reads the response. It closes the connection unless it is reusable.
+func request(ctx context.Context, conn *tls.Conn, ref credential.Reference) (
+	c credential.Credential, reusable bool, failure *Failure) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
-		// If ctx has ended, the deadline has passed or is about to.
-		if again = stop() && again; !again {
+		// If ctx has ended, AfterFunc sets the deadline, so the connection is not reusable.
+		if reusable = stop() && reusable; !reusable {
 			conn.Close()
 		}
 	}()
-	request := "GET /v1/credentials HTTP/1.1\r\n" +
+	head := "GET /v1/credentials HTTP/1.1\r\n" +
 		"Host: " + ref.CertificateName() + "\r\n" +
 		"User-Agent: ccg-plugin/" + strings.ReplaceAll(version.String(), " ", "-") + "\r\n" +
 		"Accept: application/json, " + credential.ProblemMediaType + "\r\n\r\n"
-	if _, err := io.WriteString(conn, request); err != nil {
+	if _, err := io.WriteString(conn, head); err != nil {
 		return c, false, connectionFailure(conn, 0, err)
 	}
 	buffer := make([]byte, maxHead+maxBody)
 	defer clear(buffer)
-	return readAnswer(conn, buffer)
+	return readResponse(conn, buffer)
 }
 
-// readAnswer reads one answer from conn into buffer, which has room for the longest. The connection can be used again if
-// the answer says so and was whole.
-func readAnswer(conn io.Reader, buffer []byte) (c credential.Credential, again bool, failure *Failure) {
-	n, end := 0, -1 // bytes read; where the head ends, the empty line included
+// readResponse reads one response from conn into buffer, whose size is the maximum. The connection is reusable after a
+// complete response without "Connection: close".
+func readResponse(conn io.Reader, buffer []byte) (c credential.Credential, reusable bool, failure *Failure) {
+	n, end := 0, -1 // bytes read; end of the head, including the empty line
 	for end < 0 {
 		if n >= maxHead {
-			return c, false, fail(cause.ResponseInvalid, "the answer's header is longer than %d bytes", maxHead)
+			return c, false, fail(cause.ResponseInvalid, "the response's header is longer than %d bytes", maxHead)
 		}
 		read, err := conn.Read(buffer[n:])
 		n += read
@@ -87,7 +87,7 @@ func readAnswer(conn io.Reader, buffer []byte) (c credential.Credential, again b
 			return c, false, connectionFailure(conn, n, err)
 		}
 	}
-	status, length, again, err := parseHead(buffer[:end-4])
+	status, length, reusable, err := parseHead(buffer[:end-4])
 	if err != nil {
 		return c, false, fail(cause.ResponseInvalid, "%v", err)
 	}
@@ -99,7 +99,7 @@ func readAnswer(conn io.Reader, buffer []byte) (c credential.Credential, again b
 		}
 	}
 	if n > end+length {
-		return c, false, fail(cause.ResponseInvalid, "the answer goes on after its end")
+		return c, false, fail(cause.ResponseInvalid, "there is data after the end of the response")
 	}
 	body := buffer[end:n]
 	if status == 200 {
@@ -107,16 +107,16 @@ func readAnswer(conn io.Reader, buffer []byte) (c credential.Credential, again b
 		if err != nil {
 			return credential.Credential{}, false, fail(cause.ResponseInvalid, "%v", err)
 		}
-		return c, again, nil
+		return c, reusable, nil
 	}
 	problem, err := credential.DecodeProblem(body)
 	if err != nil {
 		return c, false, fail(cause.ResponseInvalid, "status %d: %v", status, err)
 	}
-	return c, again, fail(problemCauses[problem.Code], "%s", problem.Detail)
+	return c, reusable, fail(problemCauses[problem.Code], "%s", problem.Detail)
 }
 
-// problemCauses has an entry for each of credential.ProblemCodes, the only ones that DecodeProblem lets through.
+// problemCauses has an entry for each of credential.ProblemCodes. DecodeProblem accepts no others.
 var problemCauses = map[credential.ProblemCode]*cause.Cause{
 	credential.ProblemSecretNotFound: cause.SecretNotFound,
 	credential.ProblemSecretInvalid:  cause.SecretInvalid,
@@ -124,46 +124,46 @@ var problemCauses = map[credential.ProblemCode]*cause.Cause{
 	credential.ProblemUnavailable:    cause.Unavailable,
 }
 
-// parseHead reads a status line and a header without the empty line after it. It is stricter than RFC 9112 has to be: a
-// Content-Length is needed, and no other framing is understood.
-func parseHead(head []byte) (status, length int, again bool, err error) {
+// parseHead parses a status line and a header without the empty line after it. It is stricter than RFC 9112 requires: it
+// accepts no framing other than one Content-Length.
+func parseHead(head []byte) (status, length int, reusable bool, err error) {
 	lines := strings.Split(string(head), "\r\n")
 	code, ok := strings.CutPrefix(lines[0], "HTTP/1.1 ")
 	code, _, _ = strings.Cut(code, " ")
 	status, isNumber := decimal(code)
 	if !ok || !isNumber || len(code) != 3 || status < 200 {
-		return 0, 0, false, errors.New("the answer does not begin with the status line of a final HTTP/1.1 answer")
+		return 0, 0, false, errors.New("the response does not start with the status line of a final HTTP/1.1 response")
 	}
-	length, again = -1, true
+	length, reusable = -1, true
 	for _, line := range lines[1:] {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return 0, 0, false, errors.New("the answer has a header line without a name")
+			return 0, 0, false, errors.New("the response has a header line without a name")
 		}
 		value = strings.Trim(value, " \t")
 		switch strings.ToLower(name) {
 		case "content-length":
 			n, isNumber := decimal(value)
 			if !isNumber || length >= 0 {
-				return 0, 0, false, errors.New("the answer has no single Content-Length")
+				return 0, 0, false, errors.New("the response has an invalid or a second Content-Length")
 			}
 			if n > maxBody {
-				return 0, 0, false, fmt.Errorf("the answer is longer than %d bytes", maxBody)
+				return 0, 0, false, fmt.Errorf("the response is longer than %d bytes", maxBody)
 			}
 			length = n
 		case "transfer-encoding":
-			return 0, 0, false, errors.New("the answer has a Transfer-Encoding instead of a Content-Length")
+			return 0, 0, false, errors.New("the response has a Transfer-Encoding instead of a Content-Length")
 		case "connection":
-			again = again && !strings.EqualFold(value, "close")
+			reusable = reusable && !strings.EqualFold(value, "close")
 		}
 	}
 	if length < 0 {
-		return 0, 0, false, errors.New("the answer has no Content-Length")
+		return 0, 0, false, errors.New("the response has no Content-Length")
 	}
-	return status, length, again, nil
+	return status, length, reusable, nil
 }
 
-// decimal reads digits and nothing else; strconv would take a sign.
+// decimal accepts only digits; strconv would accept a sign.
 func decimal(s string) (int, bool) {
 	if len(s) == 0 || len(s) > 9 || strings.Trim(s, "0123456789") != "" {
 		return 0, false
@@ -172,8 +172,8 @@ func decimal(s string) (int, bool) {
 	return n, err == nil
 }
 
-// connectionFailure tells the end of a provider from its refusal: in TLS 1.3 the server's verdict on the client's
-// certificate comes as an alert after the client has finished the handshake.
+// connectionFailure distinguishes a stopped provider from a rejected client certificate. In TLS 1.3, the server sends the
+// alert for the latter after the client has finished its handshake.
 func connectionFailure(conn io.Reader, read int, err error) *Failure {
 	var where string
 	if c, ok := conn.(net.Conn); ok {
@@ -184,9 +184,9 @@ func connectionFailure(conn io.Reader, read int, err error) *Failure {
 		return fail(cause.ProviderForeign, "%s%v", where, op.Err)
 	}
 	if isTimeout(err) {
-		return fail(cause.ProviderUnreachable, "%sno whole answer in time, %d bytes of it", where, read)
+		return fail(cause.ProviderUnreachable, "%sthe response was incomplete at the timeout, after %d bytes", where, read)
 	}
-	return fail(cause.ProviderUnreachable, "%sthe connection ended after %d bytes of an answer: %v", where, read, err)
+	return fail(cause.ProviderUnreachable, "%sthe connection was closed after %d bytes of the response: %v", where, read, err)
 }
 
 func isTimeout(err error) bool {
