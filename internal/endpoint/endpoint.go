@@ -1,15 +1,15 @@
-// Package endpoint is the meeting point on the host: the files through which the plugin finds the Account Provider of
-// one impersonation account. It owns their layout; nobody else knows a file's name.
+// Package endpoint manages the files through which the plugin finds the Account Provider of one impersonation account. It
+// owns their layout: no other package knows the file names.
 //
-//	<root>/<namespace>/<secret>/current              names the generation in force
+//	<root>/<namespace>/<secret>/current              the name of the active generation
 //	<root>/<namespace>/<secret>/<generation>/        port, ca.crt, client.crt, client.key
 //
-// A generation is written whole before current names it and never changes afterwards, so that a reader has one whole
-// generation or an error, whatever moment a writer is killed at. There is no lock: two providers of one account may
-// overlap for the time of a rolling update, the last one to publish is found, and each mends what the other took away
-// (Publication.Intact).
+// A generation is complete before current contains its name, and never changes afterwards. A reader therefore gets a
+// complete generation or an error, even if a writer is killed at any moment. There is no lock: during a rolling update, two
+// providers of one account publish, and readers find the last one. Each provider publishes again if the other removed its
+// files (Publication.InForce).
 //
-// The package does not judge certificates; that is package mtls.
+// Package mtls verifies the certificates.
 package endpoint
 
 import (
@@ -25,12 +25,12 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// The causes by which a reader can fail, for errors.Is.
+// The errors of a reader, for errors.Is.
 var (
 	ErrAbsent    = errors.New("no endpoint is published")
 	ErrDamaged   = errors.New("the endpoint is incomplete")
-	ErrUntrusted = errors.New("the endpoint was not made by a trusted identity")
-	ErrAccess    = errors.New("the endpoint may not be read by this identity")
+	ErrUntrusted = errors.New("the endpoint was not created by a trusted account")
+	ErrAccess    = errors.New("this account has no permission to read the endpoint")
 )
 
 const (
@@ -43,15 +43,15 @@ const (
 	generationPrefix = "g-"
 	generationLength = len(generationPrefix) + 32
 
-	// maxFileLength bounds what a reader takes into memory; a chain of certificates is a few KiB.
+	// maxFileLength limits the memory of a reader. A certificate chain has a few KiB.
 	maxFileLength = 64 << 10
 )
 
-// Endpoint is what a client needs to call one Account Provider. The byte fields are PEM.
+// Endpoint is what a client needs to connect to one Account Provider. The byte fields are PEM.
 type Endpoint struct {
 	Generation string // set by Publish and Resolve
 	Port       uint16 // on 127.0.0.1
-	CA         []byte // the only root that the server's certificate may chain to
+	CA         []byte // the only root for the server's certificate
 	ClientCert []byte
 	ClientKey  []byte
 }
@@ -59,7 +59,7 @@ type Endpoint struct {
 // Wipe clears the private key.
 func (e *Endpoint) Wipe() { clear(e.ClientKey) }
 
-// Current returns the name of the generation in force. It reads one file.
+// Current returns the name of the active generation. It reads one file.
 func Current(root string, ref credential.Reference) (string, error) {
 	dir := directory(root, ref)
 	if err := checkChain(root, filepath.Dir(dir), dir); err != nil {
@@ -79,38 +79,38 @@ func currentIn(dir string) (string, error) {
 	}
 	name := strings.TrimSuffix(string(b), "\n")
 	if !isGeneration(name) {
-		return "", fmt.Errorf("%w: %s names no generation", ErrDamaged, currentFile)
+		return "", fmt.Errorf("%w: %s does not contain the name of a generation", ErrDamaged, currentFile)
 	}
 	return name, nil
 }
 
-// Resolve reads the generation in force. It follows a publication that happens meanwhile.
+// Resolve reads the active generation. If a provider publishes meanwhile, it reads the new one.
 func Resolve(root string, ref credential.Reference) (*Endpoint, error) {
 	dir := directory(root, ref)
 	var name string
-	// Each turn past the first means that current moved on after it was read. Publications are hours apart.
+	// Each iteration after the first means that current changed after it was read. Publications are hours apart.
 	for range 10 {
 		next, err := Current(root, ref)
 		if err != nil {
 			return nil, err
 		}
 		if next == name {
-			return nil, classify(ref, fmt.Errorf("%w: generation %s, which %s names, has lost files", ErrDamaged, name, currentFile))
+			return nil, classify(ref, fmt.Errorf("%w: files of the active generation %s are missing", ErrDamaged, name))
 		}
 		name = next
 		e, err := load(dir, name)
 		if err == nil {
 			return e, nil
 		}
-		if !isGone(err) {
+		if !isRemoved(err) {
 			return nil, classify(ref, err)
 		}
 	}
-	return nil, classify(ref, fmt.Errorf("%w: %s changes faster than it can be read", ErrDamaged, currentFile))
+	return nil, classify(ref, fmt.Errorf("%w: %s changes too fast", ErrDamaged, currentFile))
 }
 
-// Generations returns every generation on disk that can be read, for clean-up; the unreadable ones come as names.
-func Generations(root string, ref credential.Reference) (whole []*Endpoint, broken []string, err error) {
+// Generations returns all generations on disk for clean-up: the readable ones, and the names of the others.
+func Generations(root string, ref credential.Reference) (readable []*Endpoint, unreadable []string, err error) {
 	dir := directory(root, ref)
 	if err := checkChain(root, filepath.Dir(dir), dir); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -127,12 +127,12 @@ func Generations(root string, ref credential.Reference) (whole []*Endpoint, brok
 			continue
 		}
 		if e, err := load(dir, entry.Name()); err == nil {
-			whole = append(whole, e)
+			readable = append(readable, e)
 		} else {
-			broken = append(broken, entry.Name())
+			unreadable = append(unreadable, entry.Name())
 		}
 	}
-	return whole, broken, nil
+	return readable, unreadable, nil
 }
 
 func load(dir, name string) (*Endpoint, error) {
@@ -147,7 +147,7 @@ func load(dir, name string) (*Endpoint, error) {
 	}
 	n, err := strconv.ParseUint(strings.TrimSuffix(string(port), "\n"), 10, 16)
 	if err != nil || n == 0 {
-		return nil, fmt.Errorf("%w: %s of generation %s holds no port number", ErrDamaged, portFile, name)
+		return nil, fmt.Errorf("%w: %s of generation %s does not contain a port number", ErrDamaged, portFile, name)
 	}
 	e.Port = uint16(n)
 	for _, f := range []struct {
@@ -182,9 +182,9 @@ func readFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s is not a regular file", ErrUntrusted, path)
 	}
 	if info.Size() > maxFileLength {
-		return nil, fmt.Errorf("%w: %s has %d bytes, %d at most", ErrDamaged, path, info.Size(), maxFileLength)
+		return nil, fmt.Errorf("%w: %s has %d bytes, the maximum is %d", ErrDamaged, path, info.Size(), maxFileLength)
 	}
-	// The size is read from the open file, so one allocation holds it all and no grown copy of a key stays behind.
+	// One allocation of the exact size: a growing buffer would leave copies of a key.
 	b := make([]byte, info.Size())
 	if _, err := io.ReadFull(f, b); err != nil {
 		return nil, fmt.Errorf("%w: %s: %v", ErrDamaged, path, err)
@@ -192,7 +192,7 @@ func readFile(path string) ([]byte, error) {
 	return b, nil
 }
 
-// directory is where one account's files are. ref is checked when it is made, so it cannot lead out of root.
+// directory returns the directory of one account. It is always below root, because NewReference validates the names.
 func directory(root string, ref credential.Reference) string {
 	return filepath.Join(root, ref.Namespace, ref.Secret)
 }
@@ -202,8 +202,8 @@ func isGeneration(name string) bool {
 	return ok && len(name) == generationLength && strings.Trim(hex, "0123456789abcdef") == ""
 }
 
-// checkChain checks root, which everything hangs from, and the directories below it from the top down: what a trusted
-// directory holds cannot be swapped by others after it was looked at.
+// checkChain checks root, the directories above it, and the given directories below it, from the top down: other users
+// cannot replace the content of a directory that is trusted.
 func checkChain(root string, below ...string) error {
 	if err := checkAncestors(root); err != nil {
 		return err
@@ -216,7 +216,7 @@ func checkChain(root string, below ...string) error {
 	return nil
 }
 
-// classify gives an error of the file system one of the four causes, and names the account.
+// classify wraps an error of the file system in one of the four errors, and adds the account.
 func classify(ref credential.Reference, err error) error {
 	for _, cause := range []error{ErrAbsent, ErrDamaged, ErrUntrusted, ErrAccess} {
 		if errors.Is(err, cause) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/soak"
 )
 
 var ref = credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
@@ -251,8 +252,8 @@ func TestReadersSeeCompleteGenerationsDuringReplacement(t *testing.T) {
 			}
 		})
 	}
-	for n := range uint16(300) {
-		publish(t, root, ref, n+2)
+	for n := range soak.N(2000) {
+		publish(t, root, ref, uint16(n+2))
 	}
 	close(stop)
 	readers.Wait()

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// DefaultRoot is where a provider on a Unix machine publishes; only development and tests run one there.
+// DefaultRoot is the root on Unix, for development and tests.
 const DefaultRoot = "/var/lib/rancher/gmsa"
 
 func makeAncestors(root string) error { return os.MkdirAll(root, 0o700) }
@@ -27,7 +27,7 @@ func (Publisher) secureDir(path string) error {
 	return os.Chmod(path, 0o700)
 }
 
-// checkTrusted refuses symbolic links and what neither root nor this user owns.
+// checkTrusted rejects symbolic links, and directories that neither root nor this user owns.
 func checkTrusted(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -52,8 +52,8 @@ func openFile(path string) (*os.File, error) {
 
 func isBusy(error) bool { return false }
 
-// isGone tells that a file went away while its generation was being read.
-func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+// isRemoved reports that a file was removed while its generation was read.
+func isRemoved(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
-// removeEmptyAbove does nothing: what is above root on Unix, where only tests run, was not made here.
+// removeEmptyAbove does nothing: on Unix, where only tests run, the directories above root are not ours.
 func removeEmptyAbove(string) {}

@@ -13,19 +13,19 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/winsec"
 )
 
-// DefaultRoot is where providers publish. The prefix \\?\ makes Windows take every name as it stands: "con" and "nul" are
-// valid names of namespaces, and a long Secret's name exceeds MAX_PATH.
+// DefaultRoot is the root on Windows. The prefix \\?\ disables the parsing of names: "con" and "nul" are valid names of
+// namespaces, and a path with a long Secret name exceeds MAX_PATH.
 const DefaultRoot = `\\?\C:\var\lib\rancher\gmsa`
 
-// descriptors gives each of Readers the descriptor of the directories that it reads.
+// descriptors maps each of Readers to the security descriptor of the directories.
 var descriptors = map[string]string{
 	"network-service": winsec.DirPluginReadable,
 	"local-service":   winsec.DirAdminOnly + "(A;OICI;0x1200a9;;;LS)",
 	"launching-user":  winsec.DirAdminOnly,
 }
 
-// makeAncestors makes what is missing above root, from the drive down: nothing is made in a directory that was not checked.
-// Those directories are shared with the kubelet and others, so an existing one is not changed.
+// makeAncestors creates the missing directories above root, from the drive down, each only in a checked directory. The
+// kubelet and other programs use these directories too, so existing ones are not changed.
 func makeAncestors(root string) error {
 	for _, dir := range ancestors(root) {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -38,7 +38,7 @@ func makeAncestors(root string) error {
 	return nil
 }
 
-// checkAncestors checks every directory between the drive and root: whoever owns one can put another tree in its place.
+// checkAncestors checks every directory between the drive and root: the owner of one can replace everything below it.
 func checkAncestors(root string) error {
 	for _, dir := range ancestors(root) {
 		if err := checkTrusted(dir); err != nil {
@@ -49,7 +49,7 @@ func checkAncestors(root string) error {
 }
 
 // removeEmptyAbove removes the default root and the directories above it, from the bottom up to the first that is not empty.
-// A publisher that makes one at the same moment tries again. What is above another root is whose who chose it.
+// A publisher that creates one at the same time retries. For a custom root it does nothing.
 func removeEmptyAbove(root string) {
 	if root != DefaultRoot {
 		return
@@ -62,7 +62,7 @@ func removeEmptyAbove(root string) {
 	}
 }
 
-// ancestors are the directories above root, the drive's left out, from the top down.
+// ancestors returns the directories above root, without the drive, from the top down.
 func ancestors(root string) (dirs []string) {
 	drive := filepath.VolumeName(root) + `\`
 	for dir := filepath.Dir(root); len(dir) > len(drive); dir = filepath.Dir(dir) {
@@ -79,7 +79,7 @@ func (p Publisher) secureDir(path string) error {
 	}
 	sddl, ok := descriptors[reader]
 	if !ok {
-		return fmt.Errorf("plugin identity %q is unknown; it is one of %q", reader, Readers)
+		return fmt.Errorf("plugin identity %q is unknown; it must be one of %q", reader, Readers)
 	}
 	return trustError(winsec.SecureDir(path, sddl))
 }
@@ -98,12 +98,14 @@ func trustError(err error) error {
 	return err
 }
 
-// isBusy tells that another process has the file open just now, or has one open in a directory that is to be removed.
+// isBusy reports that another process has the file open, or a file in the directory to remove.
 func isBusy(err error) bool {
-	return errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION) || errors.Is(err, windows.ERROR_DIR_NOT_EMPTY)
+	return errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION) ||
+		errors.Is(err, windows.ERROR_DIR_NOT_EMPTY)
 }
 
-// isGone tells that a file went away while its generation was being read.
-func isGone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, windows.ERROR_DELETE_PENDING) || errors.Is(err, windows.ERROR_SHARING_VIOLATION)
+// isRemoved reports that a file was removed while its generation was read.
+func isRemoved(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, windows.ERROR_DELETE_PENDING) ||
+		errors.Is(err, windows.ERROR_SHARING_VIOLATION)
 }

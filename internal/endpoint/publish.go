@@ -16,29 +16,29 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/faultpoint"
 )
 
-// Publisher writes endpoints below Root, which it creates if need be.
+// Publisher writes endpoints below Root. It creates Root if necessary.
 type Publisher struct {
 	Root string
-	// Reader is the identity that the plugin runs as, and that may therefore read: one of the values of Readers. Empty
-	// means the first. It has no meaning where there are no Windows identities.
+	// Reader is the plugin identity, which gets read permission: one of Readers. Empty means the first. It has an effect
+	// only on Windows.
 	Reader string
 }
 
-// Readers lists the identities that the plugin can run as, the default first. The last one is whoever activates it, which
-// is ccg.exe as SYSTEM.
+// Readers lists the possible plugin identities, the default first. With launching-user, the plugin runs as the account that
+// activates it: ccg.exe runs as SYSTEM.
 var Readers = []string{"network-service", "local-service", "launching-user"}
 
-// Publication is one generation that this process made.
+// Publication is one generation of this process.
 type Publication struct {
 	Generation string
 	dir        string
 }
 
-// Publish makes e the endpoint in force for ref and removes all others, those of killed providers included.
+// Publish makes e the active generation of ref and removes all others, including those of killed providers.
 func (p Publisher) Publish(ref credential.Reference, e Endpoint) (*Publication, error) {
 	var err error
-	// Another provider of the account may be ending, or publishing, just now, and sweep a directory that this one has
-	// just made.
+	// Another provider of the account can stop or publish at the same time, and then removes directories that this one has
+	// just created.
 	for range 3 {
 		var pub *Publication
 		pub, err = p.publish(ref, e)
@@ -68,7 +68,7 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 	generation := filepath.Join(dir, pub.Generation)
 	defer func() {
 		if err != nil {
-			_ = removeGeneration(generation) // best effort: the next publication sweeps it
+			_ = removeGeneration(generation) // best effort: the next publication removes it
 		}
 	}()
 	if err := p.secureDir(generation); err != nil {
@@ -78,7 +78,12 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 	for _, f := range []struct {
 		name string
 		data []byte
-	}{{portFile, []byte(strconv.Itoa(int(e.Port)) + "\n")}, {caFile, e.CA}, {clientCertFile, e.ClientCert}, {clientKeyFile, e.ClientKey}} {
+	}{
+		{portFile, []byte(strconv.Itoa(int(e.Port)) + "\n")},
+		{caFile, e.CA},
+		{clientCertFile, e.ClientCert},
+		{clientKeyFile, e.ClientKey},
+	} {
 		if err := writeNew(filepath.Join(generation, f.name), f.data); err != nil {
 			return nil, err
 		}
@@ -95,14 +100,13 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 		return nil, err
 	}
 	faultpoint.Reached("publish.current")
-	// From here on the generation is in force, so nothing may fail. What cannot be removed now, because a reader has it
-	// open, goes with the next publication.
+	// The generation is active now, so errors are ignored. The next publication removes files that a reader has open.
 	_ = sweep(dir, pub.Generation)
 	faultpoint.Reached("publish.swept")
 	return pub, nil
 }
 
-// InForce tells whether readers find this very generation, whole.
+// InForce reports whether this generation is active and complete.
 func (p *Publication) InForce() bool {
 	name, err := currentIn(p.dir)
 	if err != nil || name != p.Generation {
@@ -116,7 +120,7 @@ func (p *Publication) InForce() bool {
 	return true
 }
 
-// Withdraw removes the generation that is this process's own, and no other. What is then empty goes too.
+// Withdraw removes this generation and no other, and then the empty directories.
 func (p *Publication) Withdraw() error {
 	if name, err := currentIn(p.dir); err == nil && name == p.Generation {
 		if err := removeOne(filepath.Join(p.dir, currentFile)); err != nil {
@@ -132,9 +136,9 @@ func (p *Publication) Withdraw() error {
 	return nil
 }
 
-// Remove removes the named generations of ref, and current if it names one of them or none that exists. What is then
-// empty goes too, the root and what was made above it included. The caller has made sure that no provider serves them any
-// more.
+// Remove removes the given generations of ref, and current if it contains the name of one of them or of a missing one. It
+// then removes the empty directories, including the root and those above it. The caller must check that no provider uses
+// the generations.
 func Remove(root string, ref credential.Reference, names []string) error {
 	dir := directory(root, ref)
 	for _, name := range names {
@@ -142,11 +146,11 @@ func Remove(root string, ref credential.Reference, names []string) error {
 			return fmt.Errorf("account %s: %w", ref, err)
 		}
 	}
-	left, broken, err := Generations(root, ref)
+	readable, unreadable, err := Generations(root, ref)
 	if err != nil {
 		return err
 	}
-	if len(left)+len(broken) == 0 {
+	if len(readable)+len(unreadable) == 0 {
 		if err := sweep(dir, ""); err != nil {
 			return fmt.Errorf("account %s: %w", ref, err)
 		}
@@ -159,13 +163,13 @@ func Remove(root string, ref credential.Reference, names []string) error {
 	return nil
 }
 
-// removeEmpty removes the account's directory and its namespace's, if nothing is in them. os.Remove refuses the others.
+// removeEmpty removes the directories of the account and of its namespace if they are empty. Otherwise os.Remove fails.
 func removeEmpty(dir string) {
 	_ = os.Remove(dir)
 	_ = os.Remove(filepath.Dir(dir))
 }
 
-// sweep removes all generations but one, and what killed writers left of current.
+// sweep removes all generations but one, and the temporary files of killed writers.
 func sweep(dir, keep string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -186,12 +190,11 @@ func sweep(dir, keep string) error {
 	return nil
 }
 
-// removeGeneration removes a directory of files, or one file. What somebody else put there under such a name, a link above
-// all, is removed itself and never followed. It does not go deeper: nothing of ours does. (Nor does os.RemoveAll work
-// under Wine 8.)
+// removeGeneration removes a directory of files, or one file. It removes links and never follows them. It does not remove
+// subdirectories, which a generation does not have. (os.RemoveAll does not work under Wine 8.)
 func removeGeneration(path string) error {
 	if checkTrusted(path) == nil {
-		entries, _ := os.ReadDir(path) // of a file there are none
+		entries, _ := os.ReadDir(path) // none if path is a file
 		for _, entry := range entries {
 			if err := removeOne(filepath.Join(path, entry.Name())); err != nil {
 				return err
@@ -211,11 +214,11 @@ func removeOne(path string) error {
 
 func newGeneration() string {
 	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails: crypto/rand
+	_, _ = rand.Read(b[:]) // crypto/rand: never fails
 	return generationPrefix + hex.EncodeToString(b[:])
 }
 
-// writeNew writes a file that must not exist yet.
+// writeNew writes a file that must not exist.
 func writeNew(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -225,7 +228,7 @@ func writeNew(path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// whileBusy tries what Windows refuses while a reader has a file open: replacing it, or removing it for good.
+// whileBusy retries an operation that Windows denies while a reader has the file open.
 func whileBusy(f func() error) error {
 	deadline := time.Now().Add(2 * time.Second)
 	for {

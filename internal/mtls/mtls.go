@@ -1,6 +1,6 @@
-// Package mtls is the rule by which the Account Provider and the plugin know each other, in one place for both sides:
-// TLS 1.3, a certificate that chains to exactly one CA, made for its side's use, and that carries the account's name.
-// Nothing here reads the machine's trust store, and nothing here can be turned off.
+// Package mtls defines how the Account Provider and the plugin verify each other, for both sides: TLS 1.3, and a certificate
+// that chains to the account's CA, has only the key usage of its side, and contains the account's name. It does not use the
+// machine's trust store, and no check can be disabled.
 package mtls
 
 import (
@@ -16,27 +16,26 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// MaxClockSkew is how far in the future a certificate's beginning may lie: the clocks of those who make the two
-// certificates, and of the host that checks them, are set by different people.
+// MaxClockSkew is how far NotBefore can be in the future: the clock of the issuer can differ from the host's clock.
 const MaxClockSkew = 10 * time.Minute
 
-// PeerError says why the other side's certificate is not that of the account.
+// PeerError is the error for a peer whose certificate is not valid for the account.
 type PeerError struct {
 	Account credential.Reference
 	Err     error
 }
 
 func (e *PeerError) Error() string {
-	return fmt.Sprintf("the certificate that the other side shows is not account %s's: %v", e.Account, e.Err)
+	return fmt.Sprintf("the peer's certificate is not valid for account %s: %v", e.Account, e.Err)
 }
 func (e *PeerError) Unwrap() error { return e.Err }
 
-// ServerConfig is the provider's side. ca, cert and key are PEM.
+// ServerConfig returns the configuration of the provider. ca, cert and key are PEM.
 func ServerConfig(ref credential.Reference, ca, cert, key []byte) (*tls.Config, error) {
 	return config(ref, ca, cert, key, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
 }
 
-// ClientConfig is the plugin's side. ca, cert and key are PEM.
+// ClientConfig returns the configuration of the plugin. ca, cert and key are PEM.
 func ClientConfig(ref credential.Reference, ca, cert, key []byte) (*tls.Config, error) {
 	return config(ref, ca, cert, key, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
 }
@@ -50,21 +49,20 @@ func config(ref credential.Reference, ca, cert, key []byte, own, peer x509.ExtKe
 	if err != nil {
 		return nil, fmt.Errorf("certificate and key of account %s: %w", ref, err)
 	}
-	// One's own certificate is held to the rule of the other side, so that a wrong one is found where it was made and not
-	// as a refused call.
+	// Verify the own certificate as the peer does, so that the side that has an invalid one reports it.
 	chain, err := parseChain(pair.Certificate)
 	if err != nil {
 		return nil, fmt.Errorf("certificate of account %s: %w", ref, err)
 	}
 	if err := verify(ref, roots, chain, own, time.Now()); err != nil {
-		return nil, fmt.Errorf("certificate of account %s cannot be used: %w", ref, err)
+		return nil, fmt.Errorf("certificate of account %s is not valid: %w", ref, err)
 	}
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{pair},
 		ServerName:   ref.CertificateName(),
-		// crypto/tls's own check is replaced, not left out: VerifyConnection below runs on both sides, on every
-		// connection, and is stricter (it also binds a client's certificate to the account) but for MaxClockSkew.
+		// VerifyConnection below replaces the check of crypto/tls. It runs on both sides, on every connection, and is
+		// stricter, except for MaxClockSkew: it also binds the client certificate to the account.
 		InsecureSkipVerify: true,
 		ClientAuth:         tls.RequireAnyClientCert,
 		VerifyConnection: func(state tls.ConnectionState) error {
@@ -73,22 +71,23 @@ func config(ref credential.Reference, ca, cert, key []byte, own, peer x509.ExtKe
 			}
 			return nil
 		},
-		// Connections are kept instead of resumed: one way less by which an old certificate could go on to count.
+		// The plugin reuses connections and needs no session resumption, which could extend the use of an old certificate.
 		SessionTicketsDisabled: true,
 	}, nil
 }
 
-// verify checks a chain, leaf first, for one use.
-func verify(ref credential.Reference, roots *x509.CertPool, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+// verify checks a chain, leaf first, for one key usage.
+func verify(ref credential.Reference, roots *x509.CertPool, chain []*x509.Certificate, usage x509.ExtKeyUsage,
+	now time.Time) error {
 	if len(chain) == 0 {
-		return errors.New("there is none")
+		return errors.New("the peer sent no certificate")
 	}
 	leaf := chain[0]
 	if key, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
-		return errors.New("its key is not ECDSA P-256")
+		return errors.New("the key is not ECDSA P-256")
 	}
 	if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != usage || len(leaf.UnknownExtKeyUsage) > 0 {
-		return fmt.Errorf("it is not for %s alone", usageName(usage))
+		return fmt.Errorf("the extended key usage is not only %s", usageName(usage))
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -98,8 +97,11 @@ func verify(ref credential.Reference, roots *x509.CertPool, chain []*x509.Certif
 		now = leaf.NotBefore
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{usage},
-		DNSName: ref.CertificateName(), CurrentTime: now,
+		Roots:         roots,
+		Intermediates: intermediates,
+		KeyUsages:     []x509.ExtKeyUsage{usage},
+		DNSName:       ref.CertificateName(),
+		CurrentTime:   now,
 	})
 	return err
 }
@@ -126,7 +128,7 @@ func parseCA(ca []byte) (*x509.CertPool, error) {
 		pool.AddCert(cert)
 	}
 	if n == 0 {
-		return nil, errors.New("CA certificate: no PEM block in it")
+		return nil, errors.New("CA certificate: no PEM block found")
 	}
 	return pool, nil
 }

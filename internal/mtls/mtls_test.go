@@ -318,7 +318,7 @@ func TestAnExpiredCertificateIsRejectedOnANewConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	srv, cli := server(t, web, m), client(t, web, m)
-	time.Sleep(time.Until(m.NotAfter) + 1100*time.Millisecond)
+	time.Sleep(time.Until(m.NotAfter) + 50*time.Millisecond)
 	if got, s, c := connect(t, srv, cli); s == nil && c == nil || got > 0 {
 		t.Errorf("server: %v, client: %v", s, c)
 	}
