@@ -1,7 +1,6 @@
 //go:build windows
 
-// Command ccg-plugin is ccg-plugin.dll, the CCG plugin. It is built by hack/build-dll.sh and registered by
-// ccg-plugin-installer.
+// Command ccg-plugin is ccg-plugin.dll, the CCG plugin. hack/build-dll.sh builds it, and ccg-plugin-installer registers it.
 package main
 
 import "C"
@@ -25,23 +24,23 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-func main() {} // a c-shared build needs it and never calls it
+func main() {} // required by -buildmode=c-shared, never called
 
-var served = plugin.New(plugin.Config{
+var ccgPlugin = plugin.New(plugin.Config{
 	Root: endpoint.DefaultRoot,
 	Report: func(e plugin.Event) {
-		_ = eventlog.Write(e.Cause, e.Input, e.Detail) // there is nowhere else to tell it
+		_ = eventlog.Write(e.Cause, e.Input, e.Detail) // there is no other place to report to
 	},
 	Identity: identity,
 	Module:   module,
 })
 
 func init() {
-	com.Serve(com.Class{Get: get, Report: served.Report})
+	com.Serve(com.Class{Get: get, Report: ccgPlugin.Report})
 }
 
 func get(input string) (credential.Credential, com.HRESULT) {
-	c, err := served.Get(context.Background(), input)
+	c, err := ccgPlugin.Get(context.Background(), input)
 	if err == nil {
 		return c, 0
 	}
@@ -53,7 +52,8 @@ func get(input string) (credential.Credential, com.HRESULT) {
 }
 
 var reportLoaded = sync.OnceFunc(func() {
-	served.Report(cause.Loaded, "", fmt.Sprintf("version %s, %s, as %s, process %d", version.String(), module(), identity(), os.Getpid()))
+	ccgPlugin.Report(cause.Loaded, "",
+		fmt.Sprintf("version %s, %s, as %s, process %d", version.String(), module(), identity(), os.Getpid()))
 })
 
 //export DllGetClassObject
@@ -68,7 +68,7 @@ func DllGetClassObject(clsid, iid, out unsafe.Pointer) uint32 {
 //export DllCanUnloadNow
 func DllCanUnloadNow() uint32 { return uint32(com.CanUnloadNow()) }
 
-// identity is the account of the process. ccg.exe may impersonate in its call; that is not who reads the endpoint.
+// identity is the account of the process, which reads the endpoint. A call of ccg.exe can impersonate another one.
 func identity() string {
 	user, err := windows.GetCurrentProcessToken().GetTokenUser()
 	if err != nil {

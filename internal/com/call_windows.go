@@ -14,10 +14,10 @@ import (
 func getPasswordCredentials(_ *object, input *uint16, domainName, username, password *unsafe.Pointer) uintptr {
 	calls.Add(1)
 	defer calls.Add(-1)
-	return uintptr(answer(input, domainName, username, password))
+	return uintptr(respond(input, domainName, username, password))
 }
 
-func answer(input *uint16, domainName, username, password *unsafe.Pointer) (hr HRESULT) {
+func respond(input *uint16, domainName, username, password *unsafe.Pointer) (hr HRESULT) {
 	defer recovered("GetPasswordCredentials", &hr)
 	for _, out := range []*unsafe.Pointer{domainName, username, password} {
 		if out != nil {
@@ -35,19 +35,19 @@ func answer(input *uint16, domainName, username, password *unsafe.Pointer) (hr H
 	defer c.Password.Wipe()
 
 	var strings taskStrings
-	defer strings.freeUnlessGiven()
+	defer strings.freeUnlessReturned()
 	d, u, p := strings.add([]byte(c.DomainName)), strings.add([]byte(c.Username)), strings.add(c.Password.Reveal())
 	if d == nil || u == nil || p == nil {
-		class.Report(cause.OutOfMemory, text, "CoTaskMemAlloc gave nothing")
+		class.Report(cause.OutOfMemory, text, "CoTaskMemAlloc failed")
 		return HRESULT(cause.OutOfMemory.HResult)
 	}
 	*domainName, *username, *password = d, u, p
-	strings.given = true
+	strings.returned = true
 	return sOK
 }
 
-// readInput copies the caller's string, which may be of any length, up to one code unit more than a valid one can have:
-// enough for package credential to see that it is too long.
+// readInput copies the caller's string, at most one code unit more than the maximum of a plugin input, so that package
+// credential detects one that is too long.
 func readInput(input *uint16) string {
 	var units []uint16
 	for len(units) <= credential.MaxInputLength {
@@ -60,21 +60,21 @@ func readInput(input *uint16) string {
 	return string(utf16.Decode(units))
 }
 
-// taskStrings are strings in memory of CoTaskMemAlloc, which COM's rule for out parameters asks for: the caller frees them
-// with CoTaskMemFree.
+// taskStrings holds strings that CoTaskMemAlloc allocated, as COM requires for out parameters: the caller frees them with
+// CoTaskMemFree.
 type taskStrings struct {
 	allocated [][]uint16
-	given     bool // to the caller, who frees them now
+	returned  bool // to the caller, who frees them
 }
 
-// add returns a NUL-terminated copy of UTF-8 text, or nil if there is no memory.
+// add returns a NUL-terminated UTF-16 copy of UTF-8 text, or nil if there is no memory.
 func (s *taskStrings) add(text []byte) unsafe.Pointer {
 	n := utf16Length(text)
 	address, _, _ := procCoTaskMemAlloc.Call(uintptr(2 * (n + 1)))
 	if address == 0 {
 		return nil
 	}
-	p := foreign(address)
+	p := pointer(address)
 	units := unsafe.Slice((*uint16)(p), n+1)
 	s.allocated = append(s.allocated, units)
 	encodeUTF16(units[:n], text)
@@ -82,8 +82,8 @@ func (s *taskStrings) add(text []byte) unsafe.Pointer {
 	return p
 }
 
-func (s *taskStrings) freeUnlessGiven() {
-	if s.given {
+func (s *taskStrings) freeUnlessReturned() {
+	if s.returned {
 		return
 	}
 	for _, units := range s.allocated {

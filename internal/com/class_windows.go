@@ -12,35 +12,34 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// Class is what stands behind the class. Both functions are called concurrently.
+// Class implements the class. Its functions are called concurrently.
 type Class struct {
-	// Get answers a plugin input. A failure has been reported when it returns.
+	// Get returns the credentials for a plugin input. It has reported a failure when it returns.
 	Get func(input string) (credential.Credential, HRESULT)
-	// Report makes an event of a failure of the plumbing itself.
+	// Report writes an event for a failure in this package.
 	Report func(c *cause.Cause, input, detail string)
 }
 
 // class is set once, by Serve.
 var class Class
 
-// Serve says what stands behind the class, and sees to it that its surrogate ends after an uninstall, also one that was never
-// asked for anything. It is called before any export can be: from an init function, for which cgo makes every export
-// wait.
+// Serve sets the implementation of the class. It also ensures that the surrogate exits after an uninstall, even if it was
+// never called. Call it from an init function: cgo delays every export until they have finished.
 func Serve(c Class) {
 	class = c
 	if isSurrogate() {
-		go watch(retire)
+		go watch(exitWhenUnregistered)
 	}
 }
 
-// object is what COM sees of an interface: a pointer to a table of functions.
+// object is a COM interface: a pointer to a table of functions.
 type object struct {
 	vtable *uintptr
 	refs   atomic.Int32
 }
 
 var (
-	// The order of the functions is that of the interfaces: IUnknown's three come first.
+	// The order of the functions is defined by the interfaces: IUnknown's three come first.
 	factoryTable = [...]uintptr{
 		syscall.NewCallback(factoryQueryInterface), syscall.NewCallback(addRef), syscall.NewCallback(release),
 		syscall.NewCallback(factoryCreateInstance), syscall.NewCallback(factoryLockServer),
@@ -54,7 +53,7 @@ var (
 	credentials = object{vtable: &credentialsTable[0]}
 
 	locks atomic.Int32 // IClassFactory::LockServer
-	calls atomic.Int32 // exports and methods under way that a reference does not cover
+	calls atomic.Int32 // running exports and methods that no reference covers
 )
 
 // GetClassObject is the export DllGetClassObject.
@@ -70,7 +69,7 @@ func GetClassObject(clsid, iid *windows.GUID, out *unsafe.Pointer) (hr HRESULT) 
 		return nullPointer()
 	}
 	if err := pin(); err != nil {
-		class.Report(cause.Unexpected, "", fmt.Sprintf("the module cannot be pinned: %v", err))
+		class.Report(cause.Unexpected, "", fmt.Sprintf("the module could not be pinned: %v", err))
 		return HRESULT(cause.Unexpected.HResult)
 	}
 	if *clsid != ClassID {
@@ -80,8 +79,8 @@ func GetClassObject(clsid, iid *windows.GUID, out *unsafe.Pointer) (hr HRESULT) 
 	return queryInterface(&factory, iid, out, iidClassFactory)
 }
 
-// CanUnloadNow is the export DllCanUnloadNow. S_OK is safe although nothing can unload a Go runtime, whose threads would go
-// on in unmapped code: the module is pinned, so that COM gives up its handle and the code stays.
+// CanUnloadNow is the export DllCanUnloadNow. A Go runtime cannot be unloaded: its threads would run unmapped code. S_OK is
+// safe nevertheless, because the module is pinned: COM closes its handle, and the code remains mapped.
 func CanUnloadNow() (hr HRESULT) {
 	defer recovered("DllCanUnloadNow", &hr)
 	if err := pin(); err != nil {
@@ -142,18 +141,18 @@ func factoryLockServer(_ *object, lock uintptr) uintptr {
 }
 
 func nullPointer() HRESULT {
-	class.Report(cause.NullPointer, "", "a pointer that must not be null is")
+	class.Report(cause.NullPointer, "", "a required pointer is null")
 	return HRESULT(cause.NullPointer.HResult)
 }
 
-// recovered, deferred, makes a panic of the plumbing an HRESULT and an event. Package plugin does the same for its own, and
-// tells more of it.
+// recovered is deferred and converts a panic to an HRESULT and an event. Package plugin does the same for its own panics, with
+// more detail.
 func recovered(where string, hr *HRESULT) {
 	value := recover()
 	if value == nil {
 		return
 	}
 	*hr = HRESULT(cause.Unexpected.HResult)
-	defer func() { _ = recover() }() // the report itself may be what panics
+	defer func() { _ = recover() }() // Report itself can be the cause of the panic
 	class.Report(cause.Unexpected, "", fmt.Sprintf("panic with a %T in %s", value, where))
 }

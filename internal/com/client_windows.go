@@ -13,21 +13,21 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// clsctxLocalServer asks for a server in another process, as ccg.exe does (CLSCTX, wtypesbase.h).
+// clsctxLocalServer selects a server in another process, as ccg.exe does (CLSCTX, wtypesbase.h).
 const clsctxLocalServer = 4
 
-// Object is an activated class, in another process. Any goroutine may use it.
+// Object is an object of the class in another process. Any goroutine can use it.
 type Object struct {
 	p *interfacePointer
 }
 
-// interfacePointer is what COM gives: the address of an address of a table of functions.
+// interfacePointer is the target of an interface pointer: it begins with the address of a table of functions.
 type interfacePointer struct {
 	table *[4]uintptr // IUnknown's three and GetPasswordCredentials
 }
 
-// enterMTA keeps the multithreaded apartment alive for good. Every thread that joined no apartment of its own is then in it,
-// so goroutines may move between threads.
+// enterMTA keeps the multithreaded apartment alive until the process exits. Every thread that has not joined another
+// apartment is then in it, so goroutines can move between threads.
 var enterMTA = sync.OnceValue(func() error {
 	var cookie uintptr
 	if r, _, _ := procCoIncrementMTAUsage.Call(uintptr(unsafe.Pointer(&cookie))); HRESULT(r).Failed() {
@@ -36,8 +36,8 @@ var enterMTA = sync.OnceValue(func() error {
 	return nil
 })
 
-// Activate asks COM for an object of the class, out of process only. The caller releases it. An HRESULT of COM is found
-// with errors.As.
+// Activate creates an object of the class in another process. The caller must release it. errors.As finds the HRESULT of a
+// failure.
 func Activate(clsid windows.GUID) (*Object, error) {
 	if err := enterMTA(); err != nil {
 		return nil, err
@@ -51,18 +51,18 @@ func Activate(clsid windows.GUID) (*Object, error) {
 	return &Object{p}, nil
 }
 
-// Release gives the object back. It must not be used again.
+// Release releases the object. Do not use it afterwards.
 func (o *Object) Release() {
 	_, _, _ = syscall.SyscallN(o.p.table[2], uintptr(unsafe.Pointer(o.p)))
 	o.p = nil
 }
 
-// GetPasswordCredentials calls the method with this plugin input. A failed HRESULT of the call is the error itself.
+// GetPasswordCredentials calls the method with this plugin input. If the call fails, the error is its HRESULT.
 func (o *Object) GetPasswordCredentials(input string) (Result, error) {
 	in, err := windows.UTF16PtrFromString(input)
 	if err != nil {
-		// The class could only be given what stands before the NUL, which is another input.
-		return Result{}, fmt.Errorf("plugin input %q holds a NUL: %w", input, HRESULT(cause.InvalidInput.HResult))
+		// COM would truncate the input at the NUL, which results in another input.
+		return Result{}, fmt.Errorf("plugin input %q contains a NUL: %w", input, HRESULT(cause.InvalidInput.HResult))
 	}
 	var out [3]*uint16
 	r, _, _ := syscall.SyscallN(o.p.table[3], uintptr(unsafe.Pointer(o.p)), uintptr(unsafe.Pointer(in)),
@@ -75,7 +75,7 @@ func (o *Object) GetPasswordCredentials(input string) (Result, error) {
 	result := Result{windows.UTF16ToString(domainName), windows.UTF16ToString(username), newPassword(password)}
 	if out[0] == nil || out[1] == nil || out[2] == nil {
 		result.Password.Wipe()
-		return Result{}, errors.New("the class returned success and a null pointer: its proxy/stub or its server is defective")
+		return Result{}, errors.New("the class returned success and a null pointer: its proxy/stub or its server has a bug")
 	}
 	return result, nil
 }
@@ -89,9 +89,9 @@ func takeString(p *uint16) []uint16 {
 	for *(*uint16)(unsafe.Add(unsafe.Pointer(p), 2*n)) != 0 {
 		n++
 	}
-	theirs := unsafe.Slice(p, n)
-	own := append([]uint16(nil), theirs...)
-	clear(theirs)
+	original := unsafe.Slice(p, n)
+	units := append([]uint16(nil), original...)
+	clear(original)
 	windows.CoTaskMemFree(unsafe.Pointer(p))
-	return own
+	return units
 }

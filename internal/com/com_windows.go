@@ -7,7 +7,7 @@ import (
 )
 
 var (
-	// ClassID is CLSID as Activate takes it.
+	// ClassID is CLSID for Activate.
 	ClassID = guid(CLSID)
 
 	iidUnknown      = guid("{00000000-0000-0000-C000-000000000046}")
@@ -40,5 +40,5 @@ func guid(s string) windows.GUID {
 	return g
 }
 
-// foreign makes a pointer of an address outside Go's heap. A plain conversion would be right too, but vet cannot know it.
-func foreign(address uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }
+// pointer converts an address outside Go's heap. A plain conversion is correct too, but vet reports it.
+func pointer(address uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }

@@ -6,10 +6,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// HRESULT is the result of a COM call ([MS-ERREF] 2.1). A failed one is an error.
+// HRESULT is the result of a COM call ([MS-ERREF] 2.1). It implements error.
 type HRESULT uint32
 
-// Failed tells whether the highest bit, the severity, is set.
+// Failed reports whether the severity, the highest bit, is set.
 func (hr HRESULT) Failed() bool { return hr>>31 == 1 }
 
 // Cause returns the plugin's cause with this HRESULT, or nil.

@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// pin keeps the module mapped for as long as the process lives, whatever FreeLibrary is called. Every export calls it,
-// because any of them may be a host's first.
+// pin keeps the module mapped until the process exits, despite any call of FreeLibrary. Every export calls it, because any of
+// them can be the first.
 func pin() error {
 	_, err := module(windows.GET_MODULE_HANDLE_EX_FLAG_PIN)
 	return err
 }
 
-// ModulePath returns the path of the module, DLL or program, that this code is in.
+// ModulePath returns the path of the DLL or program that contains this code.
 func ModulePath() (string, error) {
 	m, err := module(windows.GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT)
 	if err != nil {
@@ -28,7 +28,7 @@ func ModulePath() (string, error) {
 	return windows.UTF16ToString(path[:n]), nil
 }
 
-// module finds the module by an address in it: a package-level variable is in its data section.
+// module finds the module by the address of a package-level variable, which is in its data section.
 func module(flag uint32) (m windows.Handle, err error) {
 	const fromAddress = windows.GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS
 	err = windows.GetModuleHandleEx(flag|fromAddress, (*uint16)(unsafe.Pointer(&factoryTable)), &m)

@@ -5,10 +5,13 @@ import (
 	"log/slog"
 )
 
-// Password holds the UTF-16 code units of a password as the class gave them, and shows them to nobody who does not ask
-// with Reveal. The zero value is the empty password.
+// Password holds the UTF-16 code units of a password as the class returned them. Only Reveal returns them. The zero value is
+// the empty password.
+//
+// It is not a credential.Password, which holds UTF-8: a conversion would create another copy to wipe, and it would hide
+// invalid UTF-16 from a test of the class.
 type Password struct {
-	// A function for the reason that credential.Password has.
+	// A function, for the reason in credential.Password.
 	units func() []uint16
 }
 
@@ -16,7 +19,7 @@ const redacted = "[redacted]"
 
 func newPassword(units []uint16) Password { return Password{units: func() []uint16 { return units }} }
 
-// Reveal returns the code units themselves, not a copy: Wipe clears what it returned.
+// Reveal returns the code units, not a copy: Wipe clears them.
 func (p Password) Reveal() []uint16 {
 	if p.units == nil {
 		return nil

@@ -25,7 +25,7 @@ func TestPasswordsAreEncodedAsUTF16(t *testing.T) {
 	}
 }
 
-// The three bytes that would encode a lone surrogate are not UTF-8; they must not become one.
+// The three bytes that would encode a lone surrogate are not valid UTF-8 and must not become one.
 func TestInvalidUTF8BecomesReplacementCharacters(t *testing.T) {
 	for _, b := range [][]byte{{0xed, 0xa0, 0xb4}, {0xff}, {'a', 0xf0, 0x9d, 0x84}} {
 		want := utf16.Encode([]rune(string(b)))
@@ -37,7 +37,7 @@ func TestInvalidUTF8BecomesReplacementCharacters(t *testing.T) {
 	}
 }
 
-// A password that is formatted, logged or encoded by somebody who did not think of it stays unseen.
+// Code that formats, logs or encodes a password by mistake does not reveal it.
 func TestPasswordIsNeverPrinted(t *testing.T) {
 	const marker = "m4rker"
 	units := utf16.Encode([]rune(marker))
@@ -69,7 +69,7 @@ func TestPasswordIsNeverPrinted(t *testing.T) {
 	}
 	for _, form := range forms {
 		if strings.Contains(out.String(), form) {
-			t.Errorf("the password got out as %q", form)
+			t.Errorf("the password was printed as %q", form)
 		}
 	}
 	if got := string(utf16.Decode(p.Reveal())); got != marker {

@@ -1,6 +1,6 @@
 package com
 
-// Result is what GetPasswordCredentials returned. The caller wipes the password.
+// Result is the result of GetPasswordCredentials. The caller must wipe the password.
 type Result struct {
 	DomainName string
 	Username   string

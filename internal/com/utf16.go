@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// utf16Length returns how many code units encodeUTF16 writes.
+// utf16Length returns the number of code units that encodeUTF16 writes.
 func utf16Length(text []byte) int {
 	n := 0
 	for len(text) > 0 {
@@ -16,8 +16,8 @@ func utf16Length(text []byte) int {
 	return n
 }
 
-// encodeUTF16 writes UTF-8 text as UTF-16 into units, which has utf16Length code units, without a copy in between. What is
-// not UTF-8 becomes U+FFFD; a credential has none of it.
+// encodeUTF16 writes UTF-8 text as UTF-16 into units, whose length is utf16Length, without another copy. Invalid UTF-8 becomes
+// U+FFFD; valid credentials contain none.
 func encodeUTF16(units []uint16, text []byte) {
 	for i := 0; len(text) > 0; {
 		r, size := utf8.DecodeRune(text)

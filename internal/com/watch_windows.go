@@ -15,55 +15,56 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// An upgrade registers another DLL while this one is loaded. New activations would go on to reach this one for as long as
-// the surrogate lives, which a busy node never lets end. So the module watches its registration: once it is another's, or
-// gone, the process's class objects are suspended (CoSuspendClassObjects). The next activation then starts a surrogate
-// with the new DLL, while calls and references that exist go on here undisturbed. See retire for what becomes of it then.
+// An upgrade registers another DLL while this one is loaded. New activations would still use this one until the surrogate
+// exits, which on a busy node never happens. The module therefore watches its registration. When another DLL is registered, or
+// none, it suspends the class objects of the process (CoSuspendClassObjects). The next activation then starts a surrogate with
+// the new DLL. Existing references and running calls are unaffected. See exitWhenUnregistered for the exit of the process.
 
 const registration = `SOFTWARE\Classes\CLSID\` + CLSID
 
-// absentPause is the time between two looks at a registration that is gone: there is no key whose change could be waited
-// for, and nothing hurries, since without a registration nobody is activated.
+// absentPause is the interval for checking a missing registration, because there is no key to watch. It is not urgent: without
+// a registration there are no activations.
 const absentPause = 2 * time.Second
 
-// startSuspending begins with the first class object. COM forgets a suspension that comes before its surrogate has registered
-// them.
+// startSuspending runs with the first class object. COM ignores a suspension before the surrogate has registered its class
+// objects.
 var startSuspending = sync.OnceFunc(func() {
 	if !isSurrogate() {
 		return
 	}
 	suspended := false
-	go watch(func(as standing) {
-		if retired := as != registered; retired != suspended {
-			suspended = retired
-			setSuspended(retired)
+	go watch(func(state registrationState) {
+		if suspend := state != registered; suspend != suspended {
+			suspended = suspend
+			setSuspended(suspend)
 		}
 	})
 })
 
-// watch calls changed with how the module stands, now and after each change. It never returns while the process lives.
-func watch(changed func(standing)) {
+// watch calls changed with the state of the registration, now and after each change. It returns only after an error.
+func watch(changed func(registrationState)) {
 	var hr HRESULT
 	defer recovered("the watch of the registration", &hr)
-	runtime.LockOSThread() // a notification ends with the thread that asked for it
+	runtime.LockOSThread() // Windows cancels a notification when its thread exits
 	own, err := ModulePath()
 	if err != nil {
 		class.Report(cause.Unexpected, "", err.Error())
 		return
 	}
 	for {
-		err := lookAndWait(func(path string) { changed(standingOf(path, own)) })
+		err := checkAndWait(func(path string) { changed(stateOf(path, own)) })
 		if err != nil {
-			class.Report(cause.Unexpected, "", fmt.Sprintf("the registration cannot be watched, so an upgrade needs a restart of the surrogate: %v", err))
+			class.Report(cause.Unexpected, "", fmt.Sprintf(
+				"the registration cannot be watched, so an upgrade needs a restart of the surrogate: %v", err))
 			return
 		}
 	}
 }
 
-func standingOf(path, own string) standing {
+func stateOf(path, own string) registrationState {
 	switch {
 	case path == "":
-		return gone
+		return unregistered
 	case sameFile(path, own):
 		return registered
 	default:
@@ -71,11 +72,11 @@ func standingOf(path, own string) standing {
 	}
 }
 
-// lookAndWait calls look with the registered path, "" if there is none, and returns after the next change.
-func lookAndWait(look func(path string)) error {
+// checkAndWait calls check with the registered path, "" if there is none, and returns after the next change.
+func checkAndWait(check func(path string)) error {
 	key, err := registry.OpenKey(registry.LOCAL_MACHINE, registration, registry.NOTIFY|registry.QUERY_VALUE)
 	if errors.Is(err, registry.ErrNotExist) {
-		look("")
+		check("")
 		time.Sleep(absentPause)
 		return nil
 	}
@@ -88,7 +89,7 @@ func lookAndWait(look func(path string)) error {
 		return err
 	}
 	defer windows.CloseHandle(changed)
-	// First ask, then look: a change in between is not missed.
+	// Request the notification before reading, so that no change in between is missed.
 	const what = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET
 	err = windows.RegNotifyChangeKeyValue(windows.Handle(key), true, what, changed, true)
 	if errors.Is(err, windows.ERROR_KEY_DELETED) {
@@ -101,7 +102,7 @@ func lookAndWait(look func(path string)) error {
 	if err != nil {
 		return err
 	}
-	look(path)
+	check(path)
 	_, err = windows.WaitForSingleObject(changed, windows.INFINITE)
 	return err
 }
@@ -122,8 +123,8 @@ func registeredPath(key registry.Key) (string, error) {
 	return path, err
 }
 
-// sameFile compares files, not only spellings: a module that took itself for retired because its path is written in another
-// way would end every activation.
+// sameFile compares files and not only paths: if the same path in another form counted as another DLL, every activation would
+// fail.
 func sameFile(path, own string) bool {
 	if strings.EqualFold(path, own) {
 		return true
@@ -136,9 +137,9 @@ func sameFile(path, own string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// setSuspended holds back or lets in new activations of the process's class objects.
+// setSuspended suspends or resumes activations of the process's class objects.
 func setSuspended(suspended bool) {
-	// The surrogate's threads are in the multithreaded apartment; this one joins it for the call.
+	// The surrogate's threads are in the multithreaded apartment. This thread joins it for the call.
 	if err := windows.CoInitializeEx(0, windows.COINIT_MULTITHREADED); err == nil {
 		defer windows.CoUninitialize()
 	}

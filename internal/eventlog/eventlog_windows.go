@@ -9,8 +9,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// Write adds one event. The inserts are the message's %1, %2 and so on. No handle is kept: events are rare, and a restart
-// of the Event Log service would make a kept one useless.
+// Write writes one event. The inserts are %1, %2 and so on of the message. It opens the event source for each event: events
+// are rare, and a restart of the Event Log service invalidates handles.
 func Write(c *cause.Cause, inserts ...string) error {
 	source, err := windows.UTF16PtrFromString(Source)
 	if err != nil {
