@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what the lab and the DLL's build need beside Go, on Debian 12. It says what and why before it does anything, and
-# nothing if all is there.
+# Installs the packages that the lab and the build of the DLL need in addition to Go, on Debian 12. It first prints the missing
+# packages and their purpose, and nothing if none is missing.
 set -eu
 
-# package, and what it is for
+# package and purpose
 needed='wine                        runs the Windows binaries
 wine64                      the 64-bit part of it
 gcc-mingw-w64-x86-64        compiles the C that is in a Windows DLL
@@ -12,7 +12,7 @@ mingw-w64-tools             widl, for the proxy and stub that Windows has and Wi
 osslsigncode                signs the Windows programs of a release
 shellcheck                  checks the shell scripts
 libfaketime                 gives a domain controller of the lab a clock of its own'
-# The lab'"'"'s Active Directory. Group managed service accounts came with Samba 4.21; Debian 12 has 4.17, its backports 4.22.
+# The lab'"'"'s Active Directory. Samba supports group managed service accounts since 4.21. Debian 12 has 4.17, its backports 4.22.
 samba_version=2:4.22
 samba='samba-ad-dc                 the lab'"'"'s Active Directory: a Samba domain controller
 samba-ad-provision          makes its domains
@@ -48,11 +48,11 @@ EOF2
 
 echo "Missing Debian packages:$reasons"
 if ! command -v apt-get >/dev/null; then
-	echo "There is no apt-get here; install the counterparts of these packages by hand." >&2
+	echo "apt-get is missing; install the corresponding packages of this system manually." >&2
 	exit 1
 fi
 
-# offered tells whether apt knows a Samba that will do, from whatever source.
+# offered reports whether any apt source has a sufficient Samba.
 offered() {
 	for version in $(apt-cache madison samba-ad-dc 2>/dev/null | awk '{ print $3 }'); do
 		dpkg --compare-versions "$version" ge "$samba_version" && return 0
@@ -60,7 +60,7 @@ offered() {
 	return 1
 }
 
-# backports is the text of a source of this Debian's backports, made of the source of this Debian itself.
+# backports prints an apt source for the backports of this Debian release, derived from the source of the release.
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
 backports() {
 	set --
@@ -70,7 +70,7 @@ backports() {
 	[ $# -gt 0 ] && [ -n "$codename" ] && awk -v codename="$codename" -f "$here/backports.awk" "$@"
 }
 
-# Where apt has no lists yet, as in a container, it does not know what its sources offer.
+# Without package lists, as in a container, apt does not know the content of its sources.
 if [ -n "$missing_samba" ] && [ "$(id -u)" -eq 0 ] && [ -z "$(apt-cache madison samba-ad-dc 2>/dev/null)" ]; then
 	echo "Running apt-get update, because samba-ad-dc is not in apt's lists"
 	apt-get update -qq
@@ -82,21 +82,21 @@ if [ -n "$missing_samba" ] && ! offered; then
 	"# sources"*) add=/etc/apt/sources.list.d/ccgrkc-backports.sources ;;
 	"# list"*) add=/etc/apt/sources.list.d/ccgrkc-backports.list ;;
 	*)
-		echo "apt knows no Samba $samba_version or later, and no source of $codename from which its backports could be told; add a source of ${codename:-this release}-backports." >&2
+		echo "apt has no Samba $samba_version or later, and no source of $codename to derive a backports source from; add a source of ${codename:-this release}-backports." >&2
 		exit 1
 		;;
 	esac
 	text=$(echo "$text" | tail -n +2)
-	echo "Samba ${samba_version#*:} is in $codename-backports, which apt's sources do not have. $add will say:"
+	echo "Samba ${samba_version#*:} is in $codename-backports, which is not among apt's sources. $add will contain:"
 	echo "$text" | sed 's/^/  /'
 fi
 if [ "$(id -u)" -ne 0 ]; then
-	echo "Only root can do this: run  sudo hack/apt.sh" >&2
+	echo "root permission is required: run  sudo hack/apt.sh" >&2
 	exit 1
 fi
 
-# No service starts by itself: neither now nor, on a machine with systemd, at the next boot. A file that an earlier run left,
-# because it was killed, goes too.
+# Services must not start, neither now nor, with systemd, at the next boot. A file of an earlier run that was killed is removed
+# too.
 own_policy=
 [ -f "$policy" ] && grep -qxF "$policy_mark" "$policy" && own_policy=yes
 leave() { [ -z "$own_policy" ] || rm -f "$policy"; }
@@ -105,7 +105,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 if [ ! -e "$policy" ]; then
-	echo "Putting $policy in place until the packages are installed, so that no service starts"
+	echo "Creating $policy until the packages are installed, so that no service starts"
 	own_policy=yes
 	printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy"
 	chmod 755 "$policy"
@@ -119,12 +119,12 @@ if [ -n "$add" ]; then
 	apt-get update -qq
 	if ! offered; then
 		rm -f "$add"
-		echo "The archive that has $codename offers no Samba $samba_version or later in $codename-backports; $add was taken away again." >&2
+		echo "The archive of $codename has no Samba $samba_version or later in $codename-backports; $add was removed again." >&2
 		exit 1
 	fi
 fi
 
-# With lists that are too old or absent apt-get knows no package, or one that the mirror has no more; then they are fetched.
+# With old or missing lists, apt-get does not find a package, or the mirror no longer has it. Then update the lists.
 apt_install() { # apt-get's arguments
 	echo "Running apt-get install --no-install-recommends $*"
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@"
@@ -148,7 +148,7 @@ if [ -n "$missing" ]; then
 fi
 [ -z "$missing_samba" ] && exit 0
 
-# What these packages bring along to run at boot, and is not wanted: the lab starts its own, for itself.
+# Services of these packages that start at boot. The lab starts its own instead.
 new_units=
 for unit in samba-ad-dc smbd nmbd winbind; do
 	[ -e "/lib/systemd/system/$unit.service" ] || new_units="$new_units $unit.service"

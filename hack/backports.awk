@@ -1,11 +1,11 @@
-# Prints a source of <codename>-backports for apt, made of the first source among the files that gives <codename> itself:
-# the same archive, the same key. Nothing if there is none. Input: files of both forms of sources.list(5).
+# Prints an apt source for <codename>-backports, derived from the first source of <codename> in the input: the same archive and
+# the same key. Prints nothing if there is none. Input: files of both formats of sources.list(5).
 #   awk -v codename=bookworm -f hack/backports.awk /etc/apt/sources.list /etc/apt/sources.list.d/*
-# The first line says which form it is: "# sources" (deb822) or "# list".
+# The first line is the format: "# sources" (deb822) or "# list".
 
 function done(form, text) { print "# " form; print text; found = 1; exit }
 
-# A stanza of deb822 is judged when it ends.
+# A stanza of deb822 is evaluated at its end.
 function stanza(    i, n, words, text) {
 	if (types ~ /(^|[ \t])deb([ \t]|$)/ && uris != "" && enabled !~ /^[ \t]*(no|false|0)[ \t]*$/) {
 		n = split(suites, words, /[ \t]+/)
@@ -35,7 +35,7 @@ FNR == 1 && NR > 1 { stanza() }
 	next
 }
 
-# The fields of deb822 go on in lines that begin with white space: a key can stand there itself.
+# In deb822, a line that starts with white space continues the field, which can be a key.
 /^[ \t]/ {
 	if (field == "signed-by") key = key "\n" $0
 	if (field == "uris") uris = uris " " $0

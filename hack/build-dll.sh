@@ -15,13 +15,12 @@ go run ./hack/messages -dir "$work" -version "$version"
 	x86_64-w64-mingw32-windres plugin.rc resources.o
 )
 
-# Equal sources give an equal file, on which the installer's naming by hash rests: no build ID (Go hashes the flags into it,
-# and with them the temporary path of the resources), and a fixed image base (ld makes one of the output's temporary path;
-# Windows places the DLL by itself anyway). The resources go to the external linker, so that nothing built lies in the
-# source tree.
+# The build is reproducible, because the installer derives the file name from the hash. It therefore has no build ID, which
+# depends on the temporary path of the resources, and a fixed image base, which ld otherwise derives from the temporary output
+# path. (Windows relocates the DLL anyway.) The external linker gets the resources, so that the source tree has no built files.
 GOOS=windows GOARCH=amd64 CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go build -buildmode=c-shared -trimpath -buildvcs=false \
 	-ldflags "-s -w -buildid= -X 'github.com/ccgrkc/ccgrkc/internal/version.version=$version' \
 		'-extldflags=-Wl,--image-base,0x180000000 $work/resources.o'" \
 	-o "$work/ccg-plugin.dll" ./cmd/ccg-plugin
 mkdir -p "$(dirname "$output")"
-mv "$work/ccg-plugin.dll" "$output" # without the C header that Go puts beside it
+mv "$work/ccg-plugin.dll" "$output" # without the C header that Go also writes

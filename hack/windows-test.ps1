@@ -1,18 +1,18 @@
 #Requires -RunAsAdministrator
-# Runs the tests of the packages that exist on Windows alone on this host, as SYSTEM: only SYSTEM and services may activate
-# the plugin's class. Needs Go, and the programs of make build in dist. docs/testing-on-windows.md has more.
+# Runs the Windows-only tests on this host as SYSTEM, because only SYSTEM and services can activate the plugin's class. It
+# needs Go, and the programs of make build in dist. See docs/testing-on-windows.md.
 param([string]$Dist = (Join-Path $PSScriptRoot '..\dist'))
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
-$packages = 'internal/winsec', 'internal/endpoint', 'internal/com', 'internal/installer', 'test/host'
+$packages = 'internal/winsec', 'internal/endpoint', 'internal/com', 'internal/installer', 'cmd/ccg-plugin-installer', 'test/host'
 $names = $packages | ForEach-Object { Split-Path $_ -Leaf }
 
 if (-not (Test-Path 'HKLM:\SYSTEM\CurrentControlSet\Control\CCG\COMClasses')) {
-    throw 'The Containers feature is not on: run Install-WindowsFeature Containers, restart this host, and run this script again.'
+    throw 'The Containers feature is not enabled: run Install-WindowsFeature Containers, restart this host, and run this script again.'
 }
 
-# Below Program Files, where only administrators can put what SYSTEM is going to run. New-Item fails if another run is there.
+# Below Program Files, where only administrators can create programs that SYSTEM runs. New-Item fails during another run.
 $task = 'ccgrkc-test'
 $dir = Join-Path $env:ProgramFiles $task
 New-Item -ItemType Directory -Path $dir | Out-Null
@@ -25,7 +25,7 @@ try {
         go -C "$PSScriptRoot\.." test -c -trimpath -tags faultpoints -o "$dir\$name.test.exe" "./$package"
         if ($LASTEXITCODE -ne 0) { throw "The tests of $package do not compile." }
         $lines += "$name.test.exe -test.v -test.timeout 20m >$name.txt 2>&1"
-        $lines += ">$name.code echo %errorlevel%" # the other way round, 1>file would be a redirection
+        $lines += ">$name.code echo %errorlevel%" # in this order, because "1>file" would be a redirection
     }
     $lines += '>finished echo.'
     Set-Content -Path "$dir\run.cmd" -Value $lines -Encoding ascii

@@ -31,12 +31,12 @@ type options struct {
 	log               io.Writer
 }
 
-// The index and the images name no os.version: containerd takes an entry without one on every Windows Server
-// (containerd/platforms, windowsVersionMatcher), and HostProcess containers, having nothing of an operating system in
-// their image, run on every one.
+// The index and the images have no os.version: containerd accepts an entry without one on every Windows Server
+// (containerd/platforms, windowsVersionMatcher). The images of HostProcess containers contain no part of an operating system,
+// so they run on every version.
 var windowsAMD64 = v1.Platform{OS: "windows", Architecture: "amd64"}
 
-// program is a finished program, and what the Go linker says about it.
+// program is a built program with its build information.
 type program struct {
 	name string
 	data []byte
@@ -51,7 +51,7 @@ type part struct {
 
 // build writes the layout and returns the digest of the index in it.
 func build(ctx context.Context, o options) (v1.Hash, error) {
-	lists := map[string][]byte{} // of components, by the name of the file that they are also written to
+	lists := map[string][]byte{} // SBOMs by file name
 	windows, err := windowsImage(ctx, o, lists)
 	if err != nil {
 		return v1.Hash{}, err
@@ -70,7 +70,7 @@ func build(ctx context.Context, o options) (v1.Hash, error) {
 	for _, p := range parts {
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: p.image, Descriptor: v1.Descriptor{Platform: &p.platform}})
 	}
-	index = mutate.Annotations(index, labels(o)).(v1.ImageIndex) // what a registry's page of the image shows
+	index = mutate.Annotations(index, labels(o)).(v1.ImageIndex) // for the image's page in a registry
 	digest, err := index.Digest()
 	if err != nil {
 		return v1.Hash{}, err
@@ -113,7 +113,8 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 		return nil, err
 	}
 	if !bytes.Contains(installer.data, dll.data) {
-		return nil, fmt.Errorf("%s does not carry the DLL that lies beside it, %s: build both again", installer.name, dll.name)
+		return nil, fmt.Errorf("%s does not contain the DLL %s from the same directory: build both again",
+			installer.name, dll.name)
 	}
 	if err := signedAlike(o.log, dll, installer, provider); err != nil {
 		return nil, err
@@ -129,10 +130,10 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 	lists["ccg-plugin-installer.cdx.json"] = installerList
 	lists["gmsa-account-provider.cdx.json"] = providerList
 
-	// The programs lie in the image's root and are found by their bare names: a HostProcess container whose pod names no working
-	// directory starts in its own root, C:\hpc, where programs are looked for first (containerd, CRI's container spec for
-	// Windows, and microsoft/hcsshim, internal/jobcontainers, CreateProcess and getApplicationName). The root comes after
-	// PATH once more. So the image names no working directory, and PATH is the host's as far as that is the same everywhere.
+	// The programs are in the image's root and need no path. A HostProcess container without a working directory starts in its
+	// own root, C:\hpc, and Windows searches programs there first (containerd, CRI's container spec for Windows, and
+	// microsoft/hcsshim, internal/jobcontainers, CreateProcess and getApplicationName), and again after PATH. The image
+	// therefore has no working directory, and a PATH with the directories that all hosts have.
 	own, err := windowsLayer([]file{
 		{installer.name, installer.data},
 		{provider.name, provider.data},
@@ -153,7 +154,7 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 	return image(windowsAMD64, config, append(base, own)...)
 }
 
-// windowsBaseLayers returns the layers of the base, and the labels that tell which base it is.
+// windowsBaseLayers returns the layers and the labels of the base.
 func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string]string, error) {
 	if base == scratch {
 		l, err := windowsBase()
@@ -161,10 +162,10 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 	}
 	ref, err := name.ParseReference(base)
 	if err != nil {
-		return nil, nil, fmt.Errorf("--base %q: want scratch or the reference of an image: %w", base, err)
+		return nil, nil, fmt.Errorf("--base %q: must be scratch or an image reference: %w", base, err)
 	}
 	fail := func(err error) error {
-		return fmt.Errorf("base image %s cannot be pulled: %w (with --base scratch, the default, the base layer is made without the network)", ref, err)
+		return fmt.Errorf("base image %s cannot be pulled: %w (--base scratch, the default, needs no network)", ref, err)
 	}
 	image, err := remote.Image(ref, remote.WithContext(ctx), remote.WithPlatform(windowsAMD64), remote.WithAuthFromKeychain(authn.DefaultKeychain))
 	if err != nil {
@@ -175,7 +176,7 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 		return nil, nil, fail(err)
 	}
 	if config.OS != windowsAMD64.OS || config.Architecture != windowsAMD64.Architecture {
-		return nil, nil, fmt.Errorf("base image %s is for %s/%s, want %s", ref, config.OS, config.Architecture, windowsAMD64)
+		return nil, nil, fmt.Errorf("base image %s is for %s/%s, expected %s", ref, config.OS, config.Architecture, windowsAMD64)
 	}
 	digest, err := image.Digest()
 	if err != nil {
@@ -191,7 +192,7 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 	}, nil
 }
 
-// linuxPrograms are what a Linux image holds, a layer each; the first is what it runs.
+// linuxPrograms are the programs of the Linux images, one layer each. The first is the entry point.
 var linuxPrograms = []string{"uninstall-hook", "gmsa-webhook", "gmsactl"}
 
 func linuxImage(o options, platform v1.Platform, lists map[string][]byte) (v1.Image, error) {
@@ -212,8 +213,14 @@ func linuxImage(o options, platform v1.Platform, lists map[string][]byte) (v1.Im
 		}
 		layers = append(layers, l)
 	}
-	// A number, because a kubelet cannot check runAsNonRoot on a name; 65532 is what images without a shell use.
-	return image(platform, v1.Config{User: "65532:65532", Entrypoint: []string{"/" + linuxPrograms[0]}, WorkingDir: "/", Labels: labels(o)}, layers...)
+	// A number, because a kubelet cannot check runAsNonRoot with a name. 65532 is usual for images without a shell.
+	config := v1.Config{
+		User:       "65532:65532",
+		Entrypoint: []string{"/" + linuxPrograms[0]},
+		WorkingDir: "/",
+		Labels:     labels(o),
+	}
+	return image(platform, config, layers...)
 }
 
 func image(platform v1.Platform, config v1.Config, layers ...v1.Layer) (v1.Image, error) {
@@ -232,11 +239,12 @@ func image(platform v1.Platform, config v1.Config, layers ...v1.Layer) (v1.Image
 	return mutate.Append(i, additions...)
 }
 
-// labels returns what every image and the index say about themselves.
+// labels returns the labels of every image and the annotations of the index.
 func labels(o options) map[string]string {
 	l := map[string]string{
-		"org.opencontainers.image.title":         "CCGRKC",
-		"org.opencontainers.image.description":   "Kubernetes as the secret store for Windows gMSAs: the CCG plugin, its installer and the Account Provider",
+		"org.opencontainers.image.title": "CCGRKC",
+		"org.opencontainers.image.description": "Kubernetes as the secret store for Windows gMSAs: " +
+			"the CCG plugin, its installer and the Account Provider",
 		"org.opencontainers.image.source":        "https://github.com/ccgrkc/ccgrkc",
 		"org.opencontainers.image.documentation": "https://github.com/ccgrkc/ccgrkc#readme",
 		"org.opencontainers.image.licenses":      "Apache-2.0",
@@ -248,7 +256,7 @@ func labels(o options) map[string]string {
 	return l
 }
 
-// readProgram reads a program and checks that it is one for the platform and needs nothing else there.
+// readProgram reads a program and checks that it is for the platform and is linked statically.
 func readProgram(dir, name string, platform v1.Platform) (program, error) {
 	path := filepath.Join(dir, name)
 	data, err := os.ReadFile(path)
@@ -260,14 +268,14 @@ func readProgram(dir, name string, platform v1.Platform) (program, error) {
 	}
 	info, err := buildInfo(data)
 	if err != nil {
-		return program{}, fmt.Errorf("%s: want a program that was built with Go: %w", path, err)
+		return program{}, fmt.Errorf("%s: not a Go program: %w", path, err)
 	}
 	settings := map[string]string{}
 	for _, s := range info.Settings {
 		settings[s.Key] = s.Value
 	}
 	if is := settings["GOOS"] + "/" + settings["GOARCH"]; is != platform.String() {
-		return program{}, fmt.Errorf("%s is for %s, want %s", path, is, platform)
+		return program{}, fmt.Errorf("%s is for %s, expected %s", path, is, platform)
 	}
 	if platform.OS == "linux" {
 		if err := static(data); err != nil {
@@ -277,7 +285,7 @@ func readProgram(dir, name string, platform v1.Platform) (program, error) {
 	return program{name, data, info}, nil
 }
 
-// static refuses a program that needs an interpreter, that is shared libraries: its image has none.
+// static rejects a program that needs shared libraries, which the image does not contain.
 func static(data []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
@@ -285,13 +293,13 @@ func static(data []byte) error {
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return errors.New("linked dynamically, want a static program: build it with CGO_ENABLED=0")
+			return errors.New("the program is linked dynamically: build it with CGO_ENABLED=0")
 		}
 	}
 	return nil
 }
 
-// signedAlike refuses a mix of signed and unsigned programs, which is what an interrupted release leaves.
+// signedAlike rejects a mix of signed and unsigned programs, which an interrupted release can leave.
 func signedAlike(log io.Writer, programs ...program) error {
 	first, err := signed(programs[0])
 	if err != nil {
@@ -303,11 +311,12 @@ func signedAlike(log io.Writer, programs ...program) error {
 			return err
 		}
 		if s != first {
-			return fmt.Errorf("of %s and %s one carries a signature and one does not: build both again, or sign both", programs[0].name, p.name)
+			return fmt.Errorf("only one of %s and %s is signed: build both again, or sign both",
+				programs[0].name, p.name)
 		}
 	}
 	if first {
-		fmt.Fprintln(log, "the Windows programs carry Authenticode signatures")
+		fmt.Fprintln(log, "the Windows programs have Authenticode signatures")
 	} else {
 		fmt.Fprintln(log, "the Windows programs are not signed")
 	}
@@ -326,7 +335,8 @@ func signed(p program) (bool, error) {
 	return h.DataDirectory[pe.IMAGE_DIRECTORY_ENTRY_SECURITY].Size != 0, nil
 }
 
-// writeLayout writes index as the only image of a layout at dir. What is there goes only when the new one is whole.
+// writeLayout writes a layout at dir with index as its only image. It replaces an existing layout when the new one is
+// complete.
 func writeLayout(index v1.ImageIndex, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -355,7 +365,7 @@ func writeLayout(index v1.ImageIndex, dir string) error {
 	return os.Rename(tmp, dir)
 }
 
-// replaceable refuses to remove a directory that is something else than a layout.
+// replaceable reports an error if dir is neither empty nor a layout.
 func replaceable(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
@@ -365,12 +375,12 @@ func replaceable(dir string) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil {
-		return fmt.Errorf("%s is not empty and not an image layout: remove it, or write to another directory", dir)
+		return fmt.Errorf("%s is neither empty nor an image layout: remove it, or specify another directory", dir)
 	}
 	return nil
 }
 
-// transferSize returns how many bytes a node pulls.
+// transferSize returns the number of bytes that a node pulls.
 func transferSize(i v1.Image) (int64, error) {
 	m, err := i.Manifest()
 	if err != nil {

@@ -335,25 +335,25 @@ func TestBuildRejectsInvalidInput(t *testing.T) {
 		}, "linux-arm64/uninstall-hook does not exist: build it first"},
 		{"a program for another platform", func(t *testing.T, dir, _ string) {
 			put(t, dir, "linux-arm64/uninstall-hook", read(t, dir, "linux-amd64/uninstall-hook"))
-		}, "linux-arm64/uninstall-hook is for linux/amd64, want linux/arm64"},
+		}, "linux-arm64/uninstall-hook is for linux/amd64, expected linux/arm64"},
 		{"a program that needs shared libraries", func(t *testing.T, dir, _ string) {
 			put(t, dir, "linux-amd64/uninstall-hook", read(t, fixtures, "dynamic"))
 		}, "linux-amd64/uninstall-hook: linked dynamically"},
 		{"something else than a program", func(t *testing.T, dir, _ string) {
 			put(t, dir, "gmsa-account-provider.exe", []byte("MZ"))
-		}, "gmsa-account-provider.exe: want a program that was built with Go"},
+		}, "gmsa-account-provider.exe: not a Go program"},
 		{"a DLL that is not the one in the installer", func(t *testing.T, dir, _ string) {
 			put(t, dir, "ccg-plugin.dll", append(read(t, dir, "ccg-plugin.dll"), 0))
-		}, "ccg-plugin-installer.exe does not carry the DLL that lies beside it"},
+		}, "ccg-plugin-installer.exe does not contain the DLL ccg-plugin.dll from the same directory"},
 		{"a signed program among unsigned ones", func(t *testing.T, dir, _ string) {
 			exe := read(t, dir, "gmsa-account-provider.exe")
 			// The entry of the security directory: PE header, 24 bytes, then 112 of the optional header, then 4 entries of 8.
 			at := int(exe[0x3c]) + 24 + 112 + 4*8
 			put(t, dir, "gmsa-account-provider.exe", append(append(exe[:at:at], 0, 0, 0, 1, 8, 0, 0, 0), exe[at+8:]...))
-		}, "of ccg-plugin.dll and gmsa-account-provider.exe one carries a signature"},
+		}, "only one of ccg-plugin.dll and gmsa-account-provider.exe is signed"},
 		{"to replace what is no layout", func(t *testing.T, _, out string) {
 			put(t, out, "photo.jpg", nil)
-		}, "is not empty and not an image layout"},
+		}, "is neither empty nor an image layout"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir, out := dist(t), filepath.Join(t.TempDir(), "image")
@@ -402,10 +402,10 @@ func TestPushRejectsInvalidInput(t *testing.T) {
 	put(t, "", blobs[0], layer)
 
 	for _, c := range []struct{ name, layout, to, want string }{
-		{"a layout that is not there", t.TempDir(), host + "/a/b:v1", "cannot be read, make it with images build"},
-		{"a damaged layout", damaged, host + "/a/b:v1", "is damaged, make it again"},
-		{"a tag with a plus", good, host + "/a/b:v1+x", "want HOST[:PORT]/PATH:TAG"},
-		{"no tag", good, host + "/a/b", "want HOST[:PORT]/PATH:TAG"},
+		{"a layout that is not there", t.TempDir(), host + "/a/b:v1", "cannot be read, create it with images build"},
+		{"a damaged layout", damaged, host + "/a/b:v1", "is damaged, build it again"},
+		{"a tag with a plus", good, host + "/a/b:v1+x", "must be HOST[:PORT]/PATH:TAG"},
+		{"no tag", good, host + "/a/b", "must be HOST[:PORT]/PATH:TAG"},
 		{"a registry that is not there", good, "127.0.0.1:1/a/b:v1", "push to 127.0.0.1:1/a/b:v1"},
 	} {
 		err := push(context.Background(), c.layout, c.to, false, io.Discard)

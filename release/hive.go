@@ -6,17 +6,17 @@ import (
 	"unicode/utf16"
 )
 
-// hive returns a registry hive with a root key and nothing in it: one base block and one hive bin, 4 KiB each.
+// hive returns a registry hive with an empty root key: one base block and one hive bin, 4 KiB each.
 //
-// The format is that of github.com/msuhanov/regf, "Windows registry file format specification"; its names are used here.
+// The format is that of github.com/msuhanov/regf, "Windows registry file format specification", whose names are used here.
 func hive(name string) []byte {
 	const (
 		page = 4096
-		none = 0xFFFFFFFF // an offset that points nowhere
+		none = 0xFFFFFFFF // no offset
 
-		// Offsets of cells count from the first hive bin, whose header is 32 bytes.
+		// Offsets of cells are relative to the first hive bin, whose header has 32 bytes.
 		rootCell = 32
-		// A cell is its size (4 bytes) and its data, in multiples of 8 bytes. 76 is the fixed part of a key node.
+		// A cell consists of its size (4 bytes) and its data, in multiples of 8 bytes. 76 is the fixed part of a key node.
 		maxName      = 12
 		rootCellSize = 4 + 76 + maxName + 4
 		securityCell = rootCell + rootCellSize
@@ -33,7 +33,7 @@ func hive(name string) []byte {
 	le.PutUint32(base[20:], 1) // version 1.3, which every Windows since XP reads
 	le.PutUint32(base[24:], 3)
 	le.PutUint32(base[28:], 0) // a primary file
-	le.PutUint32(base[32:], 1) // loaded as it is
+	le.PutUint32(base[32:], 1) // direct memory load
 	le.PutUint32(base[36:], rootCell)
 	le.PutUint32(base[40:], page) // size of all hive bins
 	le.PutUint32(base[44:], 1)    // clustering factor
@@ -71,7 +71,7 @@ func hive(name string) []byte {
 	le.PutUint32(security, inUse(securityCellSize))
 	sk := security[4:]
 	copy(sk, "sk")
-	le.PutUint32(sk[4:], securityCell) // the only one of its list: it is its own neighbour on both sides
+	le.PutUint32(sk[4:], securityCell) // the only one in its list: previous and next are itself
 	le.PutUint32(sk[8:], securityCell)
 	le.PutUint32(sk[12:], 1) // used by one key
 	le.PutUint32(sk[16:], uint32(len(sd)))
@@ -85,7 +85,7 @@ func hive(name string) []byte {
 // inUse returns the size field of a cell that is in use: the size, negative.
 func inUse(size int) uint32 { return uint32(-int32(size)) }
 
-// filetime returns t as Windows counts: in units of 100 ns since 1601.
+// filetime returns t in units of 100 ns since 1601.
 func filetime(t time.Time) int64 {
 	return t.UnixNano()/100 + 116444736000000000
 }

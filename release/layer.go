@@ -14,16 +14,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// epoch is the one time that images and hives show: the earliest one that every file system and archive format can hold.
+// epoch is the only time in images and hives: the earliest one that every file system and archive format supports.
 var epoch = time.Date(1980, time.January, 1, 0, 0, 0, 0, time.UTC)
 
 type file struct {
-	name string // slashes, no leading one
+	name string // with slashes, but no leading one
 	data []byte
 }
 
-// layer makes a layer of files, the directories above them and further directories. finish adds to a header what a platform
-// wants in it.
+// layer creates a layer of files, their parent directories and further directories. finish adds to each header what the
+// platform requires.
 func layer(files []file, finish func(*tar.Header), dirs ...string) (v1.Layer, error) {
 	contents := map[string][]byte{}
 	for _, f := range files {
@@ -35,7 +35,7 @@ func layer(files []file, finish func(*tar.Header), dirs ...string) (v1.Layer, er
 	for _, d := range dirs {
 		contents[d+"/"] = nil
 	}
-	// Sorted, so that a directory comes before what is in it, which nodes rely on, and the order is always the same.
+	// Sorted, so that a directory precedes its content, as nodes require, and that the result is reproducible.
 	var names []string
 	for name := range contents {
 		names = append(names, name)
@@ -65,7 +65,7 @@ func layer(files []file, finish func(*tar.Header), dirs ...string) (v1.Layer, er
 		tarball.WithCompressionLevel(gzip.BestCompression))
 }
 
-// linuxLayer makes the one layer of a Linux image. Everything belongs to root, and nobody needs to write.
+// linuxLayer creates a layer of a Linux image. Everything is owned by root and read-only.
 func linuxLayer(files []file) (v1.Layer, error) {
 	return layer(files, func(h *tar.Header) { h.Format = tar.FormatUSTAR })
 }

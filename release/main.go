@@ -1,7 +1,8 @@
-// Command images makes CCGRKC's container images, and pushes them, without a container engine.
+// Command images builds CCGRKC's container images, and pushes them, without a container engine.
 //
-// It reads finished programs and writes an OCI image layout: one index, with an image for windows/amd64 (HostProcess
-// containers) and one each for linux/amd64 and linux/arm64 (the webhook, the charts' Jobs, gmsactl). It compiles nothing and signs nothing.
+// It reads built programs and writes an OCI image layout: one index, with an image for windows/amd64 (HostProcess
+// containers) and one each for linux/amd64 and linux/arm64 (the webhook, the charts' Jobs, gmsactl). It neither compiles nor
+// signs programs.
 package main
 
 import (
@@ -27,7 +28,7 @@ func main() {
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "images",
-		Short:         "Makes and pushes CCGRKC's container images, without a container engine",
+		Short:         "Build and push CCGRKC's container images without a container engine",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -62,11 +63,11 @@ The Windows image stands on a base layer that HostProcess containers can use on 
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.version, "version", "", "version of the programs, for labels and lists of components (required)")
-	f.StringVar(&o.revision, "revision", "", "commit that the programs were built from, for a label")
+	f.StringVar(&o.version, "version", "", "version of the programs, for labels and SBOMs (required)")
+	f.StringVar(&o.revision, "revision", "", "commit of the programs, for a label")
 	f.StringVar(&o.dist, "dist", "../dist", "directory with the programs")
-	f.StringVar(&o.out, "out", "../dist/image", "directory to write; what was there is replaced")
-	f.StringVar(&o.base, "base", scratch, "base of the Windows image: scratch, or the reference of an image to pull")
+	f.StringVar(&o.out, "out", "../dist/image", "directory of the layout, which is replaced")
+	f.StringVar(&o.base, "base", scratch, "base of the Windows image: scratch, or an image reference to pull")
 	_ = c.MarkFlagRequired("version")
 	return c
 }
@@ -88,9 +89,9 @@ registry on a loopback address is spoken to in plain HTTP, any other in HTTPS un
 			return push(cmd.Context(), layout, to, insecure, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&layout, "layout", "../dist/image", "directory that build wrote")
-	c.Flags().StringVar(&to, "to", "", "where to: HOST[:PORT]/PATH:TAG (required)")
-	c.Flags().BoolVar(&insecure, "insecure", false, "allow plain HTTP")
+	c.Flags().StringVar(&layout, "layout", "../dist/image", "directory of the layout")
+	c.Flags().StringVar(&to, "to", "", "destination HOST[:PORT]/PATH:TAG (required)")
+	c.Flags().BoolVar(&insecure, "insecure", false, "allow HTTP without TLS")
 	_ = c.MarkFlagRequired("to")
 	return c
 }
@@ -110,6 +111,6 @@ func digestCommand() *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVar(&layout, "layout", "../dist/image", "directory that build wrote")
+	c.Flags().StringVar(&layout, "layout", "../dist/image", "directory of the layout")
 	return c
 }

@@ -20,15 +20,15 @@ func push(ctx context.Context, dir, to string, insecure bool, log io.Writer) err
 	}
 	tag, err := name.NewTag(to, append(opts, name.StrictValidation)...)
 	if err != nil {
-		return fmt.Errorf("--to %q: want HOST[:PORT]/PATH:TAG: %w", to, err)
+		return fmt.Errorf("--to %q: must be HOST[:PORT]/PATH:TAG: %w", to, err)
 	}
 	index, digest, err := open(dir)
 	if err != nil {
 		return err
 	}
-	// A registry checks the digests too, but names a blob where the remedy is to make the layout again.
+	// A registry checks the digests too, but its error does not contain the remedy.
 	if err := validate.Index(index); err != nil {
-		return fmt.Errorf("layout %s is damaged, make it again: %w", dir, err)
+		return fmt.Errorf("layout %s is damaged, build it again: %w", dir, err)
 	}
 	m, err := index.IndexManifest()
 	if err != nil {
@@ -42,18 +42,19 @@ func push(ctx context.Context, dir, to string, insecure bool, log io.Writer) err
 	return nil
 }
 
-// open returns the image index that build wrote, and its digest.
+// open returns the image index of a layout, and its digest.
 func open(dir string) (v1.ImageIndex, v1.Hash, error) {
 	outer, err := layout.ImageIndexFromPath(dir)
 	if err != nil {
-		return nil, v1.Hash{}, fmt.Errorf("layout %s cannot be read, make it with images build: %w", dir, err)
+		return nil, v1.Hash{}, fmt.Errorf("layout %s cannot be read, create it with images build: %w", dir, err)
 	}
 	m, err := outer.IndexManifest()
 	if err != nil {
 		return nil, v1.Hash{}, fmt.Errorf("layout %s: %w", dir, err)
 	}
 	if len(m.Manifests) != 1 {
-		return nil, v1.Hash{}, fmt.Errorf("layout %s holds %d images, want one: it is not what images build wrote", dir, len(m.Manifests))
+		return nil, v1.Hash{}, fmt.Errorf("layout %s has %d images, expected one: images build did not write it",
+			dir, len(m.Manifests))
 	}
 	digest := m.Manifests[0].Digest
 	index, err := outer.ImageIndex(digest)

@@ -13,15 +13,15 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 )
 
-// components returns the list of components of p as CycloneDX 1.6 in JSON: what `go version -m` shows, and for each program
-// that p carries inside it the same again. It holds no time, and its serial number is a hash of the rest.
+// components returns the SBOM of p as CycloneDX 1.6 in JSON: the modules that `go version -m` shows, also of each program that
+// p contains. It has no timestamp, and its serial number is a hash of the rest.
 func components(p program, version string, inside ...program) ([]byte, error) {
 	bom := cdx.NewBOM()
 	root, modules := component(p, version)
 	for _, in := range inside {
 		c, m := component(in, version)
 		for i := range m {
-			m[i].BOMRef = in.name + "/" + m[i].BOMRef // one module may be in both
+			m[i].BOMRef = in.name + "/" + m[i].BOMRef // both can contain the same module
 		}
 		c.Components = &m
 		modules = append(modules, c)
@@ -31,7 +31,7 @@ func components(p program, version string, inside ...program) ([]byte, error) {
 
 	withoutSerial, err := encode(bom)
 	if err != nil {
-		return nil, fmt.Errorf("%s: list of components: %w", p.name, err)
+		return nil, fmt.Errorf("%s: SBOM: %w", p.name, err)
 	}
 	u := sha256.Sum256(withoutSerial)
 	u[6] = u[6]&0x0f | 0x80 // RFC 9562: version 8, free to choose; variant 10
@@ -46,7 +46,7 @@ func encode(bom *cdx.BOM) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// component returns a program as a component, and the modules that it is made of.
+// component returns a program as a component, and its modules.
 func component(p program, version string) (cdx.Component, []cdx.Component) {
 	sum := sha256.Sum256(p.data)
 	main := p.info.Main.Path
@@ -78,13 +78,13 @@ func component(p program, version string) (cdx.Component, []cdx.Component) {
 func module(m *debug.Module) cdx.Component {
 	url := packageURL(m.Path, m.Version)
 	c := cdx.Component{BOMRef: url, Type: cdx.ComponentTypeLibrary, Name: m.Path, Version: m.Version, PackageURL: url}
-	if m.Sum != "" { // the hash of a directory as in go.sum, not of a file: no place among the component's hashes
+	if m.Sum != "" { // the hash of a directory as in go.sum, not of a file, so it is not one of the component's hashes
 		c.Properties = &[]cdx.Property{{Name: "go:sum", Value: m.Sum}}
 	}
 	return c
 }
 
-// packageURL returns a purl (ECMA-427), whose type golang wants lower case and calls the standard library stdlib.
+// packageURL returns a purl (ECMA-427). Its type golang requires lower case and the name stdlib for the standard library.
 func packageURL(path, version string) string {
 	if path == "std" {
 		path = "stdlib"
@@ -92,7 +92,7 @@ func packageURL(path, version string) string {
 	return "pkg:golang/" + strings.ToLower(path) + "@" + strings.ReplaceAll(version, "+", "%2B")
 }
 
-// buildInfo reads what the Go linker left in a program.
+// buildInfo reads the build information of a Go program.
 func buildInfo(data []byte) (*debug.BuildInfo, error) {
 	return buildinfo.Read(bytes.NewReader(data))
 }

@@ -9,12 +9,12 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// What a Windows layer looks like is in moby/buildkit, util/winlayers, which writes such layers on Linux, and in
-// microsoft/hcsshim, pkg/ociwclayer, and microsoft/go-winio, backuptar, which read them on a node.
+// Sources for the format of Windows layers: moby/buildkit, util/winlayers, which writes them on Linux; microsoft/hcsshim,
+// pkg/ociwclayer, and microsoft/go-winio, backuptar, which read them on a node.
 
-// windowsBase makes the layer that the Windows image stands on. A node's first layer goes through ProcessBaseLayer, which
-// wants these five hives; up to Windows Server 2022 it took empty files for them, from 2025 on it wants hives. A
-// HostProcess container uses nothing of a base. Microsoft's has these files, a license, and no directory Hives.
+// windowsBase creates the base layer of the Windows image. A node processes its first layer with ProcessBaseLayer, which
+// requires these five hives. Up to Windows Server 2022 it accepts empty files, since 2025 it requires hives. A HostProcess
+// container uses nothing of its base. Microsoft's base has these files, a license, and no directory Hives.
 // (microsoft/windows-host-process-containers-base-image, New-HostProcessBaseImage.ps1; microsoft/hcsshim, baseLayerWriter)
 func windowsBase() (v1.Layer, error) {
 	var files []file
@@ -24,7 +24,7 @@ func windowsBase() (v1.Layer, error) {
 	return layer(files, windowsHeader)
 }
 
-// windowsLayer makes a layer above the base. It must have the directory Hives, though it changes no hive.
+// windowsLayer creates a layer above the base. The directory Hives is required, even without changes.
 func windowsLayer(files []file) (v1.Layer, error) {
 	var below []file
 	for _, f := range files {
@@ -35,12 +35,12 @@ func windowsLayer(files []file) (v1.Layer, error) {
 
 func windowsHeader(h *tar.Header) {
 	h.Format = tar.FormatPAX
-	// Without these two records a node takes times from before 1970, or the time at which it unpacks.
+	// Without these two records, a node sets times before 1970, or the time of unpacking.
 	h.AccessTime, h.ChangeTime = h.ModTime, h.ModTime
 	h.PAXRecords = map[string]string{"LIBARCHIVE.creationtime": fmt.Sprintf("%d.0", h.ModTime.Unix())}
 
-	// The mode also holds the type, as backuptar writes it; the attributes are FILE_ATTRIBUTE_DIRECTORY, or
-	// FILE_ATTRIBUTE_ARCHIVE, which every new file has.
+	// The mode includes the type, as backuptar writes it. The attributes are FILE_ATTRIBUTE_DIRECTORY, or
+	// FILE_ATTRIBUTE_ARCHIVE, as for every new file.
 	const fileAllAccess, fileReadExecute = 0x1F01FF, 0x1200A9
 	const objectInherit, containerInherit = 0x01, 0x02
 	var sd []byte
@@ -53,16 +53,15 @@ func windowsHeader(h *tar.Header) {
 		h.PAXRecords["MSWINDOWS.fileattr"] = "32"
 		sd = securityDescriptor(0, fileAllAccess, fileReadExecute)
 	}
-	// The two top directories are the layer's own and not in the container.
+	// The two top directories are part of the layer format and not of the container.
 	if h.Name != "Files/" && h.Name != "Hives/" {
 		h.PAXRecords["MSWINDOWS.rawsd"] = base64.StdEncoding.EncodeToString(sd)
 	}
 }
 
 // securityDescriptor returns O:BAG:SYD:(A;FLAGS;ALL;;;BA)(A;FLAGS;ALL;;;SY)(A;FLAGS;READ;;;BU) in self-relative form
-// ([MS-DTYP] 2.4.6). The owner matters: an owner may rewrite the DACL, and these files run as SYSTEM on the host, so
-// "no DACL, owner BUILTIN\Users", which other tools give to files of Windows images, would let any user who can reach them
-// replace them.
+// ([MS-DTYP] 2.4.6). An owner can change the DACL, and these files run as SYSTEM on the host. With no DACL and the
+// owner BUILTIN\Users, which other tools set in Windows images, any user with access to the files could replace them.
 func securityDescriptor(flags byte, all, read uint32) []byte {
 	const administrators, users = 544, 545
 	system := sid(18)

@@ -1,5 +1,5 @@
-// Command ccg-plugin-installer puts the CCG plugin on a Windows host, registers it, keeps it registered, proves that it
-// activates, and takes it away.
+// Command ccg-plugin-installer installs the CCG plugin on a Windows host, repairs its registration, verifies it with a
+// self-test, and uninstalls it.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 )
 
 func main() {
-	// Windows ends a container with CTRL_SHUTDOWN_EVENT, which Go delivers as SIGTERM.
+	// Windows stops a container with CTRL_SHUTDOWN_EVENT, which Go delivers as SIGTERM.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := command().ExecuteContext(ctx)
 	stop()
@@ -36,7 +36,7 @@ func main() {
 	}
 }
 
-// exitCode is an outcome that has already been told.
+// exitCode is an error that has already been printed.
 type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
@@ -52,18 +52,18 @@ func command() *cobra.Command {
 	}
 	root := &cobra.Command{
 		Use:   "ccg-plugin-installer",
-		Short: "Install the CCG plugin on this Windows host and keep it installed",
+		Short: "Install the CCG plugin on this Windows host and repair its registration",
 		Long: `Installs the Container Credential Guard plugin, class ` + installer.CLSID + `, on this Windows host.
 
-What it makes:
-  C:\Program Files\CCGRKC\ccg-plugin-<hash>.dll                            the plugin, from inside this program
+It creates:
+  C:\Program Files\CCGRKC\ccg-plugin-<hash>.dll                            the plugin, which this program contains
   HKLM\SOFTWARE\Classes\CLSID\{...}, AppID\{...}                           its registration with COM
   HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{...}               its registration with Container Credential Guard
   HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application\CCGRKC       its event source
 
-Run it as SYSTEM, as the HostProcess DaemonSet of the chart rancher-gmsa-plugin-installer does: only SYSTEM and services may
-activate the class, and every install proves that it activates. Every command may be repeated, and may be killed at any
-moment: the next install or uninstall repairs what was left half done.`,
+Run it as SYSTEM, as the HostProcess DaemonSet of the chart rancher-gmsa-plugin-installer does: every install runs a
+self-test, and only SYSTEM and services can activate the class. You can repeat every command. If a command is killed, the
+next install or uninstall repairs the host.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -75,18 +75,18 @@ moment: the next install or uninstall repairs what was left half done.`,
 
 type configFunc func() (installer.Config, error)
 
-// installFlags are what the registration depends on. status needs to know them too.
+// installFlags adds the flags that determine the registration, which status needs too.
 func installFlags(cmd *cobra.Command, runAs *string) {
-	cmd.Flags().StringVar(runAs, "run-as", string(installer.NetworkService), `the account that the plugin runs as: network-service,
-local-service, or launching-user (no account of its own: whoever activates it)`)
+	cmd.Flags().StringVar(runAs, "run-as", string(installer.NetworkService), `plugin identity: network-service, local-service or
+launching-user (the account that activates the class)`)
 }
 
 func replaceFlag(cmd *cobra.Command, replace *bool) {
-	cmd.Flags().BoolVar(replace, "replace-foreign", false, `replace a registration of the same class that another product
-made, such as Rancher's C# plugin; without this flag it is refused`)
+	cmd.Flags().BoolVar(replace, "replace-foreign", false, `replace a registration of the same class by another
+product, such as Rancher's C# plugin; without this flag, the command fails`)
 }
 
-// withDLL completes the configuration of every command but uninstall, which works without a DLL.
+// withDLL completes the configuration of all commands except uninstall, which needs no DLL.
 func withDLL(config configFunc, runAs string, replace bool) (installer.Config, error) {
 	c, err := config()
 	if err != nil {
@@ -102,10 +102,10 @@ func installCommand(config configFunc) *cobra.Command {
 	var replace bool
 	cmd := &cobra.Command{
 		Use:   "install",
-		Short: "Install or upgrade the plugin, prove that it activates, and end",
-		Long: `Installs or upgrades the plugin and proves it: the class is activated out of process, as ccg.exe does it, and must
-answer from the DLL that was just installed. After an upgrade, a surrogate that still runs the last version is waited for,
-for up to 30 s. On a host where all is well nothing is changed.`,
+		Short: "Install or upgrade the plugin and run the self-test",
+		Long: `Installs or upgrades the plugin and runs the self-test: it activates the class in another process, as ccg.exe does, and
+the response must come from the installed DLL. After an upgrade, it waits up to 30 s for a surrogate with the previous
+version. If the installation is ok, it changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := withDLL(config, runAs, replace)
@@ -115,7 +115,7 @@ for up to 30 s. On a host where all is well nothing is changed.`,
 			if err := installer.Install(cmd.Context(), &c); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "installed, and the class answers")
+			fmt.Fprintln(cmd.OutOrStdout(), "installed; the self-test passed")
 			return nil
 		},
 	}
@@ -125,15 +125,16 @@ for up to 30 s. On a host where all is well nothing is changed.`,
 }
 
 func uninstallCommand(config configFunc) *cobra.Command {
-	var stay bool
+	var keepRunning bool
 	cmd := &cobra.Command{
 		Use:   "uninstall",
-		Short: "Remove everything that install makes",
-		Long: `Removes every registry key and file that install makes, and reads back that nothing is left. A DLL that a surrogate
-still has loaded is waited for, for up to 30 s; one that stays loaded is moved aside and deleted when the host restarts, or by
-the next uninstall, and the log says so. Another product's registration of the same class is left alone.
+		Short: "Remove everything that install creates",
+		Long: `Removes every registry key and file that install creates, and verifies the removal. If a surrogate has the DLL loaded, it
+waits up to 30 s. A DLL that is still loaded then is renamed, and deleted when the host restarts or by the next uninstall;
+the command logs that. A foreign registration of the same class remains unchanged.
 
-With --keep-running it goes on until stopped and removes again what comes back, as an installer that is just ending may bring it.`,
+With --keep-running, the command continues to check the host until it is stopped, and uninstalls again if necessary: an
+installer that is about to stop can install again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config()
@@ -143,8 +144,8 @@ With --keep-running it goes on until stopped and removes again what comes back, 
 			if err := installer.Uninstall(cmd.Context(), &c); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "uninstalled, and nothing is registered any more")
-			for stay && pause(cmd.Context(), stayEvery) {
+			fmt.Fprintln(cmd.OutOrStdout(), "uninstalled")
+			for keepRunning && pause(cmd.Context(), uninstallInterval) {
 				if err := installer.Uninstall(cmd.Context(), &c); err != nil && cmd.Context().Err() == nil {
 					return err
 				}
@@ -152,12 +153,12 @@ With --keep-running it goes on until stopped and removes again what comes back, 
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&stay, "keep-running", false, "when all is gone, keep it so until stopped")
+	cmd.Flags().BoolVar(&keepRunning, "keep-running", false, "do not exit after the uninstall, and repeat it if necessary")
 	return cmd
 }
 
-// stayEvery is how often uninstall --keep-running looks again. uninstall-hook waits for longer than that.
-const stayEvery = 5 * time.Second
+// uninstallInterval is how often uninstall --keep-running checks the host. uninstall-hook waits longer than that.
+const uninstallInterval = 5 * time.Second
 
 // pause returns false when ctx ends.
 func pause(ctx context.Context, d time.Duration) bool {
@@ -173,19 +174,19 @@ func statusCommand(config configFunc) *cobra.Command {
 	var runAs, output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Tell, key by key, whether the plugin is installed as this version would install it",
-		Long: `Compares the host with what this version installs, key by key, and changes nothing. If all is as it should be, the
-class is activated too, and must answer.
+		Short: "Compare the installation with what this version installs",
+		Long: `Compares every registry value and file with what this version installs, and changes nothing. If all are ok, it runs the
+self-test.
 
 Exit codes:
   0  installed and healthy
-  1  the host could not be looked at
+  1  the host could not be checked
   3  not installed
-  4  drift: something differs, is missing, is left half done or belongs to another product, or the class does not answer`,
+  4  drift: something differs or is missing, a change was interrupted, a registration is foreign, or the self-test failed`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
-				return fmt.Errorf("output %q is not known: use text or json", output)
+				return fmt.Errorf("--output %q: must be text or json", output)
 			}
 			c, err := withDLL(config, runAs, false)
 			if err != nil {
@@ -224,13 +225,13 @@ func runCommand(config configFunc) *cobra.Command {
 	var interval time.Duration
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Install, then watch the registration and heal it until stopped",
-		Long: `Installs, then keeps the registration as it should be: a change of its keys is seen at once, anything else at every
-interval. What was found and healed is logged. SIGTERM or Ctrl+C ends it and leaves the plugin installed.`,
+		Short: "Install, then watch and repair the registration until stopped",
+		Long: `Installs, then repairs the registration: immediately after a change of its registry keys, and at every interval. It logs
+what it repairs. SIGTERM or Ctrl+C stops it; the plugin remains installed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if interval < time.Second {
-				return fmt.Errorf("interval %v is too short: use 1s or more", interval)
+				return fmt.Errorf("--interval %v: the minimum is 1s", interval)
 			}
 			c, err := withDLL(config, runAs, replace)
 			if err != nil {
@@ -241,7 +242,7 @@ interval. What was found and healed is logged. SIGTERM or Ctrl+C ends it and lea
 	}
 	installFlags(cmd, &runAs)
 	replaceFlag(cmd, &replace)
-	cmd.Flags().DurationVar(&interval, "interval", 30*time.Second, "how often everything is checked")
+	cmd.Flags().DurationVar(&interval, "interval", 30*time.Second, "interval for checking everything")
 	return cmd
 }
 
@@ -250,20 +251,20 @@ func checkDomainCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "check-domain",
-		Short: "Tell what this host can reach of an Active Directory domain, and this host's clock",
-		Long: `Asks DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>) and connects to the TCP ports that a gMSA needs of
-each: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open, closed (refused) or filtered (no
-answer). It signs in nowhere. The clock is for gmsactl verify, which compares it with a domain controller's: Kerberos bears a
-difference of 5 minutes.
+		Short: "Check which domain controllers this host can reach, and print its clock",
+		Long: `Queries DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>) and connects to the TCP ports of each that a gMSA
+needs: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open, closed (connection
+refused) or filtered (no response). It does not sign in. gmsactl verify compares the clock with a domain controller's:
+Kerberos accepts a difference of 5 minutes.
 
 Exit codes:
-  0  a domain controller answers on the ports of Kerberos and LDAP
-  1  none does`,
+  0  a domain controller responds on the ports of Kerberos and LDAP
+  1  none responds`,
 		Example: "  ccg-plugin-installer check-domain --domain corp.example.com",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
-				return fmt.Errorf("output %q is not known: use text or json", output)
+				return fmt.Errorf("--output %q: must be text or json", output)
 			}
 			report := dccheck.Check(cmd.Context(), o)
 			if err := writeReport(cmd.OutOrStdout(), report, output); err != nil {
@@ -276,8 +277,8 @@ Exit codes:
 		},
 	}
 	cmd.Flags().StringVar(&o.Domain, "domain", "", "DNS name of the domain (required)")
-	cmd.Flags().StringVar(&o.DNSServer, "dns-server", "", "address[:port] of the DNS server to ask (default: the host's)")
-	cmd.Flags().DurationVar(&o.Timeout, "timeout", dccheck.DefaultTimeout, "of one DNS question, and of one connection")
+	cmd.Flags().StringVar(&o.DNSServer, "dns-server", "", "address[:port] of the DNS server (default: the host's)")
+	cmd.Flags().DurationVar(&o.Timeout, "timeout", dccheck.DefaultTimeout, "timeout of one DNS query, and of one connection")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	_ = cmd.MarkFlagRequired("domain")
 	return cmd

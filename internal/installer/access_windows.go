@@ -12,15 +12,14 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// Windows gives write access to COMClasses to TrustedInstaller alone. An installer has to become the key's owner, add an
-// entry for itself, write, and give both back. What was there is recorded first in the journal, one value per key, so that
-// the next run can give it back if this one is killed.
+// In Windows, only TrustedInstaller has write access to COMClasses. The installer has to become the key's owner, add an entry
+// to the DACL, write, and restore owner and DACL. It first records both in the journal, one value per key, so that the next run
+// can restore them if this one is killed.
 
 var ownershipPrivileges = []string{winsec.SeTakeOwnershipPrivilege, winsec.SeRestorePrivilege}
 
-// withAccess makes a change at path, a key under COMClasses. If the change is permitted as things are, owner and DACL are
-// not touched. Otherwise they are the same after as they were before, whatever came of the change. The change is tried
-// twice, so it must bear to be repeated.
+// withAccess applies a change to path, a key under COMClasses. If access is granted, it does not touch owner and DACL.
+// Otherwise it changes them temporarily and restores them, even if the change fails. It can call change twice.
 func (c *Config) withAccess(path string, change func() error) error {
 	err := change()
 	if !errors.Is(err, windows.ERROR_ACCESS_DENIED) {
@@ -34,7 +33,7 @@ func (c *Config) withAccess(path string, change func() error) error {
 		if err := c.recordJournal(path, before); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, c.giveBack(path, before)) }()
+		defer func() { err = errors.Join(err, c.restore(path, before)) }()
 		faultpoint.Reached("comclasses.journal-written")
 		if err := takeOwnership(path); err != nil {
 			return err
@@ -50,7 +49,7 @@ func (c *Config) withAccess(path string, change func() error) error {
 	})
 }
 
-// finishJournal gives back what a killed predecessor could not.
+// finishJournal restores owner and DACL of keys that a killed installer has changed.
 func (c *Config) finishJournal() error {
 	paths, err := c.journalEntries()
 	if err != nil || len(paths) == 0 {
@@ -58,12 +57,13 @@ func (c *Config) finishJournal() error {
 	}
 	return winsec.RunWithPrivileges(ownershipPrivileges, func() error {
 		for _, path := range paths {
-			// Only these two keys are ever recorded. Anything else did not come from this program.
+			// This program records only these two keys. Another entry is not from this program.
 			if !slices.Contains([]string{c.COMClasses, c.comClassesKey()}, path) {
-				return fmt.Errorf(`HKLM\%s holds an entry for %q, which this program never changes: look at it and delete it`, c.Journal, path)
+				return fmt.Errorf(`HKLM\%s contains an entry for %q, which this program never changes: check and delete it`,
+					c.Journal, path)
 			}
-			c.Log.Warn("a killed installer left this key's owner and DACL changed, giving them back", "key", path)
-			if err := c.giveBack(path, readText(c.Journal, path)); err != nil {
+			c.Log.Warn("a killed installer changed owner and DACL of this key; restoring them", "key", path)
+			if err := c.restore(path, readText(c.Journal, path)); err != nil {
 				return err
 			}
 		}
@@ -71,14 +71,14 @@ func (c *Config) finishJournal() error {
 	})
 }
 
-// giveBack needs ownershipPrivileges. The journal's entry goes last.
-func (c *Config) giveBack(path, sddl string) error {
+// restore needs ownershipPrivileges. It removes the journal entry last.
+func (c *Config) restore(path, sddl string) error {
 	err := restoreDescriptor(path, sddl)
-	if err != nil && !errors.Is(err, registry.ErrNotExist) { // a key that was deleted has nothing to get back
-		return fmt.Errorf(`owner and DACL of HKLM\%s could not be given back; they were %s, which HKLM\%s keeps for the next run: %w`,
+	if err != nil && !errors.Is(err, registry.ErrNotExist) { // a deleted key needs no restore
+		return fmt.Errorf(`owner and DACL of HKLM\%s could not be restored to %s; HKLM\%s contains them for the next run: %w`,
 			path, sddl, c.Journal, err)
 	}
-	faultpoint.Reached("comclasses.given-back")
+	faultpoint.Reached("comclasses.restored")
 	return c.dropJournal(path)
 }
 
@@ -105,14 +105,14 @@ func restoreDescriptor(path, sddl string) error {
 		information |= windows.UNPROTECTED_DACL_SECURITY_INFORMATION
 	}
 	if control&windows.SE_DACL_AUTO_INHERITED != 0 {
-		// The kernel keeps AUTO_INHERITED only for a caller that asks for it so.
+		// The kernel keeps AUTO_INHERITED only if the caller also sets AUTO_INHERIT_REQ.
 		if err := descriptor.SetControl(windows.SE_DACL_AUTO_INHERIT_REQ, windows.SE_DACL_AUTO_INHERIT_REQ); err != nil {
 			return err
 		}
 	}
 	h, err := openKey(path, windows.WRITE_OWNER|windows.WRITE_DAC)
 	if errors.Is(err, windows.ERROR_ACCESS_DENIED) {
-		// The predecessor ran as another user, or died before it had taken anything but the owner.
+		// The killed installer ran as another user, or had only changed the owner.
 		if err := takeOwnership(path); err != nil {
 			return err
 		}
@@ -122,8 +122,8 @@ func restoreDescriptor(path, sddl string) error {
 		return err
 	}
 	defer h.Close()
-	// One call for both: there is no moment with the old owner and the new DACL. An owner other than oneself is what
-	// SeRestorePrivilege is for.
+	// One call for both, so that the old owner never has the new DACL. SeRestorePrivilege permits to set another account as
+	// owner.
 	if err := windows.SetKernelObjectSecurity(windows.Handle(h), information, descriptor); err != nil {
 		return fmt.Errorf(`set owner and DACL of HKLM\%s: %w`, path, err)
 	}
@@ -132,12 +132,12 @@ func restoreDescriptor(path, sddl string) error {
 		return err
 	}
 	if withoutInheritFlags(now) != withoutInheritFlags(descriptor.String()) {
-		return fmt.Errorf(`HKLM\%s reads back as %s`, path, now)
+		return fmt.Errorf(`HKLM\%s has %s after the change`, path, now)
 	}
 	return nil
 }
 
-// withoutInheritFlags drops AR and AI from a DACL's flags: they record how the entries came about, not whom they admit.
+// withoutInheritFlags removes AR and AI from a DACL's flags: they describe the origin of the entries, not the access.
 func withoutInheritFlags(sddl string) string {
 	owner, dacl, found := strings.Cut(sddl, "D:")
 	if !found {
@@ -157,8 +157,8 @@ func keyDescriptor(path string) (string, error) {
 		return "", err
 	}
 	defer h.Close()
-	// SE_KERNEL_OBJECT reads the descriptor as it is stored, as SetKernelObjectSecurity writes it. SE_REGISTRY_KEY would
-	// work inheritance out anew on both ways.
+	// SE_KERNEL_OBJECT reads the stored descriptor, as SetKernelObjectSecurity writes it. SE_REGISTRY_KEY would recompute
+	// inheritance when reading and writing.
 	descriptor, err := windows.GetSecurityInfo(windows.Handle(h), windows.SE_KERNEL_OBJECT,
 		windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
 	if err != nil {
@@ -191,8 +191,8 @@ func takeOwnership(path string) error {
 	return nil
 }
 
-// grantSelf adds an entry for this process's user to the DACL of a key that it owns. The entry is not inheritable, so the
-// keys below stay as they are.
+// grantSelf adds an entry for this process's user to the DACL of a key that it owns. The entry is not inheritable, so keys
+// below are unchanged.
 func grantSelf(path, sddl string) error {
 	user, err := windows.GetCurrentProcessToken().GetTokenUser()
 	if err != nil {
@@ -210,8 +210,11 @@ func grantSelf(path, sddl string) error {
 		AccessPermissions: registry.ALL_ACCESS,
 		AccessMode:        windows.GRANT_ACCESS,
 		Inheritance:       windows.NO_INHERITANCE,
-		Trustee: windows.TRUSTEE{TrusteeForm: windows.TRUSTEE_IS_SID, TrusteeType: windows.TRUSTEE_IS_USER,
-			TrusteeValue: windows.TrusteeValueFromSID(user.User.Sid)},
+		Trustee: windows.TRUSTEE{
+			TrusteeForm:  windows.TRUSTEE_IS_SID,
+			TrusteeType:  windows.TRUSTEE_IS_USER,
+			TrusteeValue: windows.TrusteeValueFromSID(user.User.Sid),
+		},
 	}}, old)
 	if err != nil {
 		return err
@@ -242,8 +245,8 @@ func openKey(path string, access uint32) (registry.Key, error) {
 	return h, nil
 }
 
-// recordJournal must have the record on the disk before anything changes: the journal and COMClasses are in two hives, which
-// Windows writes back at times of its own.
+// recordJournal flushes the record to disk before the first change: the journal and COMClasses are in two hives, which Windows
+// writes at different times.
 func (c *Config) recordJournal(path, sddl string) error {
 	h, _, err := registry.CreateKey(registry.LOCAL_MACHINE, c.Journal, registry.WRITE|registry.WOW64_64KEY)
 	if err != nil {
@@ -292,7 +295,7 @@ func (c *Config) dropJournal(path string) error {
 	return nil
 }
 
-// removeJournalKey removes the journal, and the key above it if nothing else is in there.
+// removeJournalKey removes the journal, and the key above it if that is empty.
 func (c *Config) removeJournalKey() error {
 	if err := deleteTree(c.Journal); err != nil {
 		return err

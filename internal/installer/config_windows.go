@@ -18,11 +18,11 @@ const CLSID = com.CLSID
 // RunAs is the account that the surrogate, and so the plugin, runs as.
 type RunAs string
 
-// The accounts that need no password. SYSTEM is not among them: COM starts no server as SYSTEM.
+// The accounts without a password. COM does not start a server as SYSTEM.
 const (
 	NetworkService RunAs = "network-service"
 	LocalService   RunAs = "local-service"
-	LaunchingUser  RunAs = "launching-user" // whoever activates: no RunAs value
+	LaunchingUser  RunAs = "launching-user" // the account that activates the class: no RunAs value
 )
 
 // account returns the data of AppID's RunAs value (Microsoft's "RunAs" page), "" for none.
@@ -38,31 +38,31 @@ func (r RunAs) account() (string, error) {
 	return "", fmt.Errorf("run-as %q is not known: use %s, %s or %s", r, NetworkService, LocalService, LaunchingUser)
 }
 
-// Config says what to install and where. The registry paths are below HKEY_LOCAL_MACHINE.
+// Config specifies what to install and where. The registry paths are below HKEY_LOCAL_MACHINE.
 type Config struct {
 	DLL            []byte // the plugin; uninstall needs none
 	RunAs          RunAs
-	ReplaceForeign bool // take over a registration of the class that somebody else made
+	ReplaceForeign bool // replace a foreign registration
 
-	ProgramDir  string // where the DLL is stored: an absolute path without \\?\
+	ProgramDir  string // directory of the DLL: an absolute path without \\?\
 	Classes     string // COM's classes
 	COMClasses  string // the classes that Container Credential Guard accepts; exists only with the Containers feature
 	EventSource string
-	Journal     string // what a killed installer has left to give back
+	Journal     string // owner and DACL of keys while they are changed
 	Lock        string // a named mutex
 
 	LockWait     time.Duration // for another installer to finish
-	SelfTestWait time.Duration // for a surrogate that still has the last version loaded
-	UnloadWait   time.Duration // uninstall: for a surrogate that still has the DLL loaded
+	SelfTestWait time.Duration // for a surrogate with the previous version
+	UnloadWait   time.Duration // uninstall: for a surrogate that has the DLL loaded
 
 	Log *slog.Logger
 
-	// activate is nil, for real activation by COM, outside of tests: a class that a test registers elsewhere than in
-	// HKLM\SOFTWARE\Classes is one that COM cannot find.
+	// activate replaces the activation by COM in tests, which register the class elsewhere than in HKLM\SOFTWARE\Classes,
+	// where COM does not find it.
 	activate func() (selftest.Report, error)
 }
 
-// DefaultConfig is the registration of a real host.
+// DefaultConfig returns the configuration of a real host.
 func DefaultConfig(log *slog.Logger) (Config, error) {
 	programFiles, err := windows.KnownFolderPath(windows.FOLDERID_ProgramFiles, windows.KF_FLAG_DEFAULT)
 	if err != nil {
@@ -87,8 +87,8 @@ func (c *Config) clsidKey() string      { return c.Classes + `\CLSID\` + CLSID }
 func (c *Config) appIDKey() string      { return c.Classes + `\AppID\` + CLSID }
 func (c *Config) comClassesKey() string { return c.COMClasses + `\` + CLSID }
 
-// dllPath is where this version's DLL belongs.
+// dllPath returns the path of this version's DLL.
 func (c *Config) dllPath() string { return filepath.Join(c.ProgramDir, dllName(c.DLL)) }
 
-// verbatim returns the form of a path that Windows takes as it stands, whatever its length.
+// verbatim returns the form of a path that Windows does not parse and whose length is unlimited.
 func verbatim(path string) string { return `\\?\` + strings.TrimPrefix(path, `\\?\`) }

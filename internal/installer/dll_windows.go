@@ -18,29 +18,29 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// A file in the program directory is named ccg-plugin-<hash>.dll, or, on its way in or out, that with a random part and one
-// of these endings.
+// Files in the program directory have the name ccg-plugin-<hash>.dll. Temporary and renamed files have a random part and one
+// of the other suffixes.
 const (
 	dllPrefix   = "ccg-plugin-"
 	dllSuffix   = ".dll"
 	tempSuffix  = ".tmp" // being written
-	asideSuffix = ".old" // moved out of the way while it is loaded
+	asideSuffix = ".old" // renamed because it is loaded
 )
 
-// dllName holds the content's hash, so that another version never has to replace a file that is loaded.
+// dllName contains the content's hash, so that an upgrade never replaces a loaded file.
 func dllName(dll []byte) string {
 	sum := sha256.Sum256(dll)
 	return dllPrefix + hex.EncodeToString(sum[:])[:16] + dllSuffix
 }
 
-// ourFile tells this project's files in the program directory from others.
+// ourFile reports whether a file in the program directory is this project's.
 func ourFile(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasPrefix(name, dllPrefix) &&
 		(strings.HasSuffix(name, dllSuffix) || strings.HasSuffix(name, tempSuffix) || strings.HasSuffix(name, asideSuffix))
 }
 
-// checkDLL says whether the DLL at its place is the one that it should be.
+// checkDLL compares the installed DLL with the expected one.
 func (c *Config) checkDLL() (Row, error) {
 	sum := sha256.Sum256(c.DLL)
 	row := Row{Object: c.dllPath(), Expected: "sha256 " + hex.EncodeToString(sum[:]), State: OK}
@@ -67,16 +67,17 @@ func (c *Config) checkDLL() (Row, error) {
 	return row, nil
 }
 
-// storeDLL puts the DLL in its place. A reader of that name sees the whole file or none.
+// storeDLL writes the DLL. A reader sees the complete file or none.
 func (c *Config) storeDLL() error {
 	row, err := c.checkDLL()
 	if err != nil || row.State == OK {
 		return err
 	}
 	if row.State == Drift {
-		// A loaded file can be renamed, though neither deleted nor replaced.
+		// A loaded file can be renamed, but not deleted or replaced.
 		aside := randomName(c.dllPath(), asideSuffix)
-		c.Log.Warn("the stored DLL is not the one that was installed, moving it aside", "file", c.dllPath(), "found", row.Actual, "to", aside)
+		c.Log.Warn("the DLL was changed; renaming it and writing it again",
+			"file", c.dllPath(), "found", row.Actual, "to", aside)
 		if err := os.Rename(verbatim(c.dllPath()), verbatim(aside)); err != nil {
 			return err
 		}
@@ -103,12 +104,12 @@ func (c *Config) storeDLL() error {
 	}
 	row, err = c.checkDLL()
 	if err == nil && row.State != OK {
-		err = fmt.Errorf("%s was written and reads back as %s, want %s", row.Object, row.Actual, row.Expected)
+		err = fmt.Errorf("%s was written but contains %s, want %s", row.Object, row.Actual, row.Expected)
 	}
 	return err
 }
 
-// leftovers lists this project's files in the program directory that are not the one to keep ("" to keep none).
+// leftovers lists this project's files in the program directory, except the one to keep ("" to keep none).
 func (c *Config) leftovers(keep string) ([]string, error) {
 	entries, err := os.ReadDir(verbatim(c.ProgramDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -127,7 +128,7 @@ func (c *Config) leftovers(keep string) ([]string, error) {
 	return files, nil
 }
 
-// removeFiles deletes what is free and returns what is not: a loaded DLL is refused with "access denied".
+// removeFiles deletes files and returns those that it could not delete: for a loaded DLL, access is denied.
 func removeFiles(files []string) (left []string, err error) {
 	for _, file := range files {
 		if removeErr := os.Remove(verbatim(file)); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
@@ -138,8 +139,8 @@ func removeFiles(files []string) (left []string, err error) {
 	return left, err
 }
 
-// deleteAtRestart moves a file that stays loaded out of the way and asks Windows to delete it when the host restarts. The
-// new name matters: an install before that restart must not lose its DLL.
+// deleteAtRestart renames a loaded file and schedules its deletion for the next restart of the host. Without the new name,
+// the restart would delete the DLL of an install before it.
 func deleteAtRestart(file string) (string, error) {
 	aside := file
 	if !strings.HasSuffix(strings.ToLower(file), asideSuffix) {
@@ -148,11 +149,11 @@ func deleteAtRestart(file string) (string, error) {
 			return file, err
 		}
 	}
-	return aside, moveAtRestart(aside)
+	return aside, scheduleAtRestart(aside)
 }
 
-func moveAtRestart(path string) error {
-	// The list that this adds to is read before \\?\ means anything, so it gets the plain path.
+func scheduleAtRestart(path string) error {
+	// Windows reads this list before it supports \\?\, so it needs the plain path.
 	if err := windows.MoveFileEx(windows.StringToUTF16Ptr(path), nil, windows.MOVEFILE_DELAY_UNTIL_REBOOT); err != nil {
 		return &os.PathError{Op: "delete at restart", Path: path, Err: err}
 	}

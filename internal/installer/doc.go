@@ -1,8 +1,7 @@
-// Package installer puts the CCG plugin's DLL on a Windows host, registers it with COM and with Container Credential
-// Guard, keeps it registered, proves that it activates, and takes it away without a trace.
+// Package installer copies the CCG plugin's DLL to a Windows host, registers it with COM and with Container Credential Guard,
+// repairs the registration, verifies it with a self-test, and uninstalls it completely.
 //
-// Every change is an entry of one flat list of steps (install_windows.go, uninstall_windows.go), each of which may be
-// repeated and may be cut short: whatever step a process was killed at, the next run of install or uninstall repairs.
-// The package writes registry values and files and nothing else: it runs no other program, and it is not a general
-// installer of COM classes.
+// Install and uninstall are flat lists of steps (install_windows.go, uninstall_windows.go). Each step can be repeated and
+// interrupted: if a process is killed at any step, the next install or uninstall repairs the host. The package only writes
+// registry values and files. It runs no other program, and it is not a general installer of COM classes.
 package installer

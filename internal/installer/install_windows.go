@@ -16,15 +16,15 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// step is one change that may be repeated. A process that is killed between two steps, or in the middle of one, leaves
-// nothing that the next run does not repair.
+// step is one change that can be repeated. If a process is killed between two steps or during one, the next run repairs the
+// host.
 type step struct {
 	name string
 	do   func(context.Context, *Config) error
 }
 
-// The order: nothing is changed before it is known that the change is wanted and can be finished; the DLL is there before
-// anything names it; ccg.exe learns of the class last.
+// The order: all checks precede the first change; the DLL precedes the keys that contain its path; the registration with CCG
+// is last.
 var installSteps = []step{
 	{"journal", func(_ context.Context, c *Config) error { return c.finishJournal() }},
 	{"check", func(_ context.Context, c *Config) error { return c.checkHost() }},
@@ -44,11 +44,10 @@ var installSteps = []step{
 	{"old-versions", func(_ context.Context, c *Config) error { return c.removeOldVersions() }},
 }
 
-// Install makes the registration what it should be and proves that the class answers. It changes nothing on a host where
-// all is well.
+// Install installs or repairs the plugin and runs the self-test. It changes nothing if the installation is ok.
 func Install(ctx context.Context, c *Config) error {
 	if len(c.DLL) == 0 {
-		return errors.New("install: there is no DLL to install")
+		return errors.New("install: the configuration has no DLL")
 	}
 	return c.runSteps(ctx, "install", installSteps)
 }
@@ -70,21 +69,24 @@ func (c *Config) runSteps(ctx context.Context, what string, steps []step) error 
 	})
 }
 
-// locked keeps two installers from interleaving. A predecessor that was killed does not hold the lock.
+// locked ensures that only one installer runs. A killed process does not hold the lock.
 func (c *Config) locked(ctx context.Context, fn func() error) error {
-	runtime.LockOSThread() // a mutex belongs to the thread that waited for it
+	runtime.LockOSThread() // a mutex belongs to the thread that acquired it
 	defer runtime.UnlockOSThread()
-	// The DACL keeps other users from a mutex that an installer made. It does not keep a user from making one of this name
-	// first and holding it: that denies the installation, and gives nothing else away.
+	// The DACL denies other users the installer's mutex. A user can still create a mutex of this name first: that blocks the
+	// installation but has no other effect.
 	descriptor, err := windows.SecurityDescriptorFromString("D:P(A;;GA;;;SY)(A;;GA;;;BA)")
 	if err != nil {
 		return err
 	}
-	attributes := &windows.SecurityAttributes{Length: uint32(unsafe.Sizeof(windows.SecurityAttributes{})), SecurityDescriptor: descriptor}
+	attributes := &windows.SecurityAttributes{
+		Length:             uint32(unsafe.Sizeof(windows.SecurityAttributes{})),
+		SecurityDescriptor: descriptor,
+	}
 	mutex, err := windows.CreateMutex(attributes, false, windows.StringToUTF16Ptr(c.Lock))
 	if mutex == 0 {
-		return fmt.Errorf("lock %s: %w; SYSTEM or an elevated administrator can take it, unless another program made "+
-			"a mutex of that name", c.Lock, err)
+		return fmt.Errorf("lock %s: %w; run as SYSTEM or as an elevated administrator, and check that no other program "+
+			"has a mutex of that name", c.Lock, err)
 	}
 	defer windows.CloseHandle(mutex)
 	for deadline := time.Now().Add(c.LockWait); ; {
@@ -98,12 +100,13 @@ func (c *Config) locked(ctx context.Context, fn func() error) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("stopped while waiting for lock %s: %w", c.Lock, ctx.Err())
 		case time.Now().After(deadline):
-			return fmt.Errorf("another installer has held lock %s for %v: let it finish, or end it, and start again", c.Lock, c.LockWait)
+			return fmt.Errorf("another installer has held lock %s for %v: wait until it exits, or stop it, and retry",
+				c.Lock, c.LockWait)
 		}
 	}
 }
 
-// checkHost refuses before anything is changed.
+// checkHost fails before the first change if the host cannot be installed.
 func (c *Config) checkHost() error {
 	present, err := keyExists(c.COMClasses)
 	if err != nil {
@@ -118,14 +121,14 @@ func (c *Config) checkHost() error {
 		return err
 	}
 	if foreign != "" && !c.ReplaceForeign {
-		return fmt.Errorf("class %s is already registered: %s; uninstall that first, or let this installer replace its "+
+		return fmt.Errorf("class %s is already registered: %s; uninstall that product first, or replace its "+
 			"registration with --replace-foreign", CLSID, foreign)
 	}
 	return nil
 }
 
-// foreign names somebody else's registration of the class, "" if there is none. A CLSID key that carries this project's
-// description is its own, and whatever else is wrong in it is drift.
+// foreign describes a foreign registration of the class, "" if there is none. A CLSID key with this project's description is
+// its own; other differences in it are drift.
 func (c *Config) foreign() (string, error) {
 	present, err := keyExists(c.clsidKey())
 	if err != nil || !present || readText(c.clsidKey(), "") == description {
@@ -139,7 +142,7 @@ func (c *Config) foreign() (string, error) {
 		return fmt.Sprintf("a .NET COM+ class (mscoree.dll, %q, assembly %q, AppID %s), as Rancher's C# plugin registers it",
 			name, assembly, appID), nil
 	case c.isOwnDLL(inproc), inproc == "" && local == "":
-		return "", nil // one of ours that lost its description, or that a killed installer had only begun
+		return "", nil // ours, without description or from a killed installer
 	}
 	return fmt.Sprintf("%q, server %q, AppID %s", name, inproc+local, appID), nil
 }
@@ -153,7 +156,7 @@ func (c *Config) removeForeign() error {
 	if err != nil || foreign == "" {
 		return err
 	}
-	c.Log.Warn("replacing another registration of the class", "class", CLSID, "found", foreign)
+	c.Log.Warn("replacing a foreign registration of the class", "class", CLSID, "found", foreign)
 	return deleteTree(c.clsidKey())
 }
 
@@ -165,7 +168,7 @@ func (c *Config) writeKey(path string) error {
 	return key.write()
 }
 
-// registerWithCCG needs access to the class's own key if it is there, else to its parent.
+// registerWithCCG needs access to the class's key if that exists, otherwise to its parent.
 func (c *Config) registerWithCCG() error {
 	key, err := c.wantedKey(c.comClassesKey())
 	if err != nil {
@@ -175,13 +178,13 @@ func (c *Config) registerWithCCG() error {
 	if err != nil {
 		return err
 	}
-	whole, absent := true, false
+	complete, absent := true, false
 	for _, row := range rows {
-		whole, absent = whole && row.State == OK, absent || row.State == Missing
+		complete, absent = complete && row.State == OK, absent || row.State == Missing
 	}
-	if !whole && absent {
+	if !complete && absent {
 		err = c.withAccess(c.COMClasses, func() error { return c.createUnderCCG(key) })
-	} else if !whole {
+	} else if !complete {
 		err = c.withAccess(c.comClassesKey(), key.write)
 	}
 	if err != nil {
@@ -190,8 +193,8 @@ func (c *Config) registerWithCCG() error {
 	return c.removeJournalKey()
 }
 
-// createUnderCCG writes through the handle that made the key: the key inherits a DACL that would not let this process
-// open it again for writing.
+// createUnderCCG writes with the handle that created the key: the key inherits a DACL that denies this process to open it
+// again for writing.
 func (c *Config) createUnderCCG(k key) error {
 	parent, err := openKey(c.COMClasses, registry.CREATE_SUB_KEY)
 	if err != nil {
@@ -206,15 +209,15 @@ func (c *Config) createUnderCCG(k key) error {
 	return k.fill(h)
 }
 
-// removeOldVersions never fails an install: what is still loaded stays for the next pass.
+// removeOldVersions never fails an install: the next run removes files that are loaded now.
 func (c *Config) removeOldVersions() error {
 	files, err := c.leftovers(c.dllPath())
 	if err != nil {
-		c.Log.Warn("old versions were not looked for", "directory", c.ProgramDir, "error", err)
+		c.Log.Warn("old versions could not be listed", "directory", c.ProgramDir, "error", err)
 		return nil
 	}
 	if left, err := removeFiles(files); len(left) > 0 {
-		c.Log.Info("files of other versions are still in use, they are removed later", "files", left, "error", err)
+		c.Log.Info("files of other versions are in use and will be removed later", "files", left, "error", err)
 	}
 	return nil
 }

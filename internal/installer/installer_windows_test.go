@@ -751,7 +751,7 @@ func TestRunRepairsChangesAndStopsOnRequest(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, &h.Config, time.Hour) }() // an hour: only the watch can wake it
-	waitFor(t, h, "installed, watching")
+	waitFor(t, h, "installed, watching the registration")
 	drifts := []func(){
 		func() { deleteTree(h.clsidKey()) }, // while a key is being deleted it can be opened and not watched
 		func() { setValue(t, h.clsidKey()+`\InprocServer32`, text("", `C:\evil.dll`)) },
@@ -822,12 +822,12 @@ func TestRunFailsImmediatelyIfItCannotWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, &h.Config, time.Hour) }()
-	waitFor(t, h, "installed, watching")
+	waitFor(t, h, "installed, watching the registration")
 	err := winsec.RunWithPrivileges(ownershipPrivileges, func() error { return restoreDescriptor(h.EventSource, "O:BAD:P") })
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, h, "not watched any more") // the watch is set up anew every second
+	waitFor(t, h, "can no longer be watched") // the watch is set up anew every second
 	cancel()
 	<-ended
 }
@@ -837,11 +837,11 @@ func TestRunChecksFilesAtEveryInterval(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, &h.Config, 100*time.Millisecond) }()
-	waitFor(t, h, "installed, watching")
+	waitFor(t, h, "installed, watching the registration")
 	if err := os.WriteFile(h.dllPath(), []byte("evil"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, h, "msg=healed")
+	waitFor(t, h, "msg=repaired")
 	cancel()
 	<-ended
 	h.wantState(t, Installed)

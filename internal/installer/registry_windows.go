@@ -16,11 +16,11 @@ import (
 const description = "CCGRKC CCG plugin"
 
 // launchDescriptor is the AppID's LaunchPermission and AccessPermission. Mask 0x0B is COM_RIGHTS_EXECUTE (1),
-// EXECUTE_LOCAL (2) and ACTIVATE_LOCAL (8): ccg.exe runs as SYSTEM or as a service, no other process may ask for a
-// password, and nobody may from another machine.
+// EXECUTE_LOCAL (2) and ACTIVATE_LOCAL (8): ccg.exe runs as SYSTEM or as a service. No other process can request a
+// password, and no other machine.
 const launchDescriptor = "O:BAG:BAD:(A;;0xb;;;SY)(A;;0xb;;;SU)"
 
-// value is one registry value as it should be.
+// value is one expected registry value.
 type value struct {
 	name string // "" is the key's default value
 	kind uint32
@@ -28,7 +28,7 @@ type value struct {
 	show string // data for people
 }
 
-// key is one registry key as it should be: these values, these subkeys, nothing else.
+// key is one expected registry key with exactly these values and subkeys.
 type key struct {
 	path    string
 	values  []value
@@ -54,8 +54,8 @@ func descriptor(name, sddl string) (value, error) {
 	return value{name: name, kind: registry.BINARY, data: data, show: sddl}, nil
 }
 
-// wanted lists the registration in the order in which it is written: what a key refers to comes before it, and the key
-// that ccg.exe looks for comes last.
+// wanted lists the registration in the order in which it is written: referenced keys come first, and the key that ccg.exe
+// reads comes last.
 func (c *Config) wanted() ([]key, error) {
 	account, err := c.RunAs.account()
 	if err != nil {
@@ -92,8 +92,8 @@ func (c *Config) wantedKey(path string) (key, error) {
 	return key{}, fmt.Errorf(`HKLM\%s is not a key of the registration`, path)
 }
 
-// compare reads a key and says of each value whether it is as it should be. What should not be there is drift too: a
-// LocalServer32 or TreatAs below the CLSID, for one, would send ccg.exe to another program.
+// compare reads a key and reports the state of each value. Unexpected values and keys are drift too: LocalServer32 or TreatAs
+// below the CLSID would redirect ccg.exe to another program.
 func (k key) compare() ([]Row, error) {
 	h, err := registry.OpenKey(registry.LOCAL_MACHINE, k.path, registry.READ|registry.WOW64_64KEY)
 	if errors.Is(err, registry.ErrNotExist) {
@@ -115,7 +115,7 @@ func (k key) compare() ([]Row, error) {
 		}
 		row := Row{Object: k.path, Value: v.name, Expected: v.show, Actual: actual.show, State: OK}
 		if actual.kind != v.kind || !bytes.Equal(actual.data, v.data) {
-			row.State = Drift // a value that is missing in a key that is there
+			row.State = Drift // also if the value is missing in an existing key
 		}
 		rows = append(rows, row)
 	}
@@ -136,8 +136,7 @@ func (k key) compare() ([]Row, error) {
 	return rows, nil
 }
 
-// unexpected lists the values and subkeys that are in the key and should not be. Names are compared without case, as the
-// registry does.
+// unexpected lists the values and subkeys that should not exist. Names are compared without case, as in the registry.
 func (k key) unexpected(h registry.Key) (values, subkeys []string, err error) {
 	values, err1 := h.ReadValueNames(0)
 	subkeys, err2 := h.ReadSubKeyNames(0)
@@ -153,7 +152,7 @@ func (k key) unexpected(h registry.Key) (values, subkeys []string, err error) {
 	return values, subkeys, nil
 }
 
-// write makes the key what it should be. It needs nothing of the key's parent if the key is there.
+// write creates or corrects the key. For an existing key, it needs no access to the parent.
 func (k key) write() error {
 	h, err := openKey(k.path, registry.READ|registry.WRITE)
 	if errors.Is(err, registry.ErrNotExist) {
@@ -166,7 +165,7 @@ func (k key) write() error {
 	return k.fill(h)
 }
 
-// fill writes only what differs, so that a watcher is not woken by its own healing.
+// fill writes only differences, so that a repair does not notify its own watch.
 func (k key) fill(h registry.Key) error {
 	values, subkeys, err := k.unexpected(h)
 	if err != nil {
@@ -194,7 +193,7 @@ func (k key) fill(h registry.Key) error {
 	return nil
 }
 
-// readValue reads a value whatever its type; one that is absent is of type NONE without data.
+// readValue reads a value of any type. A missing one has the type NONE and no data.
 func readValue(h registry.Key, name string) (value, error) {
 	buffer := make([]byte, 512)
 	for {
@@ -222,7 +221,7 @@ func readValue(h registry.Key, name string) (value, error) {
 	}
 }
 
-// writeValue writes kind and data as they are, which x/sys offers for each type apart only.
+// writeValue writes kind and data. x/sys has only one function for each type.
 func writeValue(h registry.Key, v value) error {
 	switch v.kind {
 	case registry.SZ:
@@ -235,7 +234,7 @@ func writeValue(h registry.Key, v value) error {
 
 func utf16Bytes(s string) []byte {
 	var data []byte
-	for _, unit := range windows.StringToUTF16(s) { // with the NUL, which REG_SZ counts
+	for _, unit := range windows.StringToUTF16(s) { // with the NUL, which is part of REG_SZ
 		data = append(data, byte(unit), byte(unit>>8))
 	}
 	return data
@@ -249,7 +248,7 @@ func bytesText(data []byte) string {
 	return windows.UTF16ToString(units)
 }
 
-// readText returns a string value of a key, "" if either is absent or it is of another type.
+// readText returns a string value of a key, "" if either is missing or the type differs.
 func readText(path, name string) string {
 	h, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.QUERY_VALUE|registry.WOW64_64KEY)
 	if err != nil {
@@ -272,7 +271,7 @@ func keyExists(path string) (bool, error) {
 	return true, nil
 }
 
-// deleteTree removes a key and all below it. One that is absent is as it should be.
+// deleteTree removes a key and everything below it. It succeeds if the key does not exist.
 func deleteTree(path string) error {
 	h, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.ENUMERATE_SUB_KEYS|registry.WOW64_64KEY)
 	if errors.Is(err, registry.ErrNotExist) {

@@ -9,10 +9,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
-// State says in one word what a value, or the whole host, is like.
+// State is the state of a row or of the host.
 type State string
 
-// States of a row, and of the whole.
+// States of a row, and of the host.
 const (
 	OK      State = "ok"
 	Drift   State = "drift"
@@ -30,7 +30,7 @@ const (
 	ExitDrift        = 4
 )
 
-// Row is one thing that install makes, as it should be and as it is.
+// Row is one value or file of the installation, as expected and as found.
 type Row struct {
 	Object   string `json:"object"` // a registry key under HKEY_LOCAL_MACHINE, or a file
 	Value    string `json:"value,omitempty"`
@@ -39,24 +39,24 @@ type Row struct {
 	State    State  `json:"state"`
 }
 
-// SelfTest is what the class answered, or why there is no good answer.
+// SelfTest is the response of the class, or an error.
 type SelfTest struct {
 	selftest.Report
 	Error string `json:"error,omitempty"`
 }
 
-// Report is what status found.
+// Report is the result of Status.
 type Report struct {
 	State     State     `json:"state"`
 	Rows      []Row     `json:"rows"`
-	Foreign   string    `json:"foreign,omitempty"`   // somebody else's registration of the same class
+	Foreign   string    `json:"foreign,omitempty"`   // registration of the same class by another product
 	Leftovers []string  `json:"leftovers,omitempty"` // files of other versions, and temporary ones
-	Journal   []string  `json:"journal,omitempty"`   // keys whose owner and DACL a killed installer has not given back
+	Journal   []string  `json:"journal,omitempty"`   // keys whose owner and DACL a killed installer has not restored
 	Notes     []string  `json:"notes,omitempty"`
-	SelfTest  *SelfTest `json:"selfTest,omitempty"` // nil if there was nothing whole to test
+	SelfTest  *SelfTest `json:"selfTest,omitempty"` // nil if the registration is incomplete
 }
 
-// ExitCode is what a script can tell the states apart by.
+// ExitCode returns the exit code for the state.
 func (r *Report) ExitCode() int {
 	switch r.State {
 	case Installed:
@@ -67,8 +67,7 @@ func (r *Report) ExitCode() int {
 	return ExitDrift
 }
 
-// conclude derives the state of the whole from the parts. Leftovers alone change nothing: an old DLL stays for as long as a
-// surrogate has it loaded.
+// conclude derives the state of the host. Leftovers do not change it: an old DLL remains while a surrogate has it loaded.
 func (r *Report) conclude() {
 	counts := map[State]int{}
 	for _, row := range r.Rows {
@@ -105,18 +104,18 @@ func (r *Report) WriteText(w io.Writer) error {
 	var b strings.Builder
 	switch {
 	case r.SelfTest == nil:
-		fmt.Fprintln(&b, "self-test: not run, because the registration is not whole")
+		fmt.Fprintln(&b, "self-test: not run, because the registration is incomplete")
 	case r.SelfTest.Error != "":
 		fmt.Fprintln(&b, "self-test: failed:", r.SelfTest.Error)
 	default:
-		fmt.Fprintf(&b, "self-test: version %s answered as %s from %s (process %d)\n",
+		fmt.Fprintf(&b, "self-test: ok, version %s as %s from %s (process %d)\n",
 			r.SelfTest.Version, r.SelfTest.Identity, r.SelfTest.Module, r.SelfTest.PID)
 	}
 	if r.Foreign != "" {
 		fmt.Fprintln(&b, "foreign registration:", r.Foreign)
 	}
 	for _, key := range r.Journal {
-		fmt.Fprintf(&b, "interrupted change: owner and DACL of %s are still to be given back; run install or uninstall\n", key)
+		fmt.Fprintf(&b, "interrupted change: owner and DACL of %s are not restored; run install or uninstall\n", key)
 	}
 	for _, file := range r.Leftovers {
 		fmt.Fprintln(&b, "leftover file:", file)

@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// Run installs, then keeps the registration as it should be until ctx ends: at once when a key changes, and every interval
-// in any case. Its first install must succeed; after that a failure is logged and tried again.
+// Run installs, and then repairs the registration until ctx ends: immediately after a change of a key, and at every interval.
+// It fails if the first install fails. It logs later failures and retries.
 func Run(ctx context.Context, c *Config, interval time.Duration) error {
 	if err := Install(ctx, c); err != nil {
 		return err
 	}
-	c.Log.Info("installed, watching", "dll", c.dllPath(), "interval", interval)
+	c.Log.Info("installed, watching the registration", "dll", c.dllPath(), "interval", interval)
 	changed := make(chan struct{}, 1)
 	stopped := make(chan struct{})
 	watching, stop := context.WithCancel(ctx)
 	go func() {
 		defer close(stopped)
 		if err := c.watch(watching, changed); err != nil {
-			c.Log.Warn("the registry is not watched any more, only checked at every interval", "error", err)
+			c.Log.Warn("the registry can no longer be watched; it is checked at every interval", "error", err)
 		}
 	}()
 	defer func() {
@@ -36,17 +36,17 @@ func Run(ctx context.Context, c *Config, interval time.Duration) error {
 	for {
 		select {
 		case <-ctx.Done():
-			c.Log.Info("stopping; the registration stays")
+			c.Log.Info("stopping; the plugin remains installed")
 			return nil
 		case <-changed:
 		case <-ticker.C:
 		}
-		c.heal(ctx)
+		c.repair(ctx)
 	}
 }
 
-// heal looks without activating anything, so that a healthy host starts no surrogate every interval.
-func (c *Config) heal(ctx context.Context) {
+// repair checks the host without a self-test, so that a healthy host does not start a surrogate at every interval.
+func (c *Config) repair(ctx context.Context) {
 	report, err := c.inspect()
 	if err != nil {
 		c.Log.Error("the registration could not be checked", "error", err)
@@ -67,18 +67,18 @@ func (c *Config) heal(ctx context.Context) {
 	}
 	if err := Install(ctx, c); err != nil {
 		if ctx.Err() == nil {
-			c.Log.Error("the registration could not be healed, trying again", "error", err)
+			c.Log.Error("the registration could not be repaired; retrying", "error", err)
 		}
 		return
 	}
-	c.Log.Info("healed", "dll", c.dllPath())
+	c.Log.Info("repaired", "dll", c.dllPath())
 }
 
-// watch sends to changed when one of the keys changes or goes away, and once at the beginning, until ctx ends. A key that
-// stays absent is left to the interval.
+// watch sends to changed when one of the keys changes or is deleted, and once at the start, until ctx ends. It does not watch
+// missing keys; those are checked at every interval.
 //
-// A notification tells of one change. The next is set up before a change is told, so that whoever then looks sees all that came
-// before it, and nothing that comes after it is missed.
+// A notification reports one change. watch requests the next notification before it sends to changed, so that the receiver
+// sees all previous changes and misses no later one.
 func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 	cancel, err := windows.CreateEvent(nil, 1, 0, nil)
 	if err != nil {
@@ -88,13 +88,13 @@ func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 	stop := context.AfterFunc(ctx, func() { windows.SetEvent(cancel) })
 	defer func() {
 		if !stop() {
-			_, _ = windows.WaitForSingleObject(cancel, windows.INFINITE) // it is about to be set
+			_, _ = windows.WaitForSingleObject(cancel, windows.INFINITE) // AfterFunc is about to set it
 		}
 	}()
-	tell := func() {
+	send := func() {
 		select {
 		case changed <- struct{}{}:
-		default: // one is already waiting to be seen
+		default: // one is already pending
 		}
 	}
 	last, err := c.notify()
@@ -102,7 +102,7 @@ func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 		return err
 	}
 	defer func() { last.close() }()
-	tell() // until now nothing was watched
+	send() // changes before this moment were not watched
 	for {
 		events := []windows.Handle{cancel}
 		for _, key := range last.keys {
@@ -118,37 +118,37 @@ func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 		if err != nil {
 			return err
 		}
-		// A key that was made again could be changed unseen until now.
+		// A recreated key was not watched until now.
 		if last.happened() || !slices.Equal(last.absent, next.absent) {
-			tell()
+			send()
 		}
 		last.close()
 		last = next
 	}
 }
 
-// rearm bounds how late it is seen that a key was made again or, where that is not notified, went away.
+// rearm is the maximum delay to detect a recreated key, or a deleted one without notification.
 const rearm = time.Second
 
-// watched are the keys under HKLM that hold what this installer writes.
+// watched returns the keys under HKLM that this installer writes.
 func (c *Config) watched() []string {
 	return []string{c.clsidKey(), c.appIDKey(), c.comClassesKey(), c.EventSource}
 }
 
-// notification is of the first change of each key.
+// notification waits for the first change of each key.
 type notification struct {
 	keys   []watchedKey
-	absent []string // keys that were not there
+	absent []string // missing keys
 }
 
 type watchedKey struct {
 	registry.Key
-	event windows.Handle // its own: to set up a notification resets the event that it is given
+	event windows.Handle // one per key, because requesting a notification resets its event
 }
 
-// notify has the changes of all keys notified, each key's first one from now on.
+// notify requests a notification of the next change of each key.
 func (c *Config) notify() (*notification, error) {
-	// REG_NOTIFY_THREAD_AGNOSTIC: without it the notification ends with the thread that asked, which Go may end at any time.
+	// Without REG_NOTIFY_THREAD_AGNOSTIC, Windows cancels the notification when its thread exits, which Go can do any time.
 	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET | windows.REG_NOTIFY_THREAD_AGNOSTIC
 	n := &notification{}
 	for _, path := range c.watched() {
@@ -166,7 +166,7 @@ func (c *Config) notify() (*notification, error) {
 			key.Close()
 		}
 		windows.CloseHandle(event)
-		// Deleted, perhaps since it was opened: whoever deletes a tree wakes the watch with the first subkey.
+		// Deleted, possibly after OpenKey. The deletion of a tree notifies with its first subkey.
 		if !errors.Is(err, registry.ErrNotExist) && !errors.Is(err, windows.ERROR_KEY_DELETED) {
 			n.close()
 			return nil, fmt.Errorf(`watch HKLM\%s: %w`, path, err)
@@ -176,8 +176,8 @@ func (c *Config) notify() (*notification, error) {
 	return n, nil
 }
 
-// happened tells whether there was a change. Not every one is notified: under Wine the deletion of the watched key itself is
-// not, and another key of its name may be there by now.
+// happened reports whether there was a change. Wine does not notify the deletion of the watched key itself, and another key
+// can have the same name by now.
 func (n *notification) happened() bool {
 	return slices.ContainsFunc(n.keys, func(key watchedKey) bool {
 		signalled, err := windows.WaitForSingleObject(key.event, 0)

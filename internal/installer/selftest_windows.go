@@ -11,33 +11,33 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
-// selfTestUntil activates the class, out of process as ccg.exe does, until the DLL that was installed answers. It has to be
-// asked more than once: a surrogate that was running before the upgrade goes on answering from the last version, until
-// its callers have let go of it. With no time to wait it asks once, and it does not wait where it is refused: the class's
-// permissions are as they should be by now, so that an administrator who is not SYSTEM is refused every time.
+// selfTestUntil activates the class in another process, as ccg.exe does, until the installed DLL responds. After an upgrade,
+// it must retry: a running surrogate responds with the previous version until its callers release it. With a wait of zero it
+// tries once. It does not retry if access is denied: the class's permissions are correct by now, so every attempt of an
+// administrator who is not SYSTEM fails.
 func (c *Config) selfTestUntil(ctx context.Context, wait time.Duration) SelfTest {
 	deadline := time.Now().Add(wait)
 	for {
-		answer, refused := c.selfTestOnce(ctx)
-		if answer.Error == "" || refused || !time.Now().Before(deadline) {
-			return answer
+		result, denied := c.selfTestOnce(ctx)
+		if result.Error == "" || denied || !time.Now().Before(deadline) {
+			return result
 		}
-		c.Log.Debug("the self-test has not passed yet", "error", answer.Error)
+		c.Log.Debug("the self-test failed; retrying", "error", result.Error)
 		select {
 		case <-ctx.Done():
-			return answer
+			return result
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }
 
-// activationLimit bounds one activation, which COM itself lets hang for minutes when a surrogate does not start.
-const activationLimit = 30 * time.Second
+// activationTimeout limits one activation. If a surrogate does not start, COM itself waits for minutes.
+const activationTimeout = 30 * time.Second
 
-// eAccessDenied is E_ACCESSDENIED ([MS-ERREF] 2.1.1), COM's refusal to start or to call a server.
+// eAccessDenied is E_ACCESSDENIED ([MS-ERREF] 2.1.1), if the caller has no permission to activate the class.
 const eAccessDenied com.HRESULT = 0x80070005
 
-func (c *Config) selfTestOnce(ctx context.Context) (answer SelfTest, refused bool) {
+func (c *Config) selfTestOnce(ctx context.Context) (result SelfTest, denied bool) {
 	activate := c.activate
 	if activate == nil {
 		activate = activateByCOM
@@ -47,7 +47,7 @@ func (c *Config) selfTestOnce(ctx context.Context) (answer SelfTest, refused boo
 		err    error
 	}
 	done := make(chan outcome, 1)
-	go func() { // no COM call can be cancelled, it can only be left behind
+	go func() { // a COM call cannot be canceled, only abandoned
 		report, err := activate()
 		done <- outcome{report, err}
 	}()
@@ -56,26 +56,26 @@ func (c *Config) selfTestOnce(ctx context.Context) (answer SelfTest, refused boo
 	case got = <-done:
 	case <-ctx.Done():
 		got.err = ctx.Err()
-	case <-time.After(activationLimit):
-		got.err = fmt.Errorf("no answer within %v", activationLimit)
+	case <-time.After(activationTimeout):
+		got.err = fmt.Errorf("no response within %v", activationTimeout)
 	}
-	answer.Report = got.report
+	result.Report = got.report
 	if got.err != nil {
-		answer.Error = got.err.Error()
-	} else if !strings.EqualFold(strings.TrimPrefix(answer.Module, `\\?\`), c.dllPath()) {
-		answer.Error = fmt.Sprintf("the class was answered from %s, not from %s: a surrogate (process %d) that has another "+
-			"version loaded is still running", answer.Module, c.dllPath(), answer.PID)
+		result.Error = got.err.Error()
+	} else if !strings.EqualFold(strings.TrimPrefix(result.Module, `\\?\`), c.dllPath()) {
+		result.Error = fmt.Sprintf("the response came from %s, not from %s: a surrogate (process %d) with another version is still running",
+			result.Module, c.dllPath(), result.PID)
 	}
 	var hr com.HRESULT
-	return answer, errors.As(got.err, &hr) && hr == eAccessDenied
+	return result, errors.As(got.err, &hr) && hr == eAccessDenied
 }
 
 func (s SelfTest) asError() error {
 	if s.Error == "" {
 		return nil
 	}
-	return errors.New("the class is registered but does not answer: " + s.Error + "; only SYSTEM and services may activate it, " +
-		"so run the installer as SYSTEM; else look for source CCGRKC in the Application log")
+	return errors.New("the class is registered but does not respond: " + s.Error + "; only SYSTEM and services can activate it, " +
+		"so run the installer as SYSTEM; otherwise check the Application log, source CCGRKC")
 }
 
 func activateByCOM() (selftest.Report, error) {

@@ -2,19 +2,19 @@ package installer
 
 import "context"
 
-// Status reports the host's state and changes nothing. It activates the class only if all else is as it should be.
+// Status reports the host's state and changes nothing. It runs the self-test only if everything else is ok.
 func Status(ctx context.Context, c *Config) (*Report, error) {
 	report, err := c.inspect()
 	if err != nil {
 		return nil, err
 	}
-	whole := report.Foreign == ""
+	complete := report.Foreign == ""
 	for _, row := range report.Rows {
-		whole = whole && row.State == OK
+		complete = complete && row.State == OK
 	}
-	if whole {
-		answer := c.selfTestUntil(ctx, 0)
-		report.SelfTest = &answer
+	if complete {
+		result := c.selfTestUntil(ctx, 0)
+		report.SelfTest = &result
 	}
 	report.conclude()
 	return report, nil

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// The order is the reverse of install's: ccg.exe forgets the class first, the files go last.
+// The reverse order of install: first the registration with CCG, last the files.
 var uninstallSteps = []step{
 	{"journal", func(_ context.Context, c *Config) error { return c.finishJournal() }},
 	{"comclasses", func(_ context.Context, c *Config) error {
@@ -23,30 +23,30 @@ var uninstallSteps = []step{
 	{"appid", func(_ context.Context, c *Config) error {
 		return c.unlessForeign(func() error { return deleteTree(c.appIDKey()) })
 	}},
-	// CLSID goes after the others: its description is what tells them from somebody else's.
+	// CLSID last, because its description identifies the registration as ours.
 	{"clsid", func(_ context.Context, c *Config) error {
 		return c.unlessForeign(func() error { return deleteTree(c.clsidKey()) })
 	}},
 	{"event-source", func(_ context.Context, c *Config) error { return deleteTree(c.EventSource) }},
 	{"files", func(ctx context.Context, c *Config) error { return c.removeProgramDir(ctx) }},
 	{"journal-key", func(_ context.Context, c *Config) error { return c.removeJournalKey() }},
-	{"read-back", func(_ context.Context, c *Config) error { return c.checkGone() }},
+	{"read-back", func(_ context.Context, c *Config) error { return c.checkRemoved() }},
 }
 
-// Uninstall removes all that Install makes and reads back that nothing is left. A DLL that a surrogate still has loaded is
-// moved aside and deleted when the host restarts, and the log says so.
+// Uninstall removes everything that Install creates, and verifies it. If a surrogate still has the DLL loaded, Uninstall
+// renames the DLL, logs that, and Windows deletes it when the host restarts.
 func Uninstall(ctx context.Context, c *Config) error {
 	return c.runSteps(ctx, "uninstall", uninstallSteps)
 }
 
-// unlessForeign leaves alone what somebody else has registered under the same class since.
+// unlessForeign does not call fn if the registration is foreign.
 func (c *Config) unlessForeign(fn func() error) error {
 	foreign, err := c.foreign()
 	if err != nil {
 		return err
 	}
 	if foreign != "" {
-		c.Log.Warn("the class's registration is not this project's and is left alone", "class", CLSID, "found", foreign)
+		c.Log.Warn("the class is registered by another product; its registration is unchanged", "class", CLSID, "found", foreign)
 		return nil
 	}
 	return fn()
@@ -64,9 +64,9 @@ func (c *Config) removeProgramDir(ctx context.Context) error {
 			return c.removeEmptyProgramDir()
 		}
 		if !time.Now().Before(deadline) || ctx.Err() != nil {
-			return c.giveUpOn(left)
+			return c.scheduleDeletion(left)
 		}
-		c.Log.Debug("waiting for the surrogate to end", "files", left)
+		c.Log.Debug("waiting for the surrogate to exit", "files", left)
 		select {
 		case <-ctx.Done():
 		case <-time.After(250 * time.Millisecond):
@@ -74,17 +74,17 @@ func (c *Config) removeProgramDir(ctx context.Context) error {
 	}
 }
 
-// giveUpOn leaves loaded files to the next restart of the host.
-func (c *Config) giveUpOn(files []string) error {
+// scheduleDeletion lets Windows delete loaded files when the host restarts.
+func (c *Config) scheduleDeletion(files []string) error {
 	for _, file := range files {
 		aside, err := deleteAtRestart(file)
 		if err != nil {
-			return fmt.Errorf("%s is still in use and could not be marked for deletion: %w; end the dllhost.exe that "+
+			return fmt.Errorf("%s is in use and could not be scheduled for deletion: %w; stop the dllhost.exe that "+
 				"has it loaded and uninstall again", file, err)
 		}
-		c.Log.Warn("this file is still in use; it is deleted when the host restarts, or by the next uninstall", "file", aside)
+		c.Log.Warn("the file is in use; it is deleted when the host restarts, or by the next uninstall", "file", aside)
 	}
-	return moveAtRestart(c.ProgramDir)
+	return scheduleAtRestart(c.ProgramDir)
 }
 
 func (c *Config) removeEmptyProgramDir() error {
@@ -93,14 +93,14 @@ func (c *Config) removeEmptyProgramDir() error {
 		return nil
 	}
 	if errors.Is(err, windows.ERROR_DIR_NOT_EMPTY) {
-		c.Log.Warn("files that are not this project's are left where they are", "directory", c.ProgramDir)
+		c.Log.Warn("the directory contains other files, so it is not removed", "directory", c.ProgramDir)
 		return nil
 	}
 	return err
 }
 
-// checkGone reads everything again, through other code than removed it.
-func (c *Config) checkGone() error {
+// checkRemoved verifies the removal, with other code than the removal itself.
+func (c *Config) checkRemoved() error {
 	var left []string
 	keys := []string{c.EventSource, c.Journal}
 	foreign, err := c.foreign()
@@ -124,12 +124,13 @@ func (c *Config) checkGone() error {
 		return err
 	}
 	for _, file := range files {
-		if !strings.HasSuffix(file, asideSuffix) { // those are marked for deletion, and were named in the log
+		if !strings.HasSuffix(file, asideSuffix) { // scheduled for deletion, and logged
 			left = append(left, file)
 		}
 	}
 	if len(left) > 0 {
-		return fmt.Errorf("still there after the uninstall: %s; is another installer running (the DaemonSet)?", strings.Join(left, ", "))
+		return fmt.Errorf("the uninstall did not remove %s; check whether another installer is running, such as the DaemonSet's",
+			strings.Join(left, ", "))
 	}
 	return nil
 }

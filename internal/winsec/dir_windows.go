@@ -9,31 +9,32 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// Descriptors for SecureDir. Each says:
+// Security descriptors for SecureDir:
 //
-//	O:BA G:BA   owner and group are Administrators: both SYSTEM and an elevated administrator may set that owner, while
-//	            O:SY would need SeRestorePrivilege of the latter
-//	D:PAI       the DACL is protected: nothing is inherited from above, C:\'s "Users may create" least of all
-//	OICI        files and directories that are made inside inherit the entry
-//	FA          everything;  0x1200a9 = read, list, traverse, execute
+//	O:BA G:BA   owner and group are Administrators: SYSTEM and an elevated administrator can set that owner. For O:SY, an
+//	            administrator would need SeRestorePrivilege.
+//	D:PAI       the DACL is protected: it does not inherit entries from above, such as the permission of Users to create
+//	            files below C:\
+//	OICI        files and directories inside inherit the entry
+//	FA          full access;  0x1200a9 = read, list, traverse, execute
 const (
-	// DirAdminOnly is for what nobody but SYSTEM and Administrators may read.
+	// DirAdminOnly is for directories that only SYSTEM and Administrators can read.
 	DirAdminOnly = "O:BAG:BAD:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)"
-	// DirPluginReadable is for what the plugin's surrogate, which runs as NETWORK SERVICE, reads too.
+	// DirPluginReadable is for directories that the plugin, which runs as NETWORK SERVICE, can read too.
 	DirPluginReadable = "O:BAG:BAD:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;0x1200a9;;;NS)"
-	// DirProgram is for programs: every account may load them, only SYSTEM and Administrators may change them.
+	// DirProgram is for programs: every account can load them, only SYSTEM and Administrators can change them.
 	DirProgram = "O:BAG:BAD:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;0x1200a9;;;BU)"
 )
 
-// takeoverTries bounds the race with somebody who makes the directory again each time that it is removed.
+// takeoverTries limits the attempts if another account recreates the directory after each removal.
 const takeoverTries = 8
 
-// SecureDir makes path a directory with the owner and the protected DACL of sddl. The directory above must exist and must
-// itself be safe: who may rename path's parent decides what path is.
+// SecureDir creates a directory, or changes an existing one, with the owner and the protected DACL of sddl. The parent must
+// exist and must be secure, because an account that can rename the parent can replace path.
 //
-// A directory that an untrusted account made beforehand is never adopted, since whoever made it may still hold a handle
-// that no new DACL takes away. If it is empty it is removed and made anew, else the answer is an error that matches
-// ErrUntrusted and that names the path, the owner and the remedy. A link is refused always.
+// SecureDir never uses a directory that an untrusted account created: that account can still have an open handle, which a new
+// DACL does not close. It replaces an empty directory. For another one, it returns an error that matches ErrUntrusted and
+// contains the path, the owner and the remedy. It always rejects a link.
 func SecureDir(path, sddl string) error {
 	descriptor, err := windows.SecurityDescriptorFromString(sddl)
 	if err != nil {
@@ -43,9 +44,10 @@ func SecureDir(path, sddl string) error {
 	if !errors.Is(err, windows.ERROR_ACCESS_DENIED) && !errors.Is(err, windows.ERROR_INVALID_OWNER) {
 		return err
 	}
-	// The DACL of a directory that somebody else made can keep even administrators out, and a token may carry
-	// Administrators without the right to make it an owner. Both are what these two privileges are for.
-	return RunWithPrivileges([]string{SeBackupPrivilege, SeRestorePrivilege}, func() error { return secureDir(path, descriptor) })
+	// The DACL of an existing directory can deny administrators access, and a token can contain Administrators without the
+	// permission to set that owner. These two privileges permit both.
+	privileges := []string{SeBackupPrivilege, SeRestorePrivilege}
+	return RunWithPrivileges(privileges, func() error { return secureDir(path, descriptor) })
 }
 
 func secureDir(path string, descriptor *windows.SECURITY_DESCRIPTOR) error {
@@ -61,31 +63,31 @@ func secureDir(path string, descriptor *windows.SECURITY_DESCRIPTOR) error {
 		Length:             uint32(unsafe.Sizeof(windows.SecurityAttributes{})),
 		SecurityDescriptor: descriptor,
 	}
-	var refusal error
+	var lastErr error
 	for range takeoverTries {
 		err := windows.CreateDirectory(name, attributes)
 		if err != nil && err != windows.ERROR_ALREADY_EXISTS {
 			return &os.PathError{Op: "create", Path: path, Err: err}
 		}
-		refusal = secureExisting(name, path, descriptor)
-		if errors.Is(refusal, windows.ERROR_FILE_NOT_FOUND) {
-			continue // removed since, by somebody else
+		lastErr = secureExisting(name, path, descriptor)
+		if errors.Is(lastErr, windows.ERROR_FILE_NOT_FOUND) {
+			continue // another process has removed it
 		}
 		var untrusted *UntrustedError
-		if !errors.As(refusal, &untrusted) || untrusted.Owner == "" {
-			return refusal
+		if !errors.As(lastErr, &untrusted) || untrusted.Owner == "" {
+			return lastErr
 		}
-		// RemoveDirectory is the check for emptiness too: it and it alone leaves no moment between check and act. It also
-		// fails while somebody holds the directory open without sharing deletion.
+		// RemoveDirectory also checks that the directory is empty: a separate check would leave a gap. It also fails while
+		// another process has the directory open without sharing deletion.
 		if err := windows.RemoveDirectory(name); err != nil {
-			untrusted.Reason += fmt.Sprintf(", and it cannot be removed and made anew (%v)", err)
+			untrusted.Reason += fmt.Sprintf(", and it cannot be removed and recreated (%v)", err)
 			return untrusted
 		}
 	}
-	return refusal
+	return lastErr
 }
 
-// secureExisting sets the descriptor of the directory at path, if that is a real one which a trusted account made.
+// secureExisting sets the security descriptor of the directory at path, if a trusted account owns it.
 func secureExisting(name *uint16, path string, descriptor *windows.SECURITY_DESCRIPTOR) error {
 	// No FILE_SHARE_DELETE: while this handle is open the directory cannot be renamed or removed.
 	handle, err := windows.CreateFile(name,
@@ -102,10 +104,13 @@ func secureExisting(name *uint16, path string, descriptor *windows.SECURITY_DESC
 		return err
 	}
 	if !directory {
-		return &UntrustedError{Path: path, Reason: "it is a file, a directory is wanted",
-			Remedy: "delete the file as an administrator and start again"}
+		return &UntrustedError{
+			Path:   path,
+			Reason: "it is a file, not a directory",
+			Remedy: "delete the file as an administrator and retry",
+		}
 	}
-	// Not SetSecurityInfo, which would also walk the directory and rewrite what is in it.
+	// SetSecurityInfo would also change the content of the directory.
 	err = windows.SetKernelObjectSecurity(handle, windows.OWNER_SECURITY_INFORMATION|windows.GROUP_SECURITY_INFORMATION|
 		windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, descriptor)
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package winsec decides whom a Windows host's files are trusted from, and makes directories that only the right
-// accounts can change. It works on handles, so that what was checked is what is used.
+// Package winsec checks whether files on a Windows host are trusted, and creates directories that only certain accounts can
+// change. It works with handles, so that a checked file cannot be replaced before its use.
 //
-// It is not a general wrapper for Windows security: it knows one rule of trust (SYSTEM, Administrators, TrustedInstaller
-// and the process's own user, unless services share it), three directory descriptors, and how to hold a privilege for the
-// length of one function.
+// It is not a general wrapper for Windows security. It contains one rule of trust (SYSTEM, Administrators, TrustedInstaller
+// and the process's own user, unless services share it), three directory descriptors, and a function that enables a privilege
+// for one call.
 package winsec

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// Names of the privileges that the project uses ([MS-LSAD] 3.1.1.2.1).
+// Names of privileges ([MS-LSAD] 3.1.1.2.1).
 const (
-	SeBackupPrivilege        = "SeBackupPrivilege"        // open anything for reading
-	SeRestorePrivilege       = "SeRestorePrivilege"       // open anything for writing, make anybody the owner
-	SeTakeOwnershipPrivilege = "SeTakeOwnershipPrivilege" // become the owner of anything
+	SeBackupPrivilege        = "SeBackupPrivilege"        // read any object
+	SeRestorePrivilege       = "SeRestorePrivilege"       // write any object, set any owner
+	SeTakeOwnershipPrivilege = "SeTakeOwnershipPrivilege" // become the owner of any object
 )
 
-// PrivilegeError says which privileges this process's token does not hold, all or some.
+// PrivilegeError is the error if the token of this process does not have all of these privileges.
 type PrivilegeError struct {
 	Names []string
 	Err   error
@@ -29,12 +29,12 @@ func (e *PrivilegeError) Error() string {
 
 func (e *PrivilegeError) Unwrap() error { return e.Err }
 
-// x/sys drops the one answer that matters: AdjustTokenPrivileges succeeds, with ERROR_NOT_ALL_ASSIGNED as the last error,
-// when it has enabled less than it was asked for.
+// x/sys drops the last error: if AdjustTokenPrivileges has not enabled all privileges, it succeeds with the last error
+// ERROR_NOT_ALL_ASSIGNED.
 var procAdjustTokenPrivileges = windows.NewLazySystemDLL("advapi32.dll").NewProc("AdjustTokenPrivileges")
 
-// RunWithPrivileges calls fn with the named privileges enabled, on this thread and for this call only. A goroutine that fn
-// starts does not have them.
+// RunWithPrivileges calls fn with the given privileges, which are enabled only on this thread and only for this call. A
+// goroutine that fn starts does not have them.
 func RunWithPrivileges(names []string, fn func() error) error {
 	luids := make([]windows.LUID, len(names))
 	for i, name := range names {
@@ -44,13 +44,13 @@ func RunWithPrivileges(names []string, fn func() error) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	// The process's own token stays as it is: the thread impersonates its own process, and only that copy is changed.
+	// The thread impersonates its own process, so that only a copy of the process's token is changed.
 	if err := windows.ImpersonateSelf(windows.SecurityImpersonation); err != nil {
 		return &PrivilegeError{Names: names, Err: err}
 	}
 	defer func() {
 		if err := windows.RevertToSelf(); err != nil {
-			panic("winsec: a thread cannot give up its privileges: " + err.Error()) // other goroutines would inherit them
+			panic("winsec: a thread cannot drop its privileges: " + err.Error()) // other goroutines would inherit them
 		}
 	}()
 	var token windows.Token
@@ -59,9 +59,11 @@ func RunWithPrivileges(names []string, fn func() error) error {
 		return &PrivilegeError{Names: names, Err: err}
 	}
 	defer token.Close()
-	for i, luid := range luids { // one by one, so that the error names the one that is missing
-		wanted := windows.Tokenprivileges{PrivilegeCount: 1,
-			Privileges: [1]windows.LUIDAndAttributes{{Luid: luid, Attributes: windows.SE_PRIVILEGE_ENABLED}}}
+	for i, luid := range luids { // one by one, so that the error contains the missing one
+		wanted := windows.Tokenprivileges{
+			PrivilegeCount: 1,
+			Privileges:     [1]windows.LUIDAndAttributes{{Luid: luid, Attributes: windows.SE_PRIVILEGE_ENABLED}},
+		}
 		ok, _, err := procAdjustTokenPrivileges.Call(uintptr(token), 0, uintptr(unsafe.Pointer(&wanted)), 0, 0, 0)
 		if ok == 0 || err == windows.ERROR_NOT_ALL_ASSIGNED {
 			return &PrivilegeError{Names: names[i : i+1], Err: err}

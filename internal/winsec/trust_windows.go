@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// ErrUntrusted is what every refusal of this package matches with errors.Is.
+// ErrUntrusted matches every UntrustedError with errors.Is.
 var ErrUntrusted = errors.New("not trusted")
 
-// UntrustedError says what was refused, who made it, why, and what to do.
+// UntrustedError describes a path that is not trusted.
 type UntrustedError struct {
 	Path   string
-	Owner  string // account and SID; "" when the refusal is not about the owner
+	Owner  string // account and SID; "" if the reason is not the owner
 	Reason string
 	Remedy string
 }
@@ -31,16 +31,14 @@ func (e *UntrustedError) Error() string {
 // Is makes every UntrustedError match ErrUntrusted.
 func (e *UntrustedError) Is(target error) bool { return target == ErrUntrusted }
 
-// trustedInstaller is the SID of NT SERVICE\TrustedInstaller, which owns what Windows itself put on the disk. It has no
-// well-known SID type.
+// trustedInstaller is the SID of NT SERVICE\TrustedInstaller, which owns the files of Windows. It has no well-known SID type.
 const trustedInstaller = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 
-// CheckTrusted returns nil if path is a real directory or file (neither it nor a directory above it is a link) that is
-// owned by SYSTEM, Administrators, TrustedInstaller or the user that this process runs as, LOCAL SERVICE and NETWORK
-// SERVICE excepted. Any other owner, and a link, is an error that matches ErrUntrusted. A path that does not exist is an
-// error that matches fs.ErrNotExist.
+// CheckTrusted returns nil if no part of path is a link and if the owner of path is SYSTEM, Administrators, TrustedInstaller
+// or the user of this process, except LOCAL SERVICE and NETWORK SERVICE. For another owner or a link, it returns an error that
+// matches ErrUntrusted. For a missing path, the error matches fs.ErrNotExist.
 //
-// A file that is read afterwards is better opened with OpenTrusted, which leaves nothing between check and use.
+// To read a file afterwards, use OpenTrusted, which leaves no gap between check and use.
 func CheckTrusted(path string) error {
 	handle, err := openForCheck(path, windows.READ_CONTROL|windows.FILE_READ_ATTRIBUTES)
 	if err != nil {
@@ -51,7 +49,7 @@ func CheckTrusted(path string) error {
 	return err
 }
 
-// OpenTrusted opens a file for reading and returns it only if it passes CheckTrusted's rule.
+// OpenTrusted opens a file for reading. The rule of CheckTrusted applies.
 func OpenTrusted(path string) (*os.File, error) {
 	handle, err := openForCheck(path, windows.GENERIC_READ)
 	if err != nil {
@@ -59,8 +57,11 @@ func OpenTrusted(path string) (*os.File, error) {
 	}
 	directory, err := checkHandle(handle, path)
 	if err == nil && directory {
-		err = &UntrustedError{Path: path, Reason: "it is a directory, a file is wanted",
-			Remedy: "delete the directory as an administrator and start again"}
+		err = &UntrustedError{
+			Path:   path,
+			Reason: "it is a directory, not a file",
+			Remedy: "delete the directory as an administrator and retry",
+		}
 	}
 	if err != nil {
 		windows.CloseHandle(handle)
@@ -69,7 +70,7 @@ func OpenTrusted(path string) (*os.File, error) {
 	return os.NewFile(uintptr(handle), path), nil
 }
 
-// openForCheck opens what is at path itself, never what a link there points to.
+// openForCheck opens path itself and never the target of a link.
 func openForCheck(path string, access uint32) (windows.Handle, error) {
 	verbatim, err := verbatimPath(path)
 	if err != nil {
@@ -88,9 +89,9 @@ func openForCheck(path string, access uint32) (windows.Handle, error) {
 	return handle, nil
 }
 
-// checkHandle applies the rule to an open handle, and tells whether it is a directory.
+// checkHandle applies the rule to an open handle, and reports whether it is a directory.
 func checkHandle(handle windows.Handle, path string) (directory bool, err error) {
-	directory, err = checkPlace(handle, path)
+	directory, err = checkLocation(handle, path)
 	if err != nil {
 		return directory, err
 	}
@@ -104,24 +105,29 @@ func checkHandle(handle windows.Handle, path string) (directory bool, err error)
 	}
 	if !trusted {
 		return directory, &UntrustedError{
-			Path: path, Owner: accountName(owner),
-			Reason: "only SYSTEM, Administrators, TrustedInstaller and this process's own user (unless services share it) may own it",
-			Remedy: "find out who put it there, then delete it as an administrator and start again",
+			Path:  path,
+			Owner: accountName(owner),
+			Reason: "the owner must be SYSTEM, Administrators, TrustedInstaller or this process's own user " +
+				"(unless services share it)",
+			Remedy: "find out who created it, then delete it as an administrator and retry",
 		}
 	}
 	return directory, nil
 }
 
-// checkPlace refuses a link, and a handle that a link further up has led somewhere else.
-func checkPlace(handle windows.Handle, path string) (directory bool, err error) {
+// checkLocation rejects a link, and a handle to another location because a directory above is a link.
+func checkLocation(handle windows.Handle, path string) (directory bool, err error) {
 	var info windows.ByHandleFileInformation
 	if err := windows.GetFileInformationByHandle(handle, &info); err != nil {
 		return false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	directory = info.FileAttributes&windows.FILE_ATTRIBUTE_DIRECTORY != 0
 	if info.FileAttributes&windows.FILE_ATTRIBUTE_REPARSE_POINT != 0 {
-		return directory, &UntrustedError{Path: path, Reason: "it is a reparse point (a junction or symbolic link)",
-			Remedy: "find out who put it there, delete the link as an administrator and start again"}
+		return directory, &UntrustedError{
+			Path:   path,
+			Reason: "it is a reparse point (a junction or symbolic link)",
+			Remedy: "find out who created it, then delete the link as an administrator and retry",
+		}
 	}
 	wanted, err := verbatimPath(path)
 	if err != nil {
@@ -132,8 +138,11 @@ func checkPlace(handle windows.Handle, path string) (directory bool, err error) 
 		return directory, &os.PathError{Op: "find the final path of", Path: path, Err: err}
 	}
 	if !strings.EqualFold(wanted, final) {
-		return directory, &UntrustedError{Path: path, Reason: "it is really at " + final,
-			Remedy: "delete the link among the directories above it, or name the real path"}
+		return directory, &UntrustedError{
+			Path:   path,
+			Reason: "its real path is " + final,
+			Remedy: "delete the link in the path, or specify the real path",
+		}
 	}
 	return directory, nil
 }
@@ -145,7 +154,7 @@ func ownerOf(handle windows.Handle, path string) (*windows.SID, error) {
 	}
 	owner, _, err := descriptor.Owner()
 	if err != nil || owner == nil {
-		return nil, &os.PathError{Op: "read the owner of", Path: path, Err: errors.Join(errors.New("it has none"), err)}
+		return nil, &os.PathError{Op: "read the owner of", Path: path, Err: errors.Join(errors.New("there is no owner"), err)}
 	}
 	return owner, nil
 }
@@ -158,8 +167,8 @@ func isTrusted(owner *windows.SID) (bool, error) {
 	return trusts(user.User.Sid, owner), nil
 }
 
-// trusts tells whether a process of this user trusts what the owner made. Its own user vouches for nothing when it is LOCAL
-// SERVICE or NETWORK SERVICE, which many services share: what one of them owns, any other may have made.
+// trusts reports whether a process of this user trusts the owner. It does not trust its own user if that is LOCAL SERVICE or
+// NETWORK SERVICE: many services share these accounts, and each of them could have created the file.
 func trusts(user, owner *windows.SID) bool {
 	switch {
 	case owner.IsWellKnown(windows.WinLocalSystemSid), owner.IsWellKnown(windows.WinBuiltinAdministratorsSid),
@@ -171,11 +180,11 @@ func trusts(user, owner *windows.SID) bool {
 	return owner.Equals(user)
 }
 
-// accountName writes an owner as an administrator would look for it.
+// accountName returns domain, account and SID.
 func accountName(sid *windows.SID) string {
 	account, domain, _, err := sid.LookupAccount("")
 	if err != nil {
-		return sid.String() // an account that was deleted, or one of a domain that cannot be reached
+		return sid.String() // a deleted account, or one of an unreachable domain
 	}
 	return fmt.Sprintf(`%s\%s (%s)`, domain, account, sid)
 }
@@ -194,8 +203,8 @@ func finalPath(handle windows.Handle) (string, error) {
 	}
 }
 
-// verbatimPath returns the \\?\ form of an absolute path on a drive. Windows takes such a path as it stands: no limit at
-// MAX_PATH, and no device hidden behind a name such as con or nul, which are names that Kubernetes allows.
+// verbatimPath returns the \\?\ form of an absolute path on a drive. Windows does not parse such a path: there is no limit at
+// MAX_PATH, and con or nul, which are valid names in Kubernetes, are not devices.
 func verbatimPath(path string) (string, error) {
 	bare, verbatim := strings.CutPrefix(path, `\\?\`)
 	if len(bare) < 3 || bare[1] != ':' || bare[2] != '\\' {

@@ -252,7 +252,7 @@ func TestSecureDirRejectsAFile(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantUntrusted(t, SecureDir(path, DirAdminOnly), path, "a directory is wanted")
+	wantUntrusted(t, SecureDir(path, DirAdminOnly), path, "not a directory")
 }
 
 func TestPathsOutsideALocalDriveAreRejected(t *testing.T) {
@@ -335,7 +335,7 @@ func TestAMissingPathIsNotExistAndNotUntrusted(t *testing.T) {
 
 func TestOpenTrustedRejectsADirectory(t *testing.T) {
 	_, err := OpenTrusted(tempDir(t))
-	wantUntrusted(t, err, "a file is wanted")
+	wantUntrusted(t, err, "not a file")
 }
 
 func enabled(t *testing.T, name string) bool {

@@ -24,6 +24,7 @@ func TestWindowsPackages(t *testing.T) {
 		"internal/endpoint",
 		"internal/com",
 		"internal/installer",
+		"cmd/ccg-plugin-installer",
 		"test/host",
 	} {
 		name := path.Base(dir)
