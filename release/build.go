@@ -32,8 +32,8 @@ type options struct {
 }
 
 // The index and the images have no os.version: containerd accepts an entry without one on every Windows Server
-// (containerd/platforms, windowsVersionMatcher). The images of HostProcess containers contain no part of an operating system,
-// so they run on every version.
+// (containerd/platforms, windowsVersionMatcher). The images of HostProcess containers contain no part of an operating
+// system, so they run on every version.
 var windowsAMD64 = v1.Platform{OS: "windows", Architecture: "amd64"}
 
 // program is a built program with its build information.
@@ -130,10 +130,10 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 	lists["ccg-plugin-installer.cdx.json"] = installerList
 	lists["gmsa-account-provider.cdx.json"] = providerList
 
-	// The programs are in the image's root and need no path. A HostProcess container without a working directory starts in its
-	// own root, C:\hpc, and Windows searches programs there first (containerd, CRI's container spec for Windows, and
-	// microsoft/hcsshim, internal/jobcontainers, CreateProcess and getApplicationName), and again after PATH. The image
-	// therefore has no working directory, and a PATH with the directories that all hosts have.
+	// The programs are in the image's root and need no path. A HostProcess container without a working directory starts
+	// in its own root, C:\hpc, and Windows searches programs there first (containerd, CRI's container spec for Windows,
+	// and microsoft/hcsshim, internal/jobcontainers, CreateProcess and getApplicationName), and again after PATH. The
+	// image therefore has no working directory, and a PATH with the directories that all hosts have.
 	own, err := windowsLayer([]file{
 		{installer.name, installer.data},
 		{provider.name, provider.data},

@@ -347,7 +347,8 @@ func TestBuildRejectsInvalidInput(t *testing.T) {
 		}, "ccg-plugin-installer.exe does not contain the DLL ccg-plugin.dll from the same directory"},
 		{"a signed program among unsigned ones", func(t *testing.T, dir, _ string) {
 			exe := read(t, dir, "gmsa-account-provider.exe")
-			// The entry of the security directory: PE header, 24 bytes, then 112 of the optional header, then 4 entries of 8.
+			// The entry of the security directory: PE header, 24 bytes, then 112 of the optional header, then 4 entries
+			// of 8.
 			at := int(exe[0x3c]) + 24 + 112 + 4*8
 			put(t, dir, "gmsa-account-provider.exe", append(append(exe[:at:at], 0, 0, 0, 1, 8, 0, 0, 0), exe[at+8:]...))
 		}, "only one of ccg-plugin.dll and gmsa-account-provider.exe is signed"},

@@ -8,7 +8,8 @@ import (
 
 // hive returns a registry hive with an empty root key: one base block and one hive bin, 4 KiB each.
 //
-// The format is that of github.com/msuhanov/regf, "Windows registry file format specification", whose names are used here.
+// The format is that of github.com/msuhanov/regf, "Windows registry file format specification", whose names are used
+// here.
 func hive(name string) []byte {
 	const (
 		page = 4096
@@ -16,7 +17,8 @@ func hive(name string) []byte {
 
 		// Offsets of cells are relative to the first hive bin, whose header has 32 bytes.
 		rootCell = 32
-		// A cell consists of its size (4 bytes) and its data, in multiples of 8 bytes. 76 is the fixed part of a key node.
+		// A cell consists of its size (4 bytes) and its data, in multiples of 8 bytes. 76 is the fixed part of a key
+		// node.
 		maxName      = 12
 		rootCellSize = 4 + 76 + maxName + 4
 		securityCell = rootCell + rootCellSize

@@ -1,8 +1,8 @@
 // Command images builds CCGRKC's container images, and pushes them, without a container engine.
 //
 // It reads built programs and writes an OCI image layout: one index, with an image for windows/amd64 (HostProcess
-// containers) and one each for linux/amd64 and linux/arm64 (the webhook, the charts' Jobs, gmsactl). It neither compiles nor
-// signs programs.
+// containers) and one each for linux/amd64 and linux/arm64 (the webhook, the charts' Jobs, gmsactl). It neither
+// compiles nor signs programs.
 package main
 
 import (

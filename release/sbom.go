@@ -13,8 +13,8 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 )
 
-// components returns the SBOM of p as CycloneDX 1.6 in JSON: the modules that `go version -m` shows, also of each program that
-// p contains. It has no timestamp, and its serial number is a hash of the rest.
+// components returns the SBOM of p as CycloneDX 1.6 in JSON: the modules that `go version -m` shows, also of each
+// program that p contains. It has no timestamp, and its serial number is a hash of the rest.
 func components(p program, version string, inside ...program) ([]byte, error) {
 	bom := cdx.NewBOM()
 	root, modules := component(p, version)
@@ -84,7 +84,8 @@ func module(m *debug.Module) cdx.Component {
 	return c
 }
 
-// packageURL returns a purl (ECMA-427). Its type golang requires lower case and the name stdlib for the standard library.
+// packageURL returns a purl (ECMA-427). Its type golang requires lower case and the name stdlib for the standard
+// library.
 func packageURL(path, version string) string {
 	if path == "std" {
 		path = "stdlib"

@@ -9,13 +9,14 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Sources for the format of Windows layers: moby/buildkit, util/winlayers, which writes them on Linux; microsoft/hcsshim,
-// pkg/ociwclayer, and microsoft/go-winio, backuptar, which read them on a node.
+// Sources for the format of Windows layers: moby/buildkit, util/winlayers, which writes them on Linux;
+// microsoft/hcsshim, pkg/ociwclayer, and microsoft/go-winio, backuptar, which read them on a node.
 
-// windowsBase creates the base layer of the Windows image. A node processes its first layer with ProcessBaseLayer, which
-// requires these five hives. Up to Windows Server 2022 it accepts empty files, since 2025 it requires hives. A HostProcess
-// container uses nothing of its base. Microsoft's base has these files, a license, and no directory Hives.
-// (microsoft/windows-host-process-containers-base-image, New-HostProcessBaseImage.ps1; microsoft/hcsshim, baseLayerWriter)
+// windowsBase creates the base layer of the Windows image. A node processes its first layer with ProcessBaseLayer,
+// which requires these five hives. Up to Windows Server 2022 it accepts empty files, since 2025 it requires hives. A
+// HostProcess container uses nothing of its base. Microsoft's base has these files, a license, and no directory Hives.
+// (microsoft/windows-host-process-containers-base-image, New-HostProcessBaseImage.ps1; microsoft/hcsshim,
+// baseLayerWriter)
 func windowsBase() (v1.Layer, error) {
 	var files []file
 	for _, name := range []string{"DEFAULT", "SAM", "SECURITY", "SOFTWARE", "SYSTEM"} {

@@ -1,6 +1,7 @@
 //go:build windows
 
-// Command ccg-plugin is ccg-plugin.dll, the CCG plugin. hack/build-dll.sh builds it, and ccg-plugin-installer registers it.
+// Command ccg-plugin is ccg-plugin.dll, the CCG plugin. hack/build-dll.sh builds it, and ccg-plugin-installer registers
+// it.
 package main
 
 import "C"

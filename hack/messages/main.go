@@ -1,5 +1,5 @@
-// Command messages makes from the table of causes what the build and the documentation need of it: the DLL's message table
-// and version resource, and the table of docs/errors.md.
+// Command messages makes from the table of causes what the build and the documentation need of it: the DLL's message
+// table and version resource, and the table of docs/errors.md.
 package main
 
 import (
@@ -30,8 +30,8 @@ func main() {
 	}
 }
 
-// messageFile returns the source of the message table (Microsoft, "Message Text Files"). Facility 0 gives the identifiers
-// that cause.MessageID computes. Inserts: %1 is the plugin input, %2 the detail.
+// messageFile returns the source of the message table (Microsoft, "Message Text Files"). Facility 0 gives the
+// identifiers that cause.MessageID computes. Inserts: %1 is the plugin input, %2 the detail.
 func messageFile(causes []*cause.Cause) string {
 	var b strings.Builder
 	b.WriteString("MessageIdTypedef=DWORD\n" +

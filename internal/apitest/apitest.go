@@ -1,5 +1,6 @@
 // Package apitest compares the machine-readable interface of a program with a golden file: commands, flags, exit codes,
-// metrics and JSON fields. Scripts rely on these names, so a change must be deliberate. "go test -update" rewrites the file.
+// metrics and JSON fields. Scripts rely on these names, so a change must be deliberate. "go test -update" rewrites the
+// file.
 package apitest
 
 import (

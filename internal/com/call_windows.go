@@ -60,8 +60,8 @@ func readInput(input *uint16) string {
 	return string(utf16.Decode(units))
 }
 
-// taskStrings holds strings that CoTaskMemAlloc allocated, as COM requires for out parameters: the caller frees them with
-// CoTaskMemFree.
+// taskStrings holds strings that CoTaskMemAlloc allocated, as COM requires for out parameters: the caller frees them
+// with CoTaskMemFree.
 type taskStrings struct {
 	allocated [][]uint16
 	returned  bool // to the caller, who frees them

@@ -23,8 +23,8 @@ type Class struct {
 // class is set once, by Serve.
 var class Class
 
-// Serve sets the implementation of the class. It also ensures that the surrogate exits after an uninstall, even if it was
-// never called. Call it from an init function: cgo delays every export until they have finished.
+// Serve sets the implementation of the class. It also ensures that the surrogate exits after an uninstall, even if it
+// was never called. Call it from an init function: cgo delays every export until they have finished.
 func Serve(c Class) {
 	class = c
 	if isSurrogate() {
@@ -79,8 +79,8 @@ func GetClassObject(clsid, iid *windows.GUID, out *unsafe.Pointer) (hr HRESULT) 
 	return queryInterface(&factory, iid, out, iidClassFactory)
 }
 
-// CanUnloadNow is the export DllCanUnloadNow. A Go runtime cannot be unloaded: its threads would run unmapped code. S_OK is
-// safe nevertheless, because the module is pinned: COM closes its handle, and the code remains mapped.
+// CanUnloadNow is the export DllCanUnloadNow. A Go runtime cannot be unloaded: its threads would run unmapped code.
+// S_OK is safe nevertheless, because the module is pinned: COM closes its handle, and the code remains mapped.
 func CanUnloadNow() (hr HRESULT) {
 	defer recovered("DllCanUnloadNow", &hr)
 	if err := pin(); err != nil {
@@ -145,8 +145,8 @@ func nullPointer() HRESULT {
 	return HRESULT(cause.NullPointer.HResult)
 }
 
-// recovered is deferred and converts a panic to an HRESULT and an event. Package plugin does the same for its own panics, with
-// more detail.
+// recovered is deferred and converts a panic to an HRESULT and an event. Package plugin does the same for its own
+// panics, with more detail.
 func recovered(where string, hr *HRESULT) {
 	value := recover()
 	if value == nil {

@@ -36,8 +36,8 @@ var enterMTA = sync.OnceValue(func() error {
 	return nil
 })
 
-// Activate creates an object of the class in another process. The caller must release it. errors.As finds the HRESULT of a
-// failure.
+// Activate creates an object of the class in another process. The caller must release it. errors.As finds the HRESULT
+// of a failure.
 func Activate(clsid windows.GUID) (*Object, error) {
 	if err := enterMTA(); err != nil {
 		return nil, err

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// After an uninstall, a surrogate would keep the module's file open: for minutes on an idle node, and on a busy node until all
-// references are released. The uninstall waits for that. The module therefore terminates its surrogate, which serves no other
-// class. After an upgrade nothing waits for the surrogate, so COM stops it.
+// After an uninstall, a surrogate would keep the module's file open: for minutes on an idle node, and on a busy node
+// until all references are released. The uninstall waits for that. The module therefore terminates its surrogate, which
+// serves no other class. After an upgrade nothing waits for the surrogate, so COM stops it.
 
 // exitDelay is the time without a call before the surrogate exits, so that a started activation can finish.
 const exitDelay = 5 * time.Second
@@ -50,8 +50,8 @@ func exitLoop() {
 	}
 }
 
-// isSurrogate reports whether this process is COM's surrogate for this class. Other processes that have loaded the module must
-// not be suspended or terminated.
+// isSurrogate reports whether this process is COM's surrogate for this class. Other processes that have loaded the
+// module must not be suspended or terminated.
 func isSurrogate() bool {
 	// The AppID equals the CLSID. Windows writes DllHost.exe /Processid:{AppID}, Wine /PROCESSID:{CLSID}.
 	command := strings.ToUpper(windows.UTF16PtrToString(windows.GetCommandLine()))

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// pin keeps the module mapped until the process exits, despite any call of FreeLibrary. Every export calls it, because any of
-// them can be the first.
+// pin keeps the module mapped until the process exits, despite any call of FreeLibrary. Every export calls it, because
+// any of them can be the first.
 func pin() error {
 	_, err := module(windows.GET_MODULE_HANDLE_EX_FLAG_PIN)
 	return err

@@ -5,8 +5,8 @@ import (
 	"log/slog"
 )
 
-// Password holds the UTF-16 code units of a password as the class returned them. Only Reveal returns them. The zero value is
-// the empty password.
+// Password holds the UTF-16 code units of a password as the class returned them. Only Reveal returns them. The zero
+// value is the empty password.
 //
 // It is not a credential.Password, which holds UTF-8: a conversion would create another copy to wipe, and it would hide
 // invalid UTF-16 from a test of the class.

@@ -16,8 +16,8 @@ func utf16Length(text []byte) int {
 	return n
 }
 
-// encodeUTF16 writes UTF-8 text as UTF-16 into units, whose length is utf16Length, without another copy. Invalid UTF-8 becomes
-// U+FFFD; valid credentials contain none.
+// encodeUTF16 writes UTF-8 text as UTF-16 into units, whose length is utf16Length, without another copy. Invalid UTF-8
+// becomes U+FFFD; valid credentials contain none.
 func encodeUTF16(units []uint16, text []byte) {
 	for i := 0; len(text) > 0; {
 		r, size := utf8.DecodeRune(text)

@@ -15,19 +15,20 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// An upgrade registers another DLL while this one is loaded. New activations would still use this one until the surrogate
-// exits, which on a busy node never happens. The module therefore watches its registration. When another DLL is registered, or
-// none, it suspends the class objects of the process (CoSuspendClassObjects). The next activation then starts a surrogate with
-// the new DLL. Existing references and running calls are unaffected. See exitWhenUnregistered for the exit of the process.
+// An upgrade registers another DLL while this one is loaded. New activations would still use this one until the
+// surrogate exits, which on a busy node never happens. The module therefore watches its registration. When another DLL
+// is registered, or none, it suspends the class objects of the process (CoSuspendClassObjects). The next activation
+// then starts a surrogate with the new DLL. Existing references and running calls are unaffected. See
+// exitWhenUnregistered for the exit of the process.
 
 const registration = `SOFTWARE\Classes\CLSID\` + CLSID
 
-// absentPause is the interval for checking a missing registration, because there is no key to watch. It is not urgent: without
-// a registration there are no activations.
+// absentPause is the interval for checking a missing registration, because there is no key to watch. It is not urgent:
+// without a registration there are no activations.
 const absentPause = 2 * time.Second
 
-// startSuspending runs with the first class object. COM ignores a suspension before the surrogate has registered its class
-// objects.
+// startSuspending runs with the first class object. COM ignores a suspension before the surrogate has registered its
+// class objects.
 var startSuspending = sync.OnceFunc(func() {
 	if !isSurrogate() {
 		return
@@ -123,8 +124,8 @@ func registeredPath(key registry.Key) (string, error) {
 	return path, err
 }
 
-// sameFile compares files and not only paths: if the same path in another form counted as another DLL, every activation would
-// fail.
+// sameFile compares files and not only paths: if the same path in another form counted as another DLL, every activation
+// would fail.
 func sameFile(path, own string) bool {
 	if strings.EqualFold(path, own) {
 		return true

@@ -1,6 +1,6 @@
-// Package credential defines what travels from the Secret to ccg.exe: the credentials of an impersonation account (domain,
-// user name, password), the reference to their Secret, their wire form, and the codes of the failures. It does not depend
-// on files, networks or Windows.
+// Package credential defines what travels from the Secret to ccg.exe: the credentials of an impersonation account
+// (domain, user name, password), the reference to their Secret, their wire form, and the codes of the failures. It does
+// not depend on files, networks or Windows.
 package credential
 
 import (
@@ -15,11 +15,12 @@ type Credential struct {
 	Password   Password
 }
 
-// Password holds the UTF-8 of a password. Only Reveal returns it: formatting with any verb, encoding as JSON or text, and
-// logging all print a fixed word. The zero value is the empty password.
+// Password holds the UTF-8 of a password. Only Reveal returns it: formatting with any verb, encoding as JSON or text,
+// and logging all print a fixed word. The zero value is the empty password.
 type Password struct {
-	// A function, because fmt does not call the methods of a value in an unexported field of another struct. It prints the
-	// field instead, and follows even a pointer if the verb does not match. Of a function it can print only the address.
+	// A function, because fmt does not call the methods of a value in an unexported field of another struct. It prints
+	// the field instead, and follows even a pointer if the verb does not match. Of a function it can print only the
+	// address.
 	utf8 func() []byte
 }
 
@@ -36,8 +37,8 @@ func (p Password) Reveal() []byte {
 	return p.utf8()
 }
 
-// Wipe overwrites the password with zeros. It cannot reach copies that the Go runtime created when it moved a stack or grew
-// a slice.
+// Wipe overwrites the password with zeros. It cannot reach copies that the Go runtime created when it moved a stack or
+// grew a slice.
 func (p Password) Wipe() { clear(p.Reveal()) }
 
 func (p Password) String() string               { return redacted }

@@ -13,8 +13,8 @@ type Reference struct {
 	Secret    string
 }
 
-// PluginClass is the plugin's COM class, PluginGUID in a credential spec. It never changes: existing GMSACredentialSpecs
-// contain it.
+// PluginClass is the plugin's COM class, PluginGUID in a credential spec. It never changes: existing
+// GMSACredentialSpecs contain it.
 const PluginClass = "{E4781092-F116-4B79-B55E-28EB6A224E26}"
 
 // secretSuffix is the end of the name of a release's Secret, unless the chart's value credentials.secretName is set.

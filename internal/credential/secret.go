@@ -52,8 +52,8 @@ func FromSecret(data map[string][]byte) (Credential, []string, error) {
 	return c, warnings, nil
 }
 
-// check defines valid credentials. With DOMAIN\user or user@domain, ccg.exe fails later and without a clear error, so these
-// forms are rejected here.
+// check defines valid credentials. With DOMAIN\user or user@domain, ccg.exe fails later and without a clear error, so
+// these forms are rejected here.
 func (c Credential) check() error {
 	if err := checkText([]byte(c.DomainName)); err != nil {
 		return fmt.Errorf("key %q %w", KeyDomainName, err)

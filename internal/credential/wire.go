@@ -7,16 +7,16 @@ import (
 	"fmt"
 )
 
-// The wire form is a JSON object. The password in it is base64 of UTF-8, so that encoding/json decodes it into bytes, which
-// can be wiped, and not into a string.
+// The wire form is a JSON object. The password in it is base64 of UTF-8, so that encoding/json decodes it into bytes,
+// which can be wiped, and not into a string.
 type wire struct {
 	DomainName string `json:"domainName"`
 	Username   string `json:"username"`
 	Password   []byte `json:"password"`
 }
 
-// MaxWireLength is the maximum length of the wire form in bytes: three values of MaxValueLength, each six times as long if
-// every character is escaped, and the object around them.
+// MaxWireLength is the maximum length of the wire form in bytes: three values of MaxValueLength, each six times as long
+// if every character is escaped, and the object around them.
 const MaxWireLength = 3*6*MaxValueLength + 64
 
 // Encode returns the wire form. The caller wipes it.

@@ -1,13 +1,13 @@
-// Package endpoint manages the files through which the plugin finds the Account Provider of one impersonation account. It
-// owns their layout: no other package knows the file names.
+// Package endpoint manages the files through which the plugin finds the Account Provider of one impersonation account.
+// It owns their layout: no other package knows the file names.
 //
 //	<root>/<namespace>/<secret>/current              the name of the active generation
 //	<root>/<namespace>/<secret>/<generation>/        port, ca.crt, client.crt, client.key
 //
 // A generation is complete before current contains its name, and never changes afterwards. A reader therefore gets a
-// complete generation or an error, even if a writer is killed at any moment. There is no lock: during a rolling update, two
-// providers of one account publish, and readers find the last one. Each provider publishes again if the other removed its
-// files (Publication.InForce).
+// complete generation or an error, even if a writer is killed at any moment. There is no lock: during a rolling update,
+// two providers of one account publish, and readers find the last one. Each provider publishes again if the other
+// removed its files (Publication.InForce).
 //
 // Package mtls verifies the certificates.
 package endpoint

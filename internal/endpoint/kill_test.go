@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// TestMain lets this binary be the provider that is killed: with an endpoint's number in the environment it publishes and,
-// if it gets that far, withdraws.
+// TestMain lets this binary be the provider that is killed: with an endpoint's number in the environment it publishes
+// and, if it gets that far, withdraws.
 func TestMain(m *testing.M) {
 	root := os.Getenv("ENDPOINT_TEST_ROOT")
 	if root == "" {
@@ -30,8 +30,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// A provider is killed at every step of a publication and of a withdrawal while 8 readers resolve in a loop: each reader
-// has one whole generation or a clear error, and the next provider's publication is found by all.
+// A provider is killed at every step of a publication and of a withdrawal while 8 readers resolve in a loop: each
+// reader has one whole generation or a clear error, and the next provider's publication is found by all.
 func TestAKilledProviderLeavesACompleteGenerationOrAClearError(t *testing.T) {
 	points := passed(t, tempDir(t))
 	if len(points) < 10 {

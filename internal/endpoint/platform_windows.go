@@ -48,8 +48,8 @@ func checkAncestors(root string) error {
 	return nil
 }
 
-// removeEmptyAbove removes the default root and the directories above it, from the bottom up to the first that is not empty.
-// A publisher that creates one at the same time retries. For a custom root it does nothing.
+// removeEmptyAbove removes the default root and the directories above it, from the bottom up to the first that is not
+// empty. A publisher that creates one at the same time retries. For a custom root it does nothing.
 func removeEmptyAbove(root string) {
 	if root != DefaultRoot {
 		return

@@ -19,13 +19,13 @@ import (
 // Publisher writes endpoints below Root. It creates Root if necessary.
 type Publisher struct {
 	Root string
-	// Reader is the plugin identity, which gets read permission: one of Readers. Empty means the first. It has an effect
-	// only on Windows.
+	// Reader is the plugin identity, which gets read permission: one of Readers. Empty means the first. It has an
+	// effect only on Windows.
 	Reader string
 }
 
-// Readers lists the possible plugin identities, the default first. With launching-user, the plugin runs as the account that
-// activates it: ccg.exe runs as SYSTEM.
+// Readers lists the possible plugin identities, the default first. With launching-user, the plugin runs as the account
+// that activates it: ccg.exe runs as SYSTEM.
 var Readers = []string{"network-service", "local-service", "launching-user"}
 
 // Publication is one generation of this process.
@@ -37,8 +37,8 @@ type Publication struct {
 // Publish makes e the active generation of ref and removes all others, including those of killed providers.
 func (p Publisher) Publish(ref credential.Reference, e Endpoint) (*Publication, error) {
 	var err error
-	// Another provider of the account can stop or publish at the same time, and then removes directories that this one has
-	// just created.
+	// Another provider of the account can stop or publish at the same time, and then removes directories that this one
+	// has just created.
 	for range 3 {
 		var pub *Publication
 		pub, err = p.publish(ref, e)
@@ -136,9 +136,9 @@ func (p *Publication) Withdraw() error {
 	return nil
 }
 
-// Remove removes the given generations of ref, and current if it contains the name of one of them or of a missing one. It
-// then removes the empty directories, including the root and those above it. The caller must check that no provider uses
-// the generations.
+// Remove removes the given generations of ref, and current if it contains the name of one of them or of a missing one.
+// It then removes the empty directories, including the root and those above it. The caller must check that no provider
+// uses the generations.
 func Remove(root string, ref credential.Reference, names []string) error {
 	dir := directory(root, ref)
 	for _, name := range names {
@@ -190,8 +190,8 @@ func sweep(dir, keep string) error {
 	return nil
 }
 
-// removeGeneration removes a directory of files, or one file. It removes links and never follows them. It does not remove
-// subdirectories, which a generation does not have. (os.RemoveAll does not work under Wine 8.)
+// removeGeneration removes a directory of files, or one file. It removes links and never follows them. It does not
+// remove subdirectories, which a generation does not have. (os.RemoveAll does not work under Wine 8.)
 func removeGeneration(path string) error {
 	if checkTrusted(path) == nil {
 		entries, _ := os.ReadDir(path) // none if path is a file

@@ -9,8 +9,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// Write writes one event. The inserts are %1, %2 and so on of the message. It opens the event source for each event: events
-// are rare, and a restart of the Event Log service invalidates handles.
+// Write writes one event. The inserts are %1, %2 and so on of the message. It opens the event source for each event:
+// events are rare, and a restart of the Event Log service invalidates handles.
 func Write(c *cause.Cause, inserts ...string) error {
 	source, err := windows.UTF16PtrFromString(Source)
 	if err != nil {

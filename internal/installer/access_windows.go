@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// In Windows, only TrustedInstaller has write access to COMClasses. The installer has to become the key's owner, add an entry
-// to the DACL, write, and restore owner and DACL. It first records both in the journal, one value per key, so that the next run
-// can restore them if this one is killed.
+// In Windows, only TrustedInstaller has write access to COMClasses. The installer has to become the key's owner, add an
+// entry to the DACL, write, and restore owner and DACL. It first records both in the journal, one value per key, so
+// that the next run can restore them if this one is killed.
 
 var ownershipPrivileges = []string{winsec.SeTakeOwnershipPrivilege, winsec.SeRestorePrivilege}
 
@@ -122,8 +122,8 @@ func restoreDescriptor(path, sddl string) error {
 		return err
 	}
 	defer h.Close()
-	// One call for both, so that the old owner never has the new DACL. SeRestorePrivilege permits to set another account as
-	// owner.
+	// One call for both, so that the old owner never has the new DACL. SeRestorePrivilege permits to set another
+	// account as owner.
 	if err := windows.SetKernelObjectSecurity(windows.Handle(h), information, descriptor); err != nil {
 		return fmt.Errorf(`set owner and DACL of HKLM\%s: %w`, path, err)
 	}
@@ -157,8 +157,8 @@ func keyDescriptor(path string) (string, error) {
 		return "", err
 	}
 	defer h.Close()
-	// SE_KERNEL_OBJECT reads the stored descriptor, as SetKernelObjectSecurity writes it. SE_REGISTRY_KEY would recompute
-	// inheritance when reading and writing.
+	// SE_KERNEL_OBJECT reads the stored descriptor, as SetKernelObjectSecurity writes it. SE_REGISTRY_KEY would
+	// recompute inheritance when reading and writing.
 	descriptor, err := windows.GetSecurityInfo(windows.Handle(h), windows.SE_KERNEL_OBJECT,
 		windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
 	if err != nil {
@@ -191,8 +191,8 @@ func takeOwnership(path string) error {
 	return nil
 }
 
-// grantSelf adds an entry for this process's user to the DACL of a key that it owns. The entry is not inheritable, so keys
-// below are unchanged.
+// grantSelf adds an entry for this process's user to the DACL of a key that it owns. The entry is not inheritable, so
+// keys below are unchanged.
 func grantSelf(path, sddl string) error {
 	user, err := windows.GetCurrentProcessToken().GetTokenUser()
 	if err != nil {
@@ -245,8 +245,8 @@ func openKey(path string, access uint32) (registry.Key, error) {
 	return h, nil
 }
 
-// recordJournal flushes the record to disk before the first change: the journal and COMClasses are in two hives, which Windows
-// writes at different times.
+// recordJournal flushes the record to disk before the first change: the journal and COMClasses are in two hives, which
+// Windows writes at different times.
 func (c *Config) recordJournal(path, sddl string) error {
 	h, _, err := registry.CreateKey(registry.LOCAL_MACHINE, c.Journal, registry.WRITE|registry.WOW64_64KEY)
 	if err != nil {

@@ -57,8 +57,8 @@ type Config struct {
 
 	Log *slog.Logger
 
-	// activate replaces the activation by COM in tests, which register the class elsewhere than in HKLM\SOFTWARE\Classes,
-	// where COM does not find it.
+	// activate replaces the activation by COM in tests, which register the class elsewhere than in
+	// HKLM\SOFTWARE\Classes, where COM does not find it.
 	activate func() (selftest.Report, error)
 }
 

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// Files in the program directory have the name ccg-plugin-<hash>.dll. Temporary and renamed files have a random part and one
-// of the other suffixes.
+// Files in the program directory have the name ccg-plugin-<hash>.dll. Temporary and renamed files have a random part
+// and one of the other suffixes.
 const (
 	dllPrefix   = "ccg-plugin-"
 	dllSuffix   = ".dll"
@@ -139,8 +139,8 @@ func removeFiles(files []string) (left []string, err error) {
 	return left, err
 }
 
-// deleteAtRestart renames a loaded file and schedules its deletion for the next restart of the host. Without the new name,
-// the restart would delete the DLL of an install before it.
+// deleteAtRestart renames a loaded file and schedules its deletion for the next restart of the host. Without the new
+// name, the restart would delete the DLL of an install before it.
 func deleteAtRestart(file string) (string, error) {
 	aside := file
 	if !strings.HasSuffix(strings.ToLower(file), asideSuffix) {

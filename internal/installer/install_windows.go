@@ -16,15 +16,15 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// step is one change that can be repeated. If a process is killed between two steps or during one, the next run repairs the
-// host.
+// step is one change that can be repeated. If a process is killed between two steps or during one, the next run repairs
+// the host.
 type step struct {
 	name string
 	do   func(context.Context, *Config) error
 }
 
-// The order: all checks precede the first change; the DLL precedes the keys that contain its path; the registration with CCG
-// is last.
+// The order: all checks precede the first change; the DLL precedes the keys that contain its path; the registration
+// with CCG is last.
 var installSteps = []step{
 	{"journal", func(_ context.Context, c *Config) error { return c.finishJournal() }},
 	{"check", func(_ context.Context, c *Config) error { return c.checkHost() }},
@@ -73,8 +73,8 @@ func (c *Config) runSteps(ctx context.Context, what string, steps []step) error 
 func (c *Config) locked(ctx context.Context, fn func() error) error {
 	runtime.LockOSThread() // a mutex belongs to the thread that acquired it
 	defer runtime.UnlockOSThread()
-	// The DACL denies other users the installer's mutex. A user can still create a mutex of this name first: that blocks the
-	// installation but has no other effect.
+	// The DACL denies other users the installer's mutex. A user can still create a mutex of this name first: that
+	// blocks the installation but has no other effect.
 	descriptor, err := windows.SecurityDescriptorFromString("D:P(A;;GA;;;SY)(A;;GA;;;BA)")
 	if err != nil {
 		return err
@@ -127,8 +127,8 @@ func (c *Config) checkHost() error {
 	return nil
 }
 
-// foreign describes a foreign registration of the class, "" if there is none. A CLSID key with this project's description is
-// its own; other differences in it are drift.
+// foreign describes a foreign registration of the class, "" if there is none. A CLSID key with this project's
+// description is its own; other differences in it are drift.
 func (c *Config) foreign() (string, error) {
 	present, err := keyExists(c.clsidKey())
 	if err != nil || !present || readText(c.clsidKey(), "") == description {
@@ -193,8 +193,8 @@ func (c *Config) registerWithCCG() error {
 	return c.removeJournalKey()
 }
 
-// createUnderCCG writes with the handle that created the key: the key inherits a DACL that denies this process to open it
-// again for writing.
+// createUnderCCG writes with the handle that created the key: the key inherits a DACL that denies this process to open
+// it again for writing.
 func (c *Config) createUnderCCG(k key) error {
 	parent, err := openKey(c.COMClasses, registry.CREATE_SUB_KEY)
 	if err != nil {

@@ -26,8 +26,8 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// The tests work below a key and a directory of their own, so that they leave a real host's registration alone. They need an
-// elevated administrator.
+// The tests work below a key and a directory of their own, so that they leave a real host's registration alone. They
+// need an elevated administrator.
 
 type host struct {
 	Config
@@ -143,8 +143,9 @@ func setValue(t *testing.T, path string, v value) {
 	}
 }
 
-// restricted is COMClasses as Windows ships it: TrustedInstaller owns it and may write (KA), everybody else may read (KR).
-// Wine 8 does not let SeTakeOwnershipPrivilege open a key for WRITE_OWNER, so there the DACL grants that and no more.
+// restricted is COMClasses as Windows ships it: TrustedInstaller owns it and may write (KA), everybody else may read
+// (KR). Wine 8 does not let SeTakeOwnershipPrivilege open a key for WRITE_OWNER, so there the DACL grants that and no
+// more.
 func restricted() string {
 	admins := "KR"
 	if windows.NewLazySystemDLL("kernel32.dll").NewProc("wine_get_unix_file_name").Find() == nil {
@@ -154,8 +155,8 @@ func restricted() string {
 	return "O:" + trustedInstaller + "D:PAI(A;CI;KA;;;" + trustedInstaller + ")(A;CI;KR;;;SY)(A;CI;" + admins + ";;;BA)(A;CI;KR;;;BU)"
 }
 
-// restrict gives COMClasses that descriptor, and the class's key below it too if there is one: on Windows that inherits it,
-// on Wine it does not. It returns what COMClasses reads back as.
+// restrict gives COMClasses that descriptor, and the class's key below it too if there is one: on Windows that inherits
+// it, on Wine it does not. It returns what COMClasses reads back as.
 func (h *host) restrict(t *testing.T) string {
 	t.Helper()
 	paths := []string{h.COMClasses}

@@ -54,8 +54,8 @@ func descriptor(name, sddl string) (value, error) {
 	return value{name: name, kind: registry.BINARY, data: data, show: sddl}, nil
 }
 
-// wanted lists the registration in the order in which it is written: referenced keys come first, and the key that ccg.exe
-// reads comes last.
+// wanted lists the registration in the order in which it is written: referenced keys come first, and the key that
+// ccg.exe reads comes last.
 func (c *Config) wanted() ([]key, error) {
 	account, err := c.RunAs.account()
 	if err != nil {
@@ -92,8 +92,8 @@ func (c *Config) wantedKey(path string) (key, error) {
 	return key{}, fmt.Errorf(`HKLM\%s is not a key of the registration`, path)
 }
 
-// compare reads a key and reports the state of each value. Unexpected values and keys are drift too: LocalServer32 or TreatAs
-// below the CLSID would redirect ccg.exe to another program.
+// compare reads a key and reports the state of each value. Unexpected values and keys are drift too: LocalServer32 or
+// TreatAs below the CLSID would redirect ccg.exe to another program.
 func (k key) compare() ([]Row, error) {
 	h, err := registry.OpenKey(registry.LOCAL_MACHINE, k.path, registry.READ|registry.WOW64_64KEY)
 	if errors.Is(err, registry.ErrNotExist) {

@@ -67,7 +67,8 @@ func (r *Report) ExitCode() int {
 	return ExitDrift
 }
 
-// conclude derives the state of the host. Leftovers do not change it: an old DLL remains while a surrogate has it loaded.
+// conclude derives the state of the host. Leftovers do not change it: an old DLL remains while a surrogate has it
+// loaded.
 func (r *Report) conclude() {
 	counts := map[State]int{}
 	for _, row := range r.Rows {

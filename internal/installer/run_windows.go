@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// Run installs, and then repairs the registration until ctx ends: immediately after a change of a key, and at every interval.
-// It fails if the first install fails. It logs later failures and retries.
+// Run installs, and then repairs the registration until ctx ends: immediately after a change of a key, and at every
+// interval. It fails if the first install fails. It logs later failures and retries.
 func Run(ctx context.Context, c *Config, interval time.Duration) error {
 	if err := Install(ctx, c); err != nil {
 		return err
@@ -74,11 +74,11 @@ func (c *Config) repair(ctx context.Context) {
 	c.Log.Info("repaired", "dll", c.dllPath())
 }
 
-// watch sends to changed when one of the keys changes or is deleted, and once at the start, until ctx ends. It does not watch
-// missing keys; those are checked at every interval.
+// watch sends to changed when one of the keys changes or is deleted, and once at the start, until ctx ends. It does not
+// watch missing keys; those are checked at every interval.
 //
-// A notification reports one change. watch requests the next notification before it sends to changed, so that the receiver
-// sees all previous changes and misses no later one.
+// A notification reports one change. watch requests the next notification before it sends to changed, so that the
+// receiver sees all previous changes and misses no later one.
 func (c *Config) watch(ctx context.Context, changed chan<- struct{}) error {
 	cancel, err := windows.CreateEvent(nil, 1, 0, nil)
 	if err != nil {
@@ -148,7 +148,8 @@ type watchedKey struct {
 
 // notify requests a notification of the next change of each key.
 func (c *Config) notify() (*notification, error) {
-	// Without REG_NOTIFY_THREAD_AGNOSTIC, Windows cancels the notification when its thread exits, which Go can do any time.
+	// Without REG_NOTIFY_THREAD_AGNOSTIC, Windows cancels the notification when its thread exits, which Go can do any
+	// time.
 	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET | windows.REG_NOTIFY_THREAD_AGNOSTIC
 	n := &notification{}
 	for _, path := range c.watched() {
@@ -176,8 +177,8 @@ func (c *Config) notify() (*notification, error) {
 	return n, nil
 }
 
-// happened reports whether there was a change. Wine does not notify the deletion of the watched key itself, and another key
-// can have the same name by now.
+// happened reports whether there was a change. Wine does not notify the deletion of the watched key itself, and another
+// key can have the same name by now.
 func (n *notification) happened() bool {
 	return slices.ContainsFunc(n.keys, func(key watchedKey) bool {
 		signalled, err := windows.WaitForSingleObject(key.event, 0)

@@ -11,10 +11,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
-// selfTestUntil activates the class in another process, as ccg.exe does, until the installed DLL responds. After an upgrade,
-// it must retry: a running surrogate responds with the previous version until its callers release it. With a wait of zero it
-// tries once. It does not retry if access is denied: the class's permissions are correct by now, so every attempt of an
-// administrator who is not SYSTEM fails.
+// selfTestUntil activates the class in another process, as ccg.exe does, until the installed DLL responds. After an
+// upgrade, it must retry: a running surrogate responds with the previous version until its callers release it. With a
+// wait of zero it tries once. It does not retry if access is denied: the class's permissions are correct by now, so
+// every attempt of an administrator who is not SYSTEM fails.
 func (c *Config) selfTestUntil(ctx context.Context, wait time.Duration) SelfTest {
 	deadline := time.Now().Add(wait)
 	for {

@@ -33,8 +33,8 @@ var uninstallSteps = []step{
 	{"read-back", func(_ context.Context, c *Config) error { return c.checkRemoved() }},
 }
 
-// Uninstall removes everything that Install creates, and verifies it. If a surrogate still has the DLL loaded, Uninstall
-// renames the DLL, logs that, and Windows deletes it when the host restarts.
+// Uninstall removes everything that Install creates, and verifies it. If a surrogate still has the DLL loaded,
+// Uninstall renames the DLL, logs that, and Windows deletes it when the host restarts.
 func Uninstall(ctx context.Context, c *Config) error {
 	return c.runSteps(ctx, "uninstall", uninstallSteps)
 }

@@ -24,8 +24,8 @@ type Material struct {
 // Backdate is how far NotBefore is in the past, for hosts whose clock is behind.
 const Backdate = time.Hour
 
-// Issue creates a CA and signs one certificate for each side. It does not keep the CA's key, so no other certificate can be
-// signed.
+// Issue creates a CA and signs one certificate for each side. It does not keep the CA's key, so no other certificate
+// can be signed.
 func Issue(ref credential.Reference, now time.Time, lifetime time.Duration) (*Material, error) {
 	ca, m, err := newAuthority(now, lifetime)
 	if err != nil {
@@ -41,8 +41,8 @@ func Issue(ref credential.Reference, now time.Time, lifetime time.Duration) (*Ma
 	return m, nil
 }
 
-// IssueServer creates a CA and signs one server certificate for dnsName. Like Issue, it does not keep the CA's key. holder is
-// the common name, for people.
+// IssueServer creates a CA and signs one server certificate for dnsName. Like Issue, it does not keep the CA's key.
+// holder is the common name, for people.
 func IssueServer(holder, dnsName string, now time.Time, lifetime time.Duration) (*Material, error) {
 	ca, m, err := newAuthority(now, lifetime)
 	if err != nil {

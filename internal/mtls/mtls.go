@@ -1,6 +1,6 @@
-// Package mtls defines how the Account Provider and the plugin verify each other, for both sides: TLS 1.3, and a certificate
-// that chains to the account's CA, has only the key usage of its side, and contains the account's name. It does not use the
-// machine's trust store, and no check can be disabled.
+// Package mtls defines how the Account Provider and the plugin verify each other, for both sides: TLS 1.3, and a
+// certificate that chains to the account's CA, has only the key usage of its side, and contains the account's name. It
+// does not use the machine's trust store, and no check can be disabled.
 package mtls
 
 import (
@@ -71,7 +71,8 @@ func config(ref credential.Reference, ca, cert, key []byte, own, peer x509.ExtKe
 			}
 			return nil
 		},
-		// The plugin reuses connections and needs no session resumption, which could extend the use of an old certificate.
+		// The plugin reuses connections and needs no session resumption, which could extend the use of an old
+		// certificate.
 		SessionTicketsDisabled: true,
 	}, nil
 }

@@ -49,7 +49,8 @@ func client(t *testing.T, ref credential.Reference, m *Material) *tls.Config {
 	return c
 }
 
-// connect runs one handshake and gives each side's error. got is how many bytes of the client's request the server read.
+// connect runs one handshake and gives each side's error. got is how many bytes of the client's request the server
+// read.
 func connect(t *testing.T, srv, cli *tls.Config) (got int, serverErr, clientErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

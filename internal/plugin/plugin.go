@@ -1,6 +1,6 @@
-// Package plugin resolves a plugin input: it finds the Account Provider's endpoint on this host, requests the credentials
-// over mutual TLS, and maps each failure to one cause with one HRESULT and one event. It is independent of COM, which is in
-// package com.
+// Package plugin resolves a plugin input: it finds the Account Provider's endpoint on this host, requests the
+// credentials over mutual TLS, and maps each failure to one cause with one HRESULT and one event. It is independent of
+// COM, which is in package com.
 package plugin
 
 import (
@@ -203,8 +203,8 @@ func sleep(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-// describePanic describes a panic and its location. The value itself can contain a secret, so it is included only if it is
-// an error of the runtime, whose texts contain only types and numbers.
+// describePanic describes a panic and its location. The value itself can contain a secret, so it is included only if it
+// is an error of the runtime, whose texts contain only types and numbers.
 func describePanic(value any) string {
 	text := fmt.Sprintf("panic with a %T", value)
 	if e, ok := value.(runtime.Error); ok {

@@ -8,8 +8,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// An idle connection saves the next call the TLS handshake. It was verified with the certificates of one generation, so it is
-// used only while that generation is active.
+// An idle connection saves the next call the TLS handshake. It was verified with the certificates of one generation, so
+// it is used only while that generation is active.
 const (
 	maxIdle     = 4 // per account
 	idleTimeout = 30 * time.Second

@@ -67,8 +67,8 @@ func printable(s string) string {
 	return sanitize(b.String())
 }
 
-// sanitize writes percent signs as \x25: ReportEvent's documentation forbids %n in an insert, because Event Viewer expands
-// it, and %%n refers to another file.
+// sanitize writes percent signs as \x25: ReportEvent's documentation forbids %n in an insert, because Event Viewer
+// expands it, and %%n refers to another file.
 func sanitize(s string) string { return strings.ReplaceAll(s, "%", `\x25`) }
 
 // limiter allows one event a minute for each cause and input, so that a pod in a crash loop does not fill the log.

@@ -19,8 +19,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// This file implements the part of HTTP/1.1 (RFC 9112) that one GET with a short response needs. All bytes are then in one
-// buffer that is wiped afterwards, the limits are strict, and the DLL is half a megabyte smaller than with net/http.
+// This file implements the part of HTTP/1.1 (RFC 9112) that one GET with a short response needs. All bytes are then in
+// one buffer that is wiped afterwards, the limits are strict, and the DLL is half a megabyte smaller than with
+// net/http.
 const (
 	maxHead = 8 << 10 // bytes of status line and header, including the empty line
 	maxBody = credential.MaxWireLength
@@ -124,8 +125,8 @@ var problemCauses = map[credential.ProblemCode]*cause.Cause{
 	credential.ProblemUnavailable:    cause.Unavailable,
 }
 
-// parseHead parses a status line and a header without the empty line after it. It is stricter than RFC 9112 requires: it
-// accepts no framing other than one Content-Length.
+// parseHead parses a status line and a header without the empty line after it. It is stricter than RFC 9112 requires:
+// it accepts no framing other than one Content-Length.
 func parseHead(head []byte) (status, length int, reusable bool, err error) {
 	lines := strings.Split(string(head), "\r\n")
 	code, ok := strings.CutPrefix(lines[0], "HTTP/1.1 ")
@@ -172,8 +173,8 @@ func decimal(s string) (int, bool) {
 	return n, err == nil
 }
 
-// connectionFailure distinguishes a stopped provider from a rejected client certificate. In TLS 1.3, the server sends the
-// alert for the latter after the client has finished its handshake.
+// connectionFailure distinguishes a stopped provider from a rejected client certificate. In TLS 1.3, the server sends
+// the alert for the latter after the client has finished its handshake.
 func connectionFailure(conn io.Reader, read int, err error) *Failure {
 	var where string
 	if c, ok := conn.(net.Conn); ok {

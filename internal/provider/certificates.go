@@ -71,8 +71,8 @@ func (f *FromSecrets) next(ref credential.Reference) (*mtls.Material, error) {
 		return nil, fmt.Errorf("certificates of account %s: ca.crt differs between %s and %s; one CA must sign both",
 			ref, f.ServerDir, f.ClientDir)
 	}
-	// listen checks the server certificate. The client certificate is checked here, so that this provider logs the error
-	// and not only the plugin.
+	// listen checks the server certificate. The client certificate is checked here, so that this provider logs the
+	// error and not only the plugin.
 	if _, err := mtls.ClientConfig(ref, m.CA, m.ClientCert, m.ClientKey); err != nil {
 		return nil, fmt.Errorf("client certificate in %s: %w", f.ClientDir, err)
 	}

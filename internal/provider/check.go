@@ -72,9 +72,9 @@ func health(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint,
 // ErrInUse is the error of Cleanup if a provider of the account is running.
 var ErrInUse = errors.New("a provider of this account is still running")
 
-// Cleanup removes the generations that killed providers of ref left on the host, and returns their number. If the provider
-// of a generation responds, Cleanup keeps it and returns ErrInUse. It takes a few seconds: if another provider stopped and
-// removed the files, the running one publishes again, and cannot be found until then.
+// Cleanup removes the generations that killed providers of ref left on the host, and returns their number. If the
+// provider of a generation responds, Cleanup keeps it and returns ErrInUse. It takes a few seconds: if another provider
+// stopped and removed the files, the running one publishes again, and cannot be found until then.
 func Cleanup(ctx context.Context, root string, ref credential.Reference) (removed int, _ error) {
 	removed, err := removeDead(ctx, root, ref)
 	if err != nil {

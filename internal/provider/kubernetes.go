@@ -16,8 +16,8 @@ import (
 const (
 	// fetchTimeout limits one request to the API server. A call to the provider waits for at most one.
 	fetchTimeout = 2 * time.Second
-	// maxSecretLength limits a response of the API server, in bytes: a Secret has at most 1 MiB of data, plus base64 and
-	// metadata.
+	// maxSecretLength limits a response of the API server, in bytes: a Secret has at most 1 MiB of data, plus base64
+	// and metadata.
 	maxSecretLength = 3 << 20
 )
 

@@ -1,6 +1,6 @@
-// Package provider is the Account Provider: it reads one Secret from the API server as its ServiceAccount, and provides it
-// over mutual TLS on a loopback port. Clients need the files that it publishes on the host. The files and the wire form are
-// its only interface to the plugin.
+// Package provider is the Account Provider: it reads one Secret from the API server as its ServiceAccount, and provides
+// it over mutual TLS on a loopback port. Clients need the files that it publishes on the host. The files and the wire
+// form are its only interface to the plugin.
 //
 //	kubernetes.go   reads the Secret from the API server
 //	secretcache.go  caches the credentials
@@ -130,8 +130,8 @@ func (p *provider) serve(ctx context.Context) {
 	}
 }
 
-// found reports whether the endpoint files lead to a running provider: this one or, during a rolling update, another one of
-// the account. The files of a killed provider can be complete, so the other one must respond.
+// found reports whether the endpoint files lead to a running provider: this one or, during a rolling update, another
+// one of the account. The files of a killed provider can be complete, so the other one must respond.
 func (p *provider) found(ctx context.Context) bool {
 	if p.publication.InForce() {
 		return true
@@ -223,7 +223,8 @@ func (p *provider) stop() {
 	p.log.Info("stopped")
 }
 
-// serveMetrics serves metrics until ctx ends. During a rolling update the previous pod still uses the port, so it retries.
+// serveMetrics serves metrics until ctx ends. During a rolling update the previous pod still uses the port, so it
+// retries.
 func serveMetrics(ctx context.Context, address string, m *metrics, log *slog.Logger) {
 	l, err := net.Listen("tcp", address)
 	for attempt := 0; err != nil; l, err = net.Listen("tcp", address) {

@@ -14,20 +14,20 @@ import (
 const (
 	// maxFresh is the maximum age of cached credentials while the API server is available.
 	maxFresh = 5 * time.Second
-	// maxNegative is how long a problem is returned again without a fetch, so that a pod in a crash loop does not put load
-	// on the API server.
+	// maxNegative is how long a problem is returned again without a fetch, so that a pod in a crash loop does not put
+	// load on the API server.
 	maxNegative = time.Second
 	// DefaultMaxStale is the maximum age of stale credentials.
 	DefaultMaxStale = 24 * time.Hour
-	// After a failed fetch, calls use stale credentials for outageHolds and do not wait for another fetch. From retryAfter
-	// on, such a call also starts a fetch in the background. Only calls start fetches, so that idle providers put no load
-	// on an API server that has a problem.
+	// After a failed fetch, calls use stale credentials for outageHolds and do not wait for another fetch. From
+	// retryAfter on, such a call also starts a fetch in the background. Only calls start fetches, so that idle
+	// providers put no load on an API server that has a problem.
 	outageHolds = 5 * time.Second
 	retryAfter  = time.Second
 )
 
-// secretCache returns cached credentials that are at most maxFresh old, or fetches the Secret. Only while the API server is
-// unavailable, it returns stale credentials up to the age of maxStale.
+// secretCache returns cached credentials that are at most maxFresh old, or fetches the Secret. Only while the API
+// server is unavailable, it returns stale credentials up to the age of maxStale.
 type secretCache struct {
 	ctx      context.Context // of the provider
 	read     func(context.Context) (credential.Credential, []string, error)

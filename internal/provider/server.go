@@ -28,8 +28,8 @@ const (
 	maxUnauthenticated = 64
 )
 
-// generation is one listener with one generation of certificates. Each generation has its own listener, so that none has to
-// distinguish clients by their certificates.
+// generation is one listener with one generation of certificates. Each generation has its own listener, so that none
+// has to distinguish clients by their certificates.
 type generation struct {
 	http     *http.Server
 	endpoint endpoint.Endpoint
@@ -87,8 +87,8 @@ func (g *generation) close() {
 	}
 }
 
-// connectionLimiter limits the connections of unauthenticated clients. Beyond the limit it closes the oldest one, so that
-// a client with many connections cannot block the plugin.
+// connectionLimiter limits the connections of unauthenticated clients. Beyond the limit it closes the oldest one, so
+// that a client with many connections cannot block the plugin.
 type connectionLimiter struct {
 	mu              sync.Mutex
 	unauthenticated []net.Conn // oldest first

@@ -29,12 +29,12 @@ const (
 // takeoverTries limits the attempts if another account recreates the directory after each removal.
 const takeoverTries = 8
 
-// SecureDir creates a directory, or changes an existing one, with the owner and the protected DACL of sddl. The parent must
-// exist and must be secure, because an account that can rename the parent can replace path.
+// SecureDir creates a directory, or changes an existing one, with the owner and the protected DACL of sddl. The parent
+// must exist and must be secure, because an account that can rename the parent can replace path.
 //
-// SecureDir never uses a directory that an untrusted account created: that account can still have an open handle, which a new
-// DACL does not close. It replaces an empty directory. For another one, it returns an error that matches ErrUntrusted and
-// contains the path, the owner and the remedy. It always rejects a link.
+// SecureDir never uses a directory that an untrusted account created: that account can still have an open handle, which
+// a new DACL does not close. It replaces an empty directory. For another one, it returns an error that matches
+// ErrUntrusted and contains the path, the owner and the remedy. It always rejects a link.
 func SecureDir(path, sddl string) error {
 	descriptor, err := windows.SecurityDescriptorFromString(sddl)
 	if err != nil {
@@ -44,8 +44,8 @@ func SecureDir(path, sddl string) error {
 	if !errors.Is(err, windows.ERROR_ACCESS_DENIED) && !errors.Is(err, windows.ERROR_INVALID_OWNER) {
 		return err
 	}
-	// The DACL of an existing directory can deny administrators access, and a token can contain Administrators without the
-	// permission to set that owner. These two privileges permit both.
+	// The DACL of an existing directory can deny administrators access, and a token can contain Administrators without
+	// the permission to set that owner. These two privileges permit both.
 	privileges := []string{SeBackupPrivilege, SeRestorePrivilege}
 	return RunWithPrivileges(privileges, func() error { return secureDir(path, descriptor) })
 }
@@ -77,8 +77,8 @@ func secureDir(path string, descriptor *windows.SECURITY_DESCRIPTOR) error {
 		if !errors.As(lastErr, &untrusted) || untrusted.Owner == "" {
 			return lastErr
 		}
-		// RemoveDirectory also checks that the directory is empty: a separate check would leave a gap. It also fails while
-		// another process has the directory open without sharing deletion.
+		// RemoveDirectory also checks that the directory is empty: a separate check would leave a gap. It also fails
+		// while another process has the directory open without sharing deletion.
 		if err := windows.RemoveDirectory(name); err != nil {
 			untrusted.Reason += fmt.Sprintf(", and it cannot be removed and recreated (%v)", err)
 			return untrusted

@@ -31,12 +31,13 @@ func (e *UntrustedError) Error() string {
 // Is makes every UntrustedError match ErrUntrusted.
 func (e *UntrustedError) Is(target error) bool { return target == ErrUntrusted }
 
-// trustedInstaller is the SID of NT SERVICE\TrustedInstaller, which owns the files of Windows. It has no well-known SID type.
+// trustedInstaller is the SID of NT SERVICE\TrustedInstaller, which owns the files of Windows. It has no well-known SID
+// type.
 const trustedInstaller = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 
-// CheckTrusted returns nil if no part of path is a link and if the owner of path is SYSTEM, Administrators, TrustedInstaller
-// or the user of this process, except LOCAL SERVICE and NETWORK SERVICE. For another owner or a link, it returns an error that
-// matches ErrUntrusted. For a missing path, the error matches fs.ErrNotExist.
+// CheckTrusted returns nil if no part of path is a link and if the owner of path is SYSTEM, Administrators,
+// TrustedInstaller or the user of this process, except LOCAL SERVICE and NETWORK SERVICE. For another owner or a link,
+// it returns an error that matches ErrUntrusted. For a missing path, the error matches fs.ErrNotExist.
 //
 // To read a file afterwards, use OpenTrusted, which leaves no gap between check and use.
 func CheckTrusted(path string) error {
@@ -167,8 +168,8 @@ func isTrusted(owner *windows.SID) (bool, error) {
 	return trusts(user.User.Sid, owner), nil
 }
 
-// trusts reports whether a process of this user trusts the owner. It does not trust its own user if that is LOCAL SERVICE or
-// NETWORK SERVICE: many services share these accounts, and each of them could have created the file.
+// trusts reports whether a process of this user trusts the owner. It does not trust its own user if that is LOCAL
+// SERVICE or NETWORK SERVICE: many services share these accounts, and each of them could have created the file.
 func trusts(user, owner *windows.SID) bool {
 	switch {
 	case owner.IsWellKnown(windows.WinLocalSystemSid), owner.IsWellKnown(windows.WinBuiltinAdministratorsSid),
@@ -203,8 +204,8 @@ func finalPath(handle windows.Handle) (string, error) {
 	}
 }
 
-// verbatimPath returns the \\?\ form of an absolute path on a drive. Windows does not parse such a path: there is no limit at
-// MAX_PATH, and con or nul, which are valid names in Kubernetes, are not devices.
+// verbatimPath returns the \\?\ form of an absolute path on a drive. Windows does not parse such a path: there is no
+// limit at MAX_PATH, and con or nul, which are valid names in Kubernetes, are not devices.
 func verbatimPath(path string) (string, error) {
 	bare, verbatim := strings.CutPrefix(path, `\\?\`)
 	if len(bare) < 3 || bare[1] != ':' || bare[2] != '\\' {

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// tempDir is a directory of the test in the form in which every caller names one. It is not t.TempDir, whose os.RemoveAll
-// asks for a way of deleting that Wine does not have.
+// tempDir is a directory of the test in the form in which every caller names one. It is not t.TempDir, whose
+// os.RemoveAll asks for a way of deleting that Wine does not have.
 func tempDir(t *testing.T) string {
 	t.Helper()
 	path, err := os.MkdirTemp("", "winsec")
@@ -70,8 +70,8 @@ func unixRun(t *testing.T, done func() bool, argv ...string) {
 	}
 }
 
-// disown gives path to an account that nobody trusts. Windows takes Guests as the owner. Wine takes it and forgets it, and
-// reports a file of another Unix user as owned by the anonymous SID, so there the file is chowned.
+// disown gives path to an account that nobody trusts. Windows takes Guests as the owner. Wine takes it and forgets it,
+// and reports a file of another Unix user as owned by the anonymous SID, so there the file is chowned.
 func disown(t *testing.T, path string) {
 	t.Helper()
 	if name, wine := wineName(path); wine {
@@ -205,8 +205,8 @@ func TestSecureDirAndCheckTrustedRejectALink(t *testing.T) {
 	wantUntrusted(t, CheckTrusted(below), below, "really at")
 }
 
-// makeJunction makes a mount point, which needs no privilege and is therefore what an attacker uses. [MS-FSCC] 2.1.2.5 has
-// the buffer. Wine cannot make one, but follows a Unix symbolic link.
+// makeJunction makes a mount point, which needs no privilege and is therefore what an attacker uses. [MS-FSCC] 2.1.2.5
+// has the buffer. Wine cannot make one, but follows a Unix symbolic link.
 func makeJunction(t *testing.T, link, target string) {
 	t.Helper()
 	if unixTarget, wine := wineName(target); wine {

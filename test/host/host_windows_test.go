@@ -39,8 +39,8 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// run runs a program to its end and returns what it wrote, and its exit code. Its output is a file and no pipe: under Wine
-// a surrogate that it starts inherits that, and a pipe would stay open for as long as the surrogate lives.
+// run runs a program to its end and returns what it wrote, and its exit code. Its output is a file and no pipe: under
+// Wine a surrogate that it starts inherits that, and a pipe would stay open for as long as the surrogate lives.
 func run(t *testing.T, name string, args ...string) (string, int) {
 	t.Helper()
 	out, err := os.CreateTemp("", "ccgrkc-host-*.txt")
@@ -85,8 +85,8 @@ func status(t *testing.T) (installer.Report, int) {
 	return report, code
 }
 
-// install installs the plugin until the test's end and returns what its self-test said. A host that has it already is left
-// alone.
+// install installs the plugin until the test's end and returns what its self-test said. A host that has it already is
+// left alone.
 func install(t *testing.T) selftest.Report {
 	t.Helper()
 	if report, code := status(t); code != installer.ExitNotInstalled {
@@ -135,8 +135,8 @@ var wanted = struct{ domainName, username, password string }{
 	"corp.example.com", "gmsa-reader", `a "word" with %PATH%, ünïcödé and 𝄞 `,
 }
 
-// serve starts an Account Provider against a stand-in for the API server, which knows one Secret and one token: there is no
-// cluster on a single Windows host. The lab has the same way with a real API server.
+// serve starts an Account Provider against a stand-in for the API server, which knows one Secret and one token: there
+// is no cluster on a single Windows host. The lab has the same way with a real API server.
 func serve(t *testing.T) *account {
 	t.Helper()
 	a := &account{namespace: "host-test-" + strings.ToLower(rand.Text()[:8]), secret: "account-creds"}

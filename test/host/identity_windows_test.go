@@ -21,8 +21,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/winsec"
 )
 
-// The test program started as somebody else is told by its first argument to try things, and writes what came of them. A
-// process of its own and no impersonation: COM looks at the process's token when it activates.
+// The test program started as somebody else is told by its first argument to try things, and writes what came of them.
+// A process of its own and no impersonation: COM looks at the process's token when it activates.
 const tryArgument = "try"
 
 func TestMain(m *testing.M) {
@@ -137,8 +137,8 @@ func tryAs(t *testing.T, token windows.Token, attempts ...string) map[string]str
 	}
 	block = append(block, 0)
 	startup := windows.StartupInfo{
-		// With no desktop at all the process would be given this one's, which its user may not open; the empty name makes
-		// Windows give it one of its own (Microsoft, Q165194).
+		// With no desktop at all the process would be given this one's, which its user may not open; the empty name
+		// makes Windows give it one of its own (Microsoft, Q165194).
 		Desktop: windows.StringToUTF16Ptr(""),
 		Flags:   windows.STARTF_USESTDHANDLES, StdOutput: windows.Handle(out.Fd()), StdErr: windows.Handle(out.Fd()),
 	}
@@ -207,8 +207,8 @@ func service(t *testing.T, name string) windows.Token {
 	return logon(t, "NT AUTHORITY", name, "", logonService)
 }
 
-// person makes a local user in a group until the test's end, and logs it on. Not with net user: a password on a command line
-// is read by everybody.
+// person makes a local user in a group until the test's end, and logs it on. Not with net user: a password on a command
+// line is read by everybody.
 func person(t *testing.T, group windows.WELL_KNOWN_SID_TYPE, kind uintptr) windows.Token {
 	t.Helper()
 	name, password := "ccgrkc-"+strings.ToLower(rand.Text()[:8]), "aB1!"+rand.Text()

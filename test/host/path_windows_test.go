@@ -13,8 +13,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// Everything between the Secret and ccg.exe, with the programs as they are released: nothing is there at first, and nothing
-// at the end.
+// Everything between the Secret and ccg.exe, with the programs as they are released: nothing is there at first, and
+// nothing at the end.
 func TestTheCredentialPathOnThisHost(t *testing.T) {
 	answered := install(t)
 	a := serve(t)

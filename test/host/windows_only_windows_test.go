@@ -97,8 +97,8 @@ func keyDescriptor(t *testing.T, path string) string {
 	return descriptor.String()
 }
 
-// surrogateEnds bounds the wait for a surrogate that nobody uses any more. COM unloads what belongs to the multithreaded
-// apartment after 10 minutes (CoFreeUnusedLibrariesEx).
+// surrogateEnds bounds the wait for a surrogate that nobody uses any more. COM unloads what belongs to the
+// multithreaded apartment after 10 minutes (CoFreeUnusedLibrariesEx).
 const surrogateEnds = 12 * time.Minute
 
 func TestTheSurrogateIsDllhostAsNetworkServiceAndExitsWhenUnusedOnWindowsOnly(t *testing.T) {
@@ -157,7 +157,8 @@ func TestTheSurrogateIsDllhostAsNetworkServiceAndExitsWhenUnusedOnWindowsOnly(t 
 	t.Logf("the surrogate ended %v after its last reference was released", time.Since(released).Round(time.Second))
 }
 
-// Windows does not delete a loaded DLL, so an uninstall during a call leaves it to the next restart. The call does not notice.
+// Windows does not delete a loaded DLL, so an uninstall during a call leaves it to the next restart. The call does not
+// notice.
 func TestALoadedDLLIsRemovedAtTheNextRestartOnWindowsOnly(t *testing.T) {
 	dir := filepath.Dir(install(t).Module)
 	object, err := com.Activate(com.ClassID)

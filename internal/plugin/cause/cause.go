@@ -1,6 +1,6 @@
-// Package cause is the table of all causes that the plugin reports: the HRESULT for ccg.exe, the event in the Application
-// log, the meaning and the remedy. The DLL's message table and docs/errors.md are generated from it. It contains only data,
-// so that other programs can explain an HRESULT without linking the plugin.
+// Package cause is the table of all causes that the plugin reports: the HRESULT for ccg.exe, the event in the
+// Application log, the meaning and the remedy. The DLL's message table and docs/errors.md are generated from it. It
+// contains only data, so that other programs can explain an HRESULT without linking the plugin.
 package cause
 
 import "fmt"
@@ -157,8 +157,8 @@ var All = []*Cause{
 	SecretNotFound, SecretInvalid, Forbidden, Unavailable, ResponseInvalid,
 }
 
-// MessageID is the identifier in the message table and for ReportEvent: the severity in the two highest bits, facility 0.
-// Event Viewer shows the low word, which is Event.
+// MessageID is the identifier in the message table and for ReportEvent: the severity in the two highest bits, facility
+// 0. Event Viewer shows the low word, which is Event.
 func (c *Cause) MessageID() uint32 { return uint32(c.Severity)<<30 | uint32(c.Event) }
 
 // OfHResult returns the cause with this HRESULT, or nil.

@@ -1,5 +1,5 @@
-// Package selftest defines the self-test between installer and plugin: a special input, and a report that the plugin returns
-// instead of a domain name. It involves no credentials.
+// Package selftest defines the self-test between installer and plugin: a special input, and a report that the plugin
+// returns instead of a domain name. It involves no credentials.
 package selftest
 
 import (
