@@ -68,7 +68,8 @@ func build(ctx context.Context, o options) (v1.Hash, error) {
 
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, p := range parts {
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: p.image, Descriptor: v1.Descriptor{Platform: &p.platform}})
+		index = mutate.AppendManifests(index,
+			mutate.IndexAddendum{Add: p.image, Descriptor: v1.Descriptor{Platform: &p.platform}})
 	}
 	index = mutate.Annotations(index, labels(o)).(v1.ImageIndex) // for the image's page in a registry
 	digest, err := index.Digest()
@@ -165,9 +166,11 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 		return nil, nil, fmt.Errorf("--base %q: must be scratch or an image reference: %w", base, err)
 	}
 	fail := func(err error) error {
-		return fmt.Errorf("base image %s cannot be pulled: %w (--base scratch, the default, needs no network)", ref, err)
+		return fmt.Errorf("base image %s cannot be pulled: %w (--base scratch, the default, needs no network)", ref,
+			err)
 	}
-	image, err := remote.Image(ref, remote.WithContext(ctx), remote.WithPlatform(windowsAMD64), remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	image, err := remote.Image(ref, remote.WithContext(ctx), remote.WithPlatform(windowsAMD64),
+		remote.WithAuthFromKeychain(authn.DefaultKeychain))
 	if err != nil {
 		return nil, nil, fail(err)
 	}
@@ -176,7 +179,8 @@ func windowsBaseLayers(ctx context.Context, base string) ([]v1.Layer, map[string
 		return nil, nil, fail(err)
 	}
 	if config.OS != windowsAMD64.OS || config.Architecture != windowsAMD64.Architecture {
-		return nil, nil, fmt.Errorf("base image %s is for %s/%s, expected %s", ref, config.OS, config.Architecture, windowsAMD64)
+		return nil, nil, fmt.Errorf("base image %s is for %s/%s, expected %s", ref, config.OS, config.Architecture,
+			windowsAMD64)
 	}
 	digest, err := image.Digest()
 	if err != nil {
@@ -227,11 +231,13 @@ func image(platform v1.Platform, config v1.Config, layers ...v1.Layer) (v1.Image
 	created := v1.Time{Time: epoch}
 	var additions []mutate.Addendum
 	for _, l := range layers {
-		additions = append(additions, mutate.Addendum{Layer: l, MediaType: types.OCILayer, History: v1.History{Created: created, CreatedBy: "ccgrkc/images"}})
+		additions = append(additions, mutate.Addendum{Layer: l, MediaType: types.OCILayer,
+			History: v1.History{Created: created, CreatedBy: "ccgrkc/images"}})
 	}
 	i := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	i, err := mutate.ConfigFile(i, &v1.ConfigFile{
-		OS: platform.OS, Architecture: platform.Architecture, Created: created, Config: config, RootFS: v1.RootFS{Type: "layers"},
+		OS: platform.OS, Architecture: platform.Architecture, Created: created, Config: config,
+		RootFS: v1.RootFS{Type: "layers"},
 	})
 	if err != nil {
 		return nil, err
@@ -243,8 +249,8 @@ func image(platform v1.Platform, config v1.Config, layers ...v1.Layer) (v1.Image
 func labels(o options) map[string]string {
 	l := map[string]string{
 		"org.opencontainers.image.title": "CCGRKC",
-		"org.opencontainers.image.description": "Kubernetes as the secret store for Windows gMSAs: " +
-			"the CCG plugin, its installer and the Account Provider",
+		"org.opencontainers.image.description": "Kubernetes as the secret store for Windows gMSAs: the CCG plugin, " +
+			"its installer and the Account Provider",
 		"org.opencontainers.image.source":        "https://github.com/ccgrkc/ccgrkc",
 		"org.opencontainers.image.documentation": "https://github.com/ccgrkc/ccgrkc#readme",
 		"org.opencontainers.image.licenses":      "Apache-2.0",

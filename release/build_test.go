@@ -130,8 +130,9 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantLabels := map[string]string{
-		"org.opencontainers.image.title":         "CCGRKC",
-		"org.opencontainers.image.description":   "Kubernetes as the secret store for Windows gMSAs: the CCG plugin, its installer and the Account Provider",
+		"org.opencontainers.image.title": "CCGRKC",
+		"org.opencontainers.image.description": "Kubernetes as the secret store for Windows gMSAs: the CCG plugin, " +
+			"its installer and the Account Provider",
 		"org.opencontainers.image.source":        "https://github.com/ccgrkc/ccgrkc",
 		"org.opencontainers.image.documentation": "https://github.com/ccgrkc/ccgrkc#readme",
 		"org.opencontainers.image.licenses":      "Apache-2.0",
@@ -147,7 +148,8 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 	}
 	// No os.version: an entry with one is for one Windows Server only.
 	wantPlatforms := []v1.Platform{
-		{OS: "windows", Architecture: "amd64"}, {OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm64"},
+		{OS: "windows", Architecture: "amd64"}, {OS: "linux", Architecture: "amd64"},
+		{OS: "linux", Architecture: "arm64"},
 	}
 	if diff := cmp.Diff(wantPlatforms, platforms); diff != "" {
 		t.Errorf("platforms: -want +got\n%s", diff)
@@ -163,7 +165,8 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 	linux := func(arch string) image {
 		return image{
 			platform: v1.Platform{OS: "linux", Architecture: arch},
-			config:   v1.Config{User: "65532:65532", Entrypoint: []string{"/uninstall-hook"}, WorkingDir: "/", Labels: wantLabels},
+			config: v1.Config{User: "65532:65532", Entrypoint: []string{"/uninstall-hook"}, WorkingDir: "/",
+				Labels: wantLabels},
 			layers: [][]string{
 				{"uninstall-hook", "sbom/", "sbom/uninstall-hook.cdx.json"},
 				{"gmsa-webhook", "sbom/", "sbom/gmsa-webhook.cdx.json"},
@@ -181,7 +184,8 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 			config:   v1.Config{Env: []string{`PATH=C:\Windows\system32;C:\Windows`}, Labels: wantLabels},
 			layers: [][]string{{
 				"Files/", "Files/Windows/", "Files/Windows/System32/", "Files/Windows/System32/config/",
-				"Files/Windows/System32/config/DEFAULT", "Files/Windows/System32/config/SAM", "Files/Windows/System32/config/SECURITY",
+				"Files/Windows/System32/config/DEFAULT", "Files/Windows/System32/config/SAM",
+				"Files/Windows/System32/config/SECURITY",
 				"Files/Windows/System32/config/SOFTWARE", "Files/Windows/System32/config/SYSTEM",
 			}, {
 				"Files/", "Files/ccg-plugin-installer.exe", "Files/gmsa-account-provider.exe", "Files/sbom/",
@@ -209,8 +213,10 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 			if diff := cmp.Diff(c.config, config.Config); diff != "" {
 				t.Errorf("config: -want +got\n%s", diff)
 			}
-			if config.OS != c.platform.OS || config.Architecture != c.platform.Architecture || config.OSVersion != "" || !config.Created.Equal(epoch) {
-				t.Errorf("config: os %q, architecture %q, os.version %q, created %s", config.OS, config.Architecture, config.OSVersion, config.Created)
+			if config.OS != c.platform.OS || config.Architecture != c.platform.Architecture || config.OSVersion != "" ||
+				!config.Created.Equal(epoch) {
+				t.Errorf("config: os %q, architecture %q, os.version %q, created %s", config.OS, config.Architecture,
+					config.OSVersion, config.Created)
 			}
 			layers, err := image.Layers()
 			if err != nil {
@@ -307,9 +313,11 @@ func TestBaseIsPulled(t *testing.T) {
 		{host + "/absent:v1", "--base scratch"},
 		{"127.0.0.1:1/base:v1", "base image 127.0.0.1:1/base:v1 cannot be pulled"},
 		{"Not A Reference", `--base "Not A Reference"`},
-		{pushed("/linux:v1", v1.Platform{OS: "linux", Architecture: "amd64"}), "base image " + host + "/linux:v1 cannot be pulled"},
+		{pushed("/linux:v1", v1.Platform{OS: "linux", Architecture: "amd64"}),
+			"base image " + host + "/linux:v1 cannot be pulled"},
 	} {
-		_, err := build(context.Background(), options{version: "v1", dist: dir, out: filepath.Join(t.TempDir(), "image"), base: c.base, log: io.Discard})
+		_, err := build(context.Background(),
+			options{version: "v1", dist: dir, out: filepath.Join(t.TempDir(), "image"), base: c.base, log: io.Discard})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("base %s: %v, want %q", c.base, err, c.want)
 		}
@@ -359,7 +367,8 @@ func TestBuildRejectsInvalidInput(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir, out := dist(t), filepath.Join(t.TempDir(), "image")
 			c.spoil(t, dir, out)
-			_, err := build(context.Background(), options{version: "v1", dist: dir, out: out, base: scratch, log: io.Discard})
+			_, err := build(context.Background(),
+				options{version: "v1", dist: dir, out: out, base: scratch, log: io.Discard})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
@@ -374,7 +383,8 @@ func TestBuildReplacesALayout(t *testing.T) {
 	t.Parallel()
 	dir := dist(t)
 	out, first := built(t, dir, scratch)
-	second, err := build(context.Background(), options{version: "v2", dist: dir, out: out, base: scratch, log: io.Discard})
+	second, err := build(context.Background(),
+		options{version: "v2", dist: dir, out: out, base: scratch, log: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,14 +29,17 @@ var programs = sync.OnceValues(func() (string, error) {
 		}
 	}
 	write("go.mod", "module example.com/fixture\n\ngo 1.26.0\n")
-	write("dll/dll.go", "package main\n\nimport \"C\"\n\n//export Answer\nfunc Answer() int32 { return 42 }\n\nfunc main() {}\n")
+	write("dll/dll.go", "package main\n\nimport \"C\"\n\n//export Answer\nfunc Answer() int32 { return 42 }\n\nfunc "+
+		"main() {}\n")
 	write("plain/main.go", "package main\n\nfunc main() { println(\"hello\") }\n")
-	write("carrier/main.go", "package main\n\nimport _ \"embed\"\n\n//go:embed ccg-plugin.dll\nvar dll string\n\nfunc main() { println(dll) }\n")
+	write("carrier/main.go", "package main\n\nimport _ \"embed\"\n\n//go:embed ccg-plugin.dll\nvar dll "+
+		"string\n\nfunc main() { println(dll) }\n")
 	build := func(output, source string, flags []string, env ...string) {
 		if err != nil {
 			return
 		}
-		c := exec.Command("go", append(append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"}, flags...),
+		c := exec.Command("go", append(append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"},
+			flags...),
 			"-o", filepath.Join(dir, output), source)...)
 		c.Dir = filepath.Join(dir, "source")
 		c.Env = append(os.Environ(), append([]string{"CGO_ENABLED=0", "GOFLAGS="}, env...)...)
@@ -44,7 +47,8 @@ var programs = sync.OnceValues(func() (string, error) {
 		err = c.Run()
 	}
 	windows := []string{"GOOS=windows", "GOARCH=amd64"}
-	build("ccg-plugin.dll", "./dll", []string{"-buildmode=c-shared"}, append(windows, "CGO_ENABLED=1", "CC=x86_64-w64-mingw32-gcc")...)
+	build("ccg-plugin.dll", "./dll", []string{"-buildmode=c-shared"},
+		append(windows, "CGO_ENABLED=1", "CC=x86_64-w64-mingw32-gcc")...)
 	if err == nil {
 		err = os.Link(filepath.Join(dir, "ccg-plugin.dll"), filepath.Join(dir, "source", "carrier", "ccg-plugin.dll"))
 	}

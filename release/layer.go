@@ -45,7 +45,8 @@ func layer(files []file, finish func(*tar.Header), dirs ...string) (v1.Layer, er
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, name := range names {
-		h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o555, Size: int64(len(contents[name])), ModTime: epoch}
+		h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o555, Size: int64(len(contents[name])),
+			ModTime: epoch}
 		if name[len(name)-1] == '/' {
 			h.Typeflag, h.Mode = tar.TypeDir, 0o755
 		}

@@ -41,17 +41,17 @@ func buildCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "build",
 		Short: "Write an OCI image layout from the programs in a directory",
-		Long: `Writes one multi-platform image as an OCI image layout. In --dist must lie:
+		Long: `Writes one multi-platform image as an OCI image layout. The directory --dist must contain:
 
-  ccg-plugin-installer.exe, gmsa-account-provider.exe                      what the Windows image holds
-  ccg-plugin.dll                                                           what is inside the installer, for its list of components
-  uninstall-hook, gmsa-webhook, gmsactl in linux-amd64 and linux-arm64    what the Linux images hold
+  ccg-plugin-installer.exe, gmsa-account-provider.exe                      the programs of the Windows image
+  ccg-plugin.dll                                                           the DLL in the installer, for the SBOM
+  uninstall-hook, gmsa-webhook, gmsactl in linux-amd64 and linux-arm64    the programs of the Linux images
 
-Equal programs and flags give an equal digest. A list of components (CycloneDX 1.6) of each program goes into its image,
-below /sbom, and into the directory sbom beside --out.
+The same programs and flags result in the same digest. The SBOM (CycloneDX 1.6) of each program is in its image, below
+/sbom, and in the directory sbom next to --out.
 
-The Windows image stands on a base layer that HostProcess containers can use on every version of Windows Server. With
---base scratch it is made here, from nothing; with --base REFERENCE it is pulled.`,
+The Windows image has a base layer that HostProcess containers can use on every version of Windows Server. With --base
+scratch, the command creates it; with --base REFERENCE, it pulls it.`,
 		Example: `  images build --version v1.2.3 --revision "$(git rev-parse HEAD)" --dist ../dist --out ../dist/image
   images build --version v1.2.3 --dist ../dist --out ../dist/image \
     --base mcr.microsoft.com/oss/kubernetes/windows-host-process-containers-base-image:v1.0.0`,
@@ -80,8 +80,8 @@ func pushCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "push",
 		Short: "Push an image layout to a registry",
-		Long: `Pushes the image of a layout, all platforms, under one tag. Credentials are those of docker login or podman login. A
-registry on a loopback address is spoken to in plain HTTP, any other in HTTPS unless --insecure is given.`,
+		Long: `Pushes all platforms of a layout with one tag. It uses the credentials of docker login or podman login. It
+uses HTTP for a registry on a loopback address, and HTTPS for others, unless --insecure is set.`,
 		Example: `  images push --layout ../dist/image --to ghcr.io/ccgrkc/ccgrkc:v1.2.3
   images push --layout ../dist/image --to 127.0.0.1:5000/ccgrkc/ccgrkc:v1.2.3`,
 		Args: cobra.NoArgs,

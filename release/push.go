@@ -35,7 +35,8 @@ func push(ctx context.Context, dir, to string, insecure bool, log io.Writer) err
 		return fmt.Errorf("layout %s: %w", dir, err)
 	}
 	fmt.Fprintf(log, "pushing version %s to %s\n", m.Annotations["org.opencontainers.image.version"], tag)
-	if err := remote.WriteIndex(tag, index, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
+	if err := remote.WriteIndex(tag, index, remote.WithContext(ctx),
+		remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
 		return fmt.Errorf("push to %s: %w", tag, err)
 	}
 	fmt.Fprintf(log, "pushed  %s@%s\n", tag, digest)

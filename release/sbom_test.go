@@ -53,7 +53,8 @@ func TestComponentsAreTheModulesOfTheProgram(t *testing.T) {
 		found[c.Name] = c.PackageURL
 	}
 	gomod := string(read(t, "", "go.mod"))
-	for _, module := range []string{"github.com/google/go-containerregistry", "github.com/CycloneDX/cyclonedx-go", "github.com/spf13/cobra"} {
+	for _, module := range []string{"github.com/google/go-containerregistry", "github.com/CycloneDX/cyclonedx-go",
+		"github.com/spf13/cobra"} {
 		_, rest, _ := strings.Cut(gomod, module+" ")
 		version, _, _ := strings.Cut(rest, "\n")
 		if want := "pkg:golang/" + strings.ToLower(module) + "@" + version; found[module] != want {

@@ -31,12 +31,14 @@ func newSigner(t *testing.T) signer {
 	dir := t.TempDir()
 	caKey := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "throw-away CA"}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "throw-away CA"},
+		NotBefore: time.Now().Add(-time.Hour),
+		NotAfter:  time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "throw-away signer"}, NotBefore: ca.NotBefore,
-		NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
 	}
 	key := must(rsa.GenerateKey(rand.Reader, 3072))
 	write := func(name string, blocks ...*pem.Block) string {
@@ -93,7 +95,8 @@ func TestSignaturesVerifyAndDetectChanges(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", name, err, out)
 		}
 		out, err := verify(s, file)
-		if err != nil || !strings.Contains(out, "CN=throw-away signer") || !strings.Contains(out, "Signature verification: ok") {
+		if err != nil || !strings.Contains(out, "CN=throw-away signer") ||
+			!strings.Contains(out, "Signature verification: ok") {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
 		after := read(t, "", file)
@@ -149,7 +152,8 @@ func TestImageOfSignedPrograms(t *testing.T) {
 		put(t, source, name, read(t, filepath.Join(fixtures, "source"), name))
 	}
 	put(t, source, "carrier/ccg-plugin.dll", read(t, dir, "ccg-plugin.dll"))
-	c := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, "ccg-plugin-installer.exe"), "./carrier")
+	c := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o",
+		filepath.Join(dir, "ccg-plugin-installer.exe"), "./carrier")
 	c.Dir = source
 	c.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := c.CombinedOutput(); err != nil {
@@ -209,10 +213,14 @@ func TestSigningRejectsInvalidInput(t *testing.T) {
 	}{
 		{"no certificate", file, nil, "SIGN_CERT is not set"},
 		{"no key", file, []string{"SIGN_CERT=" + s.cert}, "SIGN_KEY is not set"},
-		{"a certificate that is not there", file, []string{"SIGN_CERT=/absent.pem", "SIGN_KEY=" + s.key}, "/absent.pem cannot be read"},
-		{"a key of another certificate", file, []string{"SIGN_CERT=" + s.cert, "SIGN_KEY=" + newSigner(t).key}, "is not signed"},
-		{"a wrong password", file, []string{"SIGN_CERT=" + s.cert, "SIGN_KEY=" + s.lockedKey, "SIGN_PASS_FILE=" + filepath.Join(dir, "wrong")}, "is not signed"},
-		{"what is no program", filepath.Join(dir, "text.exe"), []string{"SIGN_CERT=" + s.cert, "SIGN_KEY=" + s.key}, "is not signed"},
+		{"a certificate that is not there", file, []string{"SIGN_CERT=/absent.pem", "SIGN_KEY=" + s.key},
+			"/absent.pem cannot be read"},
+		{"a key of another certificate", file, []string{"SIGN_CERT=" + s.cert, "SIGN_KEY=" + newSigner(t).key},
+			"is not signed"},
+		{"a wrong password", file, []string{"SIGN_CERT=" + s.cert, "SIGN_KEY=" + s.lockedKey,
+			"SIGN_PASS_FILE=" + filepath.Join(dir, "wrong")}, "is not signed"},
+		{"what is no program", filepath.Join(dir, "text.exe"), []string{"SIGN_CERT=" + s.cert, "SIGN_KEY=" + s.key},
+			"is not signed"},
 	} {
 		out, err := sign(c.file, c.env...)
 		if err == nil || !strings.Contains(out, c.want) {

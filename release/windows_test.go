@@ -86,7 +86,8 @@ func TestHiveIsComplete(t *testing.T) {
 		if u32(h, 4) != u32(h, 8) {
 			t.Errorf("%s: dirty: sequence numbers %d and %d", name, u32(h, 4), u32(h, 8))
 		}
-		if u32(h, 20) != 1 || u32(h, 24) < 3 || u32(h, 24) > 5 || u32(h, 28) != 0 || u32(h, 32) != 1 || u32(h, 44) != 1 {
+		if u32(h, 20) != 1 || u32(h, 24) < 3 || u32(h, 24) > 5 || u32(h, 28) != 0 || u32(h, 32) != 1 ||
+			u32(h, 44) != 1 {
 			t.Errorf("%s: version, type, format or clustering factor: %v", name, h[20:48])
 		}
 		if u32(h, 40) != uint32(len(h)-4096) {

@@ -14,6 +14,7 @@ var golden string
 
 func TestCommandsAndFlagsAreStable(t *testing.T) {
 	if got := apitest.Commands(command()); got != golden {
-		t.Errorf("the interface differs from testdata/api.golden; if that is intended, correct the file.\ngot:\n%s", got)
+		t.Errorf("the interface differs from testdata/api.golden; if that is intended, correct the file.\ngot:\n%s",
+			got)
 	}
 }

@@ -56,19 +56,20 @@ func command() *cobra.Command {
 		Long: `Installs the Container Credential Guard plugin, class ` + installer.CLSID + `, on this Windows host.
 
 It creates:
-  C:\Program Files\CCGRKC\ccg-plugin-<hash>.dll                            the plugin, which this program contains
-  HKLM\SOFTWARE\Classes\CLSID\{...}, AppID\{...}                           its registration with COM
-  HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{...}               its registration with Container Credential Guard
-  HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application\CCGRKC       its event source
+  C:\Program Files\CCGRKC\ccg-plugin-<hash>.dll                        the plugin, which this program contains
+  HKLM\SOFTWARE\Classes\CLSID\{...}, AppID\{...}                       its registration with COM
+  HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{...}           its registration with CCG
+  HKLM\SYSTEM\CurrentControlSet\Services\EventLog\Application\CCGRKC   its event source
 
 Run it as SYSTEM, as the HostProcess DaemonSet of the chart rancher-gmsa-plugin-installer does: every install runs a
-self-test, and only SYSTEM and services can activate the class. You can repeat every command. If a command is killed, the
-next install or uninstall repairs the host.`,
+self-test, and only SYSTEM and services can activate the class. You can repeat every command. If a command is killed,
+the next install or uninstall repairs the host.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	logs.Add(root.PersistentFlags())
-	root.AddCommand(installCommand(config), uninstallCommand(config), statusCommand(config), runCommand(config), checkDomainCommand(),
+	root.AddCommand(installCommand(config), uninstallCommand(config), statusCommand(config), runCommand(config),
+		checkDomainCommand(),
 		versionCommand())
 	return root
 }
@@ -77,8 +78,8 @@ type configFunc func() (installer.Config, error)
 
 // installFlags adds the flags that determine the registration, which status needs too.
 func installFlags(cmd *cobra.Command, runAs *string) {
-	cmd.Flags().StringVar(runAs, "run-as", string(installer.NetworkService), `plugin identity: network-service, local-service or
-launching-user (the account that activates the class)`)
+	cmd.Flags().StringVar(runAs, "run-as", string(installer.NetworkService),
+		"plugin identity: network-service, local-service or launching-user (the account that activates the class)")
 }
 
 func replaceFlag(cmd *cobra.Command, replace *bool) {
@@ -103,9 +104,9 @@ func installCommand(config configFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Install or upgrade the plugin and run the self-test",
-		Long: `Installs or upgrades the plugin and runs the self-test: it activates the class in another process, as ccg.exe does, and
-the response must come from the installed DLL. After an upgrade, it waits up to 30 s for a surrogate with the previous
-version. If the installation is ok, it changes nothing.`,
+		Long: `Installs or upgrades the plugin and runs the self-test: it activates the class in another process, as
+ccg.exe does, and the response must come from the installed DLL. After an upgrade, it waits up to 30 s for a surrogate
+with the previous version. If the installation is ok, it changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := withDLL(config, runAs, replace)
@@ -129,9 +130,9 @@ func uninstallCommand(config configFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove everything that install creates",
-		Long: `Removes every registry key and file that install creates, and verifies the removal. If a surrogate has the DLL loaded, it
-waits up to 30 s. A DLL that is still loaded then is renamed, and deleted when the host restarts or by the next uninstall;
-the command logs that. A foreign registration of the same class remains unchanged.
+		Long: `Removes every registry key and file that install creates, and verifies the removal. If a surrogate has
+the DLL loaded, it waits up to 30 s. A DLL that is still loaded then is renamed, and deleted when the host restarts or
+by the next uninstall; the command logs that. A foreign registration of the same class remains unchanged.
 
 With --keep-running, the command continues to check the host until it is stopped, and uninstalls again if necessary: an
 installer that is about to stop can install again.`,
@@ -153,7 +154,8 @@ installer that is about to stop can install again.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&keepRunning, "keep-running", false, "do not exit after the uninstall, and repeat it if necessary")
+	cmd.Flags().BoolVar(&keepRunning, "keep-running", false,
+		"do not exit after the uninstall, and repeat it if necessary")
 	return cmd
 }
 
@@ -175,14 +177,15 @@ func statusCommand(config configFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Compare the installation with what this version installs",
-		Long: `Compares every registry value and file with what this version installs, and changes nothing. If all are ok, it runs the
-self-test.
+		Long: `Compares every registry value and file with what this version installs, and changes nothing. If all are
+ok, it runs the self-test.
 
 Exit codes:
   0  installed and healthy
   1  the host could not be checked
   3  not installed
-  4  drift: something differs or is missing, a change was interrupted, a registration is foreign, or the self-test failed`,
+  4  drift: something differs or is missing, a change was interrupted, the registration is foreign, or the self-test
+     failed`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
@@ -226,8 +229,8 @@ func runCommand(config configFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Install, then watch and repair the registration until stopped",
-		Long: `Installs, then repairs the registration: immediately after a change of its registry keys, and at every interval. It logs
-what it repairs. SIGTERM or Ctrl+C stops it; the plugin remains installed.`,
+		Long: `Installs, then repairs the registration: immediately after a change of its registry keys, and at every
+interval. It logs what it repairs. SIGTERM or Ctrl+C stops it; the plugin remains installed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if interval < time.Second {
@@ -252,10 +255,10 @@ func checkDomainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check-domain",
 		Short: "Check which domain controllers this host can reach, and print its clock",
-		Long: `Queries DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>) and connects to the TCP ports of each that a gMSA
-needs: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open, closed (connection
-refused) or filtered (no response). It does not sign in. gmsactl verify compares the clock with a domain controller's:
-Kerberos accepts a difference of 5 minutes.
+		Long: `Queries DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>) and connects to the TCP ports of
+each that a gMSA needs: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open,
+closed (connection refused) or filtered (no response). It does not sign in. gmsactl verify compares the clock with a
+domain controller's: Kerberos accepts a difference of 5 minutes.
 
 Exit codes:
   0  a domain controller responds on the ports of Kerberos and LDAP
@@ -278,7 +281,8 @@ Exit codes:
 	}
 	cmd.Flags().StringVar(&o.Domain, "domain", "", "DNS name of the domain (required)")
 	cmd.Flags().StringVar(&o.DNSServer, "dns-server", "", "address[:port] of the DNS server (default: the host's)")
-	cmd.Flags().DurationVar(&o.Timeout, "timeout", dccheck.DefaultTimeout, "timeout of one DNS query, and of one connection")
+	cmd.Flags().DurationVar(&o.Timeout, "timeout", dccheck.DefaultTimeout,
+		"timeout of one DNS query, and of one connection")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	_ = cmd.MarkFlagRequired("domain")
 	return cmd

@@ -52,10 +52,10 @@ func command() *cobra.Command {
 		Short: "Give the credentials of one impersonation account to the CCG plugin on this host",
 		Long: `gmsa-account-provider is the Account Provider of one impersonation account.
 
-It reads one Secret from the Kubernetes API server, as its ServiceAccount, and provides it over mutual TLS on a loopback
-port of the host. The endpoint files below --host-path contain the port and the client certificate. Only SYSTEM,
-Administrators and the plugin's identity can read them. The Secret has the keys domainName (the domain's DNS name),
-username (the sAMAccountName, without domain) and password.`,
+It reads one Secret from the Kubernetes API server, as its ServiceAccount, and provides it over mutual TLS on a
+loopback port of the host. The endpoint files below --host-path contain the port and the client certificate. Only
+SYSTEM, Administrators and the plugin's identity can read them. The Secret has the keys domainName (the domain's DNS
+name), username (the sAMAccountName, without domain) and password.`,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -78,9 +78,10 @@ func run() *cobra.Command {
 		Short: "Run the provider until it is stopped",
 		Long: `Provides the credentials of one Secret until SIGTERM or Ctrl-C, then removes the endpoint files.
 
-The provider also runs without the Secret. Calls then fail with the code secret-not-found until the Secret exists. Cached
-credentials are at most 5 seconds old. While the API server is unavailable, the provider uses stale credentials for up to
---max-stale. If the Secret or the permission is deleted, the provider deletes its cached credentials with the next call.`,
+The provider also runs without the Secret. Calls then fail with the code secret-not-found until the Secret exists.
+Cached credentials are at most 5 seconds old. While the API server is unavailable, the provider uses stale credentials
+for up to --max-stale. If the Secret or the permission is deleted, the provider deletes its cached credentials with the
+next call.`,
 		Example: `  # in a pod
   gmsa-account-provider run --namespace gmsa-system --secret web-creds
 
@@ -124,9 +125,12 @@ credentials are at most 5 seconds old. While the API server is unavailable, the 
 	a.flags(c)
 	f := c.Flags()
 	f.StringVar(&identity, "plugin-identity", endpoint.Readers[0], fmt.Sprintf(
-		"plugin identity, which can read the endpoint files, as in the installer's --run-as: one of %q", endpoint.Readers))
-	f.StringVar(&mode, "certificates", "embedded", "source of the certificates: embedded (issued by the provider) or secrets (mounted)")
-	f.DurationVar(&lifetime, "certificate-lifetime", provider.DefaultLifetime, "lifetime of embedded certificates, which are renewed after two thirds of it")
+		"plugin identity, which can read the endpoint files, as in the installer's --run-as: one of %q",
+		endpoint.Readers))
+	f.StringVar(&mode, "certificates", "embedded",
+		"source of the certificates: embedded (issued by the provider) or secrets (mounted)")
+	f.DurationVar(&lifetime, "certificate-lifetime", provider.DefaultLifetime,
+		"lifetime of embedded certificates, which are renewed after two thirds of it")
 	f.StringVar(&serverDir, "server-certificate-dir", "",
 		"with --certificates secrets: directory in the container with tls.crt, tls.key and ca.crt of the server")
 	f.StringVar(&clientDir, "client-certificate-dir", "",
@@ -154,10 +158,10 @@ func healthcheck() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Check that the provider responds, through the endpoint files as the plugin does",
-		Long: `Reads the endpoint files on the host, connects with the client certificate in them, and requests the provider's health.
-The command succeeds if the provider responds, and prints the result of the last read of the Secret. A provider without its
-Secret is healthy. With --require-credentials, the provider reads the Secret now, and the command fails if the Secret does
-not exist or is invalid.`,
+		Long: `Reads the endpoint files on the host, connects with the client certificate in them, and requests the
+provider's health. The command succeeds if the provider responds, and prints the result of the last read of the Secret.
+A provider without its Secret is healthy. With --require-credentials, the provider reads the Secret now, and the
+command fails if the Secret does not exist or is invalid.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return healthcheckRun(cmd, a, output, timeout, require, thisPod)
@@ -166,9 +170,11 @@ not exist or is invalid.`,
 	a.flags(c)
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	c.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "maximum time to wait for the response")
-	c.Flags().BoolVar(&require, "require-credentials", false, "read the Secret now, and fail if it does not exist or is invalid")
+	c.Flags().BoolVar(&require, "require-credentials", false,
+		"read the Secret now, and fail if it does not exist or is invalid")
 	c.Flags().BoolVar(&thisPod, "this-pod", false,
-		"fail if the provider of another pod responds, as at the start of a rolling update; needs the environment variable "+podUID)
+		"fail if the provider of another pod responds, as at the start of a rolling update; needs the environment "+
+			"variable "+podUID)
 	return c
 }
 
@@ -191,10 +197,12 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 	}
 	own := os.Getenv(podUID)
 	if thisPod && own == "" {
-		return fmt.Errorf("--this-pod: the environment variable %s is not set; set it from metadata.uid, as the chart does", podUID)
+		return fmt.Errorf("--this-pod: the environment variable %s is not set; set it from metadata.uid, as the "+
+			"chart does", podUID)
 	}
 	if thisPod && h.Instance != own {
-		return fmt.Errorf("account %s: the provider of another pod responded; this pod is %q, the other %q", ref, own, h.Instance)
+		return fmt.Errorf("account %s: the provider of another pod responded; this pod is %q, the other %q", ref, own,
+			h.Instance)
 	}
 	out := cmd.OutOrStdout()
 	if output == "json" {
@@ -225,8 +233,8 @@ func cleanup() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove the endpoint files that killed providers left on the host",
-		Long: `Removes the endpoint files of one account. If a provider responds, the command keeps its files and fails. You can repeat the
-command.
+		Long: `Removes the endpoint files of one account. If a provider responds, the command keeps its files and
+fails. You can repeat the command.
 
 With --keep-running, the command does not exit after it has finished. A container of a DaemonSet must not exit.`,
 		Args: cobra.NoArgs,
@@ -263,12 +271,14 @@ func certificatesFrom(mode string, lifetime time.Duration, serverDir, clientDir 
 			return nil, fmt.Errorf("--certificate-lifetime %s: the minimum is 1s", lifetime)
 		}
 		if serverDir != "" {
-			return nil, errors.New("--server-certificate-dir and --client-certificate-dir require --certificates secrets")
+			return nil, errors.New("--server-certificate-dir and --client-certificate-dir require --certificates " +
+				"secrets")
 		}
 		return provider.Embedded{Lifetime: lifetime}, nil
 	case "secrets":
 		if serverDir == "" {
-			return nil, errors.New("--certificates secrets requires --server-certificate-dir and --client-certificate-dir")
+			return nil, errors.New("--certificates secrets requires --server-certificate-dir and " +
+				"--client-certificate-dir")
 		}
 		return &provider.FromSecrets{ServerDir: mountedDir(serverDir), ClientDir: mountedDir(clientDir)}, nil
 	default:

@@ -22,7 +22,11 @@ func main() {
 		fmt.Print(table(cause.All))
 		return
 	}
-	for name, text := range map[string]string{"messages.mc": messageFile(cause.All), "plugin.rc": resourceScript(*version)} {
+	files := map[string]string{
+		"messages.mc": messageFile(cause.All),
+		"plugin.rc":   resourceScript(*version),
+	}
+	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(*dir, name), []byte(text), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "messages:", err)
 			os.Exit(1)
@@ -34,14 +38,14 @@ func main() {
 // identifiers that cause.MessageID computes. Inserts: %1 is the plugin input, %2 the detail.
 func messageFile(causes []*cause.Cause) string {
 	var b strings.Builder
-	b.WriteString("MessageIdTypedef=DWORD\n" +
-		"SeverityNames=(Success=0x0 Informational=0x1 Warning=0x2 Error=0x3)\n" +
-		"FacilityNames=(CCGRKC=0x0)\n" +
-		"LanguageNames=(English=0x409:MSG00409)\n\n")
+	b.WriteString("MessageIdTypedef=DWORD\nSeverityNames=(Success=0x0 Informational=0x1 Warning=0x2 " +
+		"Error=0x3)\nFacilityNames=(CCGRKC=0x0)\nLanguageNames=(English=0x409:MSG00409)\n\n")
 	for _, c := range causes {
-		fmt.Fprintf(&b, "MessageId=0x%X\nSeverity=%s\nFacility=CCGRKC\nSymbolicName=%s\nLanguage=English\n%s\n", c.Event, c.Severity, symbol(c), c.Text)
+		fmt.Fprintf(&b, "MessageId=0x%X\nSeverity=%s\nFacility=CCGRKC\nSymbolicName=%s\nLanguage=English\n%s\n",
+			c.Event, c.Severity, symbol(c), c.Text)
 		if c.HResult != 0 {
-			fmt.Fprintf(&b, "Plugin input: %%1\nDetail: %%2\nWhat to do: %s\nReturned to ccg.exe: 0x%08X (%s)\n.\n\n", c.Remedy, c.HResult, c.Name)
+			fmt.Fprintf(&b, "Plugin input: %%1\nDetail: %%2\nWhat to do: %s\nReturned to ccg.exe: 0x%08X (%s)\n.\n\n",
+				c.Remedy, c.HResult, c.Name)
 		} else {
 			b.WriteString("Detail: %2\n.\n\n")
 		}
@@ -56,7 +60,8 @@ func symbol(c *cause.Cause) string {
 // table returns the causes in Markdown.
 func table(causes []*cause.Cause) string {
 	var b strings.Builder
-	b.WriteString("| HRESULT | event | name | what happened | what to do | retried within the call |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| HRESULT | event | name | what happened | what to do | retried within the call |\n" +
+		"|---|---|---|---|---|---|\n")
 	for _, c := range causes {
 		hresult, retry := "none", "no"
 		if c.HResult != 0 {
@@ -65,7 +70,8 @@ func table(causes []*cause.Cause) string {
 		if c.Retry {
 			retry = "yes"
 		}
-		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %s |\n", hresult, c.Event, c.Name, cell(c.Text), cell(c.Remedy), retry)
+		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %s |\n", hresult, c.Event, c.Name, cell(c.Text), cell(c.Remedy),
+			retry)
 	}
 	return b.String()
 }

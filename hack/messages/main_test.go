@@ -85,7 +85,8 @@ func TestTheMarkdownTableHasARowOfSixCellsForEachCause(t *testing.T) {
 
 func TestVersionsBecomeNumbersWhereTheyHaveSome(t *testing.T) {
 	for version, want := range map[string]string{
-		"v1.2.3": "FILEVERSION 1,2,3,0\n", "1.2.3-rc.1+x": "FILEVERSION 1,2,3,0\n", "": "FILEVERSION 0,0,0,0\n", "(devel) abc": "FILEVERSION 0,0,0,0\n",
+		"v1.2.3": "FILEVERSION 1,2,3,0\n", "1.2.3-rc.1+x": "FILEVERSION 1,2,3,0\n", "": "FILEVERSION 0,0,0,0\n",
+		"(devel) abc": "FILEVERSION 0,0,0,0\n",
 	} {
 		if got := resourceScript(version); !strings.Contains(got, want) {
 			t.Errorf("%q: no %q in the script", version, want)
@@ -103,7 +104,8 @@ func TestTheDocumentationHoldsTheTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(doc), "\n"+table(cause.All)) {
-		t.Error("docs/errors.md has another table of causes: replace it by what go run ./hack/messages -markdown prints")
+		t.Error("docs/errors.md has another table of causes: replace it by what go run ./hack/messages -markdown " +
+			"prints")
 	}
 	for _, code := range credential.ProblemCodes {
 		if !strings.Contains(string(doc), "\n| `"+string(code)+"` |") {

@@ -37,7 +37,8 @@ func Compare(t *testing.T, parts ...string) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("the interface differs from %s; if that is intended, run go test -update.\ngot:\n%s\nwant:\n%s", path, got, want)
+		t.Errorf("the interface differs from %s; if that is intended, run go test -update.\ngot:\n%s\nwant:\n%s", path,
+			got, want)
 	}
 }
 

@@ -75,7 +75,8 @@ func (o *Object) GetPasswordCredentials(input string) (Result, error) {
 	result := Result{windows.UTF16ToString(domainName), windows.UTF16ToString(username), newPassword(password)}
 	if out[0] == nil || out[1] == nil || out[2] == nil {
 		result.Password.Wipe()
-		return Result{}, errors.New("the class returned success and a null pointer: its proxy/stub or its server has a bug")
+		return Result{}, errors.New("the class returned success and a null pointer: its proxy/stub or its server has " +
+			"a bug")
 	}
 	return result, nil
 }

@@ -12,7 +12,8 @@ import (
 
 func TestPasswordsAreEncodedAsUTF16(t *testing.T) {
 	for _, s := range []string{
-		"", "a", "é", "密码", "𝄞", "a𝄞b", "𝄞𝄞", " leading and trailing ", `"quotes" \and\ 'more'`, "%", "%1 %%n", "<&>", "\u2028\ufeff",
+		"", "a", "é", "密码", "𝄞", "a𝄞b", "𝄞𝄞", " leading and trailing ", `"quotes" \and\ 'more'`, "%", "%1 %%n", "<&>",
+		"\u2028\ufeff",
 		"\ud7ff\ue000", // the neighbours of the surrogates
 		"\ufffd\uffff\U00010000\U0010ffff", strings.Repeat("𝄞", 256), strings.Repeat("x", 1024),
 	} {
@@ -48,8 +49,10 @@ func TestPasswordIsNeverPrinted(t *testing.T) {
 	h, b := hidden{result}, bare{p}
 
 	var out strings.Builder
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T", "%t", "%e", "%c", "%U", "%b", "%o"} {
-		for _, v := range []any{p, &p, result, &result, h, &h, b, &b, []any{h, p}, map[string]Password{"p": p}, fmt.Errorf("wrapped: %v", p)} {
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T", "%t", "%e", "%c", "%U", "%b",
+		"%o"} {
+		for _, v := range []any{p, &p, result, &result, h, &h, b, &b, []any{h, p}, map[string]Password{"p": p},
+			fmt.Errorf("wrapped: %v", p)} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 	}
@@ -89,7 +92,8 @@ func TestWipeClearsWhatRevealReturned(t *testing.T) {
 
 func TestAnHResultPrintsItsNumberAndCause(t *testing.T) {
 	for hr, want := range map[HRESULT]string{
-		0xA0040001: "0xA0040001 (endpoint-absent)", 0x80070057: "0x80070057 (invalid-input)", 0x800706BA: "0x800706BA", 5: "0x00000005",
+		0xA0040001: "0xA0040001 (endpoint-absent)", 0x80070057: "0x80070057 (invalid-input)", 0x800706BA: "0x800706BA",
+		5: "0x00000005",
 	} {
 		if got := hr.Error(); got != want {
 			t.Errorf("got %s, want %s", got, want)

@@ -149,6 +149,7 @@ func setSuspended(suspended bool) {
 		proc, name = procCoSuspend, "CoSuspendClassObjects"
 	}
 	if r, _, _ := proc.Call(); HRESULT(r).Failed() {
-		class.Report(cause.Unexpected, "", fmt.Sprintf("%s returned %v; an upgrade needs a restart of the surrogate", name, HRESULT(r)))
+		class.Report(cause.Unexpected, "", fmt.Sprintf("%s returned %v; an upgrade needs a restart of the surrogate",
+			name, HRESULT(r)))
 	}
 }

@@ -19,7 +19,8 @@ func TestPasswordIsNeverPrinted(t *testing.T) {
 
 	var out strings.Builder
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T"} {
-		for _, v := range []any{p, &p, c, &c, h, &h, []any{h, p}, map[string]Password{"p": p}, fmt.Errorf("wrapped: %v", p)} {
+		for _, v := range []any{p, &p, c, &c, h, &h, []any{h, p}, map[string]Password{"p": p},
+			fmt.Errorf("wrapped: %v", p)} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 	}
@@ -33,7 +34,8 @@ func TestPasswordIsNeverPrinted(t *testing.T) {
 		}
 		out.Write(b)
 	}
-	for _, form := range []string{marker, fmt.Sprintf("%x", marker), fmt.Sprintf("%X", marker), fmt.Sprint([]byte(marker)), "m4rker"} {
+	for _, form := range []string{marker, fmt.Sprintf("%x", marker), fmt.Sprintf("%X", marker),
+		fmt.Sprint([]byte(marker)), "m4rker"} {
 		if strings.Contains(out.String(), form) {
 			t.Errorf("the password got out as %q", form)
 		}
@@ -67,12 +69,17 @@ func TestReferencesFollowTheRulesOfTheAPIServer(t *testing.T) {
 
 func TestInvalidPluginInputsAreRejected(t *testing.T) {
 	for name, bad := range map[string]string{
-		"empty": "", "no colon": "web-creds", "two colons": "a:b:c", "parent directory": "..:x", "parent directory as secret": "x:..",
-		"slash": "a/b:c", "backslash": `a\b:c`, "upper case": "A:b", "upper case secret": "a:B", "64 KiB": strings.Repeat("a", 64<<10),
-		"64 KiB with colon": "a:" + strings.Repeat("b", 64<<10), "NUL inside": "a:b\x00c", "non-BMP": "a:\U0001d11e", "no namespace": ":b",
-		"no secret": "a:", "space": "a: b", "newline": "a:b\n", "namespace of 64": strings.Repeat("n", 64) + ":s",
-		"namespace with dot": "a.b:c", "secret of 254": "a:" + strings.Repeat("s", 254), "hyphen first": "a:-b", "hyphen last": "a:b-",
-		"dot first": "a:.b", "dots": "a:b..c", "drive": "c:/x", "stream": "a:b:$DATA", "percent": "a:%2e%2e", "full width": "a:ｂ", "not UTF-8": "a:\xff",
+		"empty": "", "no colon": "web-creds", "two colons": "a:b:c", "parent directory": "..:x",
+		"parent directory as secret": "x:..",
+		"slash":                      "a/b:c", "backslash": `a\b:c`, "upper case": "A:b", "upper case secret": "a:B",
+		"64 KiB":            strings.Repeat("a", 64<<10),
+		"64 KiB with colon": "a:" + strings.Repeat("b", 64<<10), "NUL inside": "a:b\x00c", "non-BMP": "a:\U0001d11e",
+		"no namespace": ":b",
+		"no secret":    "a:", "space": "a: b", "newline": "a:b\n", "namespace of 64": strings.Repeat("n", 64) + ":s",
+		"namespace with dot": "a.b:c", "secret of 254": "a:" + strings.Repeat("s", 254), "hyphen first": "a:-b",
+		"hyphen last": "a:b-",
+		"dot first":   "a:.b", "dots": "a:b..c", "drive": "c:/x", "stream": "a:b:$DATA", "percent": "a:%2e%2e",
+		"full width": "a:ｂ", "not UTF-8": "a:\xff",
 		"self-test": "?self-test",
 	} {
 		ref, err := ParseReference(bad)
@@ -95,7 +102,8 @@ func secret(domain, user, password string) map[string][]byte {
 
 // oddPasswords are all accepted and must travel unchanged.
 var oddPasswords = []string{
-	"x", strings.Repeat("p", 1024), `"quotes" 'single'`, `back\slash\`, "  spaces  ", "é", "密码", "𝄞", "%", "%1%n%s", `{"a":"b"}`, "<&>]]>", "\u2028\u2029", "\ufeff", "e\u0301",
+	"x", strings.Repeat("p", 1024), `"quotes" 'single'`, `back\slash\`, "  spaces  ", "é", "密码", "𝄞", "%", "%1%n%s",
+	`{"a":"b"}`, "<&>]]>", "\u2028\u2029", "\ufeff", "e\u0301",
 }
 
 func TestPasswordsOfAnyUnicodeAreAccepted(t *testing.T) {
@@ -164,7 +172,8 @@ func TestErrorsOfBadSecretsSpecifyKeyAndRemedy(t *testing.T) {
 		"NUL in password":     {secret("corp.example.com", "web", marker+"\x00x"), []string{"password", "U+0000"}},
 		"tab in password":     {secret("corp.example.com", "web", marker+"\tx"), []string{"password", "U+0009"}},
 		"C1 in password":      {secret("corp.example.com", "web", marker+"\u0085x"), []string{"password", "U+0085"}},
-		"long password":       {secret("corp.example.com", "web", marker+strings.Repeat("x", 1024)), []string{"password", "maximum is 1024"}},
+		"long password": {secret("corp.example.com", "web", marker+strings.Repeat("x", 1024)),
+			[]string{"password", "maximum is 1024"}},
 		"Latin-1 password":    {secret("corp.example.com", "web", marker+"\xe9"), []string{"password", "UTF-8"}},
 		"password as user":    {secret("corp.example.com", marker+`\\x`, "x"), []string{"username", "backslash"}},
 		"password as UPN":     {secret("corp.example.com", marker+"@x", "x"), []string{"username", "@"}},
@@ -192,7 +201,8 @@ func TestErrorsOfBadSecretsSpecifyKeyAndRemedy(t *testing.T) {
 
 func TestInvalidResponsesAreRejected(t *testing.T) {
 	for name, body := range map[string]string{
-		"empty": "", "not JSON": "hello", "null": "null", "list": "[]", "no fields": "{}", "cut": `{"domainName":"corp.example.com","username":"web","password":"eA==`,
+		"empty": "", "not JSON": "hello", "null": "null", "list": "[]", "no fields": "{}",
+		"cut":                 `{"domainName":"corp.example.com","username":"web","password":"eA==`,
 		"goes on":             `{"domainName":"corp.example.com","username":"web","password":"eA=="}{}`,
 		"password not base64": `{"domainName":"corp.example.com","username":"web","password":"m4rker-!"}`,
 		"empty password":      `{"domainName":"corp.example.com","username":"web","password":""}`,
@@ -237,7 +247,8 @@ func FuzzParseReference(f *testing.F) {
 			t.Errorf("%q is accepted as %q", input, ref)
 		}
 		for _, part := range []string{ref.Namespace, ref.Secret} {
-			if strings.ContainsAny(part, `/\:`+"\x00 ") || part == "." || part == ".." || strings.Contains(part, "..") || part == "" {
+			if strings.ContainsAny(part, `/\:`+"\x00 ") || part == "." || part == ".." ||
+				strings.Contains(part, "..") || part == "" {
 				t.Errorf("%q has the part %q", input, part)
 			}
 		}
@@ -260,7 +271,8 @@ func FuzzFromSecret(f *testing.F) {
 		if err != nil {
 			t.Fatalf("a Secret is accepted whose answer is not: %v", err)
 		}
-		if got.DomainName != c.DomainName || got.Username != c.Username || string(got.Password.Reveal()) != string(c.Password.Reveal()) {
+		if got.DomainName != c.DomainName || got.Username != c.Username ||
+			string(got.Password.Reveal()) != string(c.Password.Reveal()) {
 			t.Error("the credential changed on the wire")
 		}
 	})

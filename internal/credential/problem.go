@@ -13,7 +13,7 @@ const (
 	ProblemSecretNotFound ProblemCode = "secret-not-found" // the Secret does not exist
 	ProblemSecretInvalid  ProblemCode = "secret-invalid"   // the Secret exists, but its data is not valid credentials
 	ProblemForbidden      ProblemCode = "forbidden"        // the API server denied the provider's ServiceAccount access
-	ProblemUnavailable    ProblemCode = "unavailable"      // the API server is unavailable, and there are no cached credentials
+	ProblemUnavailable    ProblemCode = "unavailable"      // API server unavailable, no cached credentials
 )
 
 // ProblemCodes lists all codes that a provider returns.

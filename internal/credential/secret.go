@@ -29,8 +29,8 @@ func FromSecret(data map[string][]byte) (Credential, []string, error) {
 		trimmed, hadNewline := bytes.CutSuffix(v, []byte("\n"))
 		if hadNewline {
 			trimmed = bytes.TrimSuffix(trimmed, []byte("\r"))
-			warnings = append(warnings, fmt.Sprintf("key %q ends with a newline, which was ignored; write the value with printf "+
-				"or kubectl --from-literal, not with echo", key))
+			warnings = append(warnings, fmt.Sprintf("key %q ends with a newline, which was ignored; write the value "+
+				"with printf or kubectl --from-literal, not with echo", key))
 		}
 		return trimmed
 	}
@@ -109,12 +109,14 @@ func checkDomainName(v string) error {
 	}
 	for label := range strings.SplitSeq(v, ".") {
 		if label == "" || len(label) > 63 || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") {
-			return errors.New("is not a DNS name: each part has 1 to 63 characters and does not start or end with a hyphen")
+			return errors.New("is not a DNS name: each part has 1 to 63 characters and does not start or end with a " +
+				"hyphen")
 		}
 		for _, r := range label {
 			// Host names cannot contain an underscore, but names of Active Directory domains can.
 			if !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_') {
-				return errors.New("is not a DNS name: it contains characters other than letters, digits, hyphens and dots")
+				return errors.New("is not a DNS name: it contains characters other than letters, digits, hyphens and " +
+					"dots")
 			}
 		}
 	}

@@ -21,7 +21,8 @@ var ref = credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
 
 // sample is an endpoint whose files all tell the same number, so that a mix of two is seen.
 func sample(n uint16) Endpoint {
-	return Endpoint{Port: n, CA: fmt.Appendf(nil, "ca %d", n), ClientCert: fmt.Appendf(nil, "cert %d", n), ClientKey: fmt.Appendf(nil, "key %d", n)}
+	return Endpoint{Port: n, CA: fmt.Appendf(nil, "ca %d", n), ClientCert: fmt.Appendf(nil, "cert %d", n),
+		ClientKey: fmt.Appendf(nil, "key %d", n)}
 }
 
 // tempDir is t.TempDir, which cannot remove a directory under Wine 8 (os.RemoveAll fails there).
@@ -53,7 +54,8 @@ func tempDir(t testing.TB) string {
 func checkWhole(t *testing.T, e *Endpoint) {
 	t.Helper()
 	want := sample(e.Port)
-	if !bytes.Equal(e.CA, want.CA) || !bytes.Equal(e.ClientCert, want.ClientCert) || !bytes.Equal(e.ClientKey, want.ClientKey) {
+	if !bytes.Equal(e.CA, want.CA) || !bytes.Equal(e.ClientCert, want.ClientCert) ||
+		!bytes.Equal(e.ClientKey, want.ClientKey) {
 		t.Errorf("a mix of generations: port %d, %q, %q, %q", e.Port, e.CA, e.ClientCert, e.ClientKey)
 	}
 }
@@ -219,7 +221,8 @@ func TestDamagedFilesGiveAClearError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root := tempDir(t)
 			p := publish(t, root, ref, 1)
-			if err := os.WriteFile(filepath.Join(directory(root, ref), p.Generation, c.file), []byte(c.content), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(directory(root, ref), p.Generation, c.file), []byte(c.content),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 			e, err := Resolve(root, ref)
@@ -272,7 +275,8 @@ func FuzzResolve(f *testing.F) {
 		if bytes.HasPrefix(current, []byte(generationPrefix)) {
 			current = []byte(p.Generation + "\n")
 		}
-		for name, data := range map[string][]byte{currentFile: current, p.Generation + "/" + portFile: port, p.Generation + "/" + caFile: ca, p.Generation + "/" + clientKeyFile: key} {
+		for name, data := range map[string][]byte{currentFile: current, p.Generation + "/" + portFile: port,
+			p.Generation + "/" + caFile: ca, p.Generation + "/" + clientKeyFile: key} {
 			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -27,7 +27,8 @@ func TestPlantedDirectoriesAreNotTrusted(t *testing.T) {
 		"link to a directory": func(t *testing.T, root string) {
 			elsewhere := t.TempDir()
 			publish(t, elsewhere, ref, 1)
-			if err := os.Symlink(filepath.Join(elsewhere, ref.Namespace), filepath.Join(root, ref.Namespace)); err != nil {
+			if err := os.Symlink(filepath.Join(elsewhere, ref.Namespace),
+				filepath.Join(root, ref.Namespace)); err != nil {
 				t.Fatal(err)
 			}
 		},

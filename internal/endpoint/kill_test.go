@@ -87,7 +87,8 @@ func TestAKilledProviderLeavesACompleteGenerationOrAClearError(t *testing.T) {
 
 func provider(root string, n uint16, stopAt string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "ENDPOINT_TEST_ROOT="+root, "ENDPOINT_TEST_NUMBER="+strconv.Itoa(int(n)), "CCGRKC_STOP_AT="+stopAt)
+	cmd.Env = append(os.Environ(), "ENDPOINT_TEST_ROOT="+root, "ENDPOINT_TEST_NUMBER="+strconv.Itoa(int(n)),
+		"CCGRKC_STOP_AT="+stopAt)
 	return cmd
 }
 

@@ -57,7 +57,11 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 	if err := makeAncestors(p.Root); err != nil {
 		return nil, err
 	}
-	for _, d := range []struct{ what, path string }{{"root", p.Root}, {"namespace", filepath.Dir(dir)}, {"account", dir}} {
+	for _, d := range []struct{ what, path string }{
+		{"root", p.Root},
+		{"namespace", filepath.Dir(dir)},
+		{"account", dir},
+	} {
 		if err := p.secureDir(d.path); err != nil {
 			return nil, err
 		}

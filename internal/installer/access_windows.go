@@ -59,7 +59,8 @@ func (c *Config) finishJournal() error {
 		for _, path := range paths {
 			// This program records only these two keys. Another entry is not from this program.
 			if !slices.Contains([]string{c.COMClasses, c.comClassesKey()}, path) {
-				return fmt.Errorf(`HKLM\%s contains an entry for %q, which this program never changes: check and delete it`,
+				return fmt.Errorf(`HKLM\%s contains an entry for %q, which this program never changes: `+
+					"check and delete it",
 					c.Journal, path)
 			}
 			c.Log.Warn("a killed installer changed owner and DACL of this key; restoring them", "key", path)
@@ -75,7 +76,8 @@ func (c *Config) finishJournal() error {
 func (c *Config) restore(path, sddl string) error {
 	err := restoreDescriptor(path, sddl)
 	if err != nil && !errors.Is(err, registry.ErrNotExist) { // a deleted key needs no restore
-		return fmt.Errorf(`owner and DACL of HKLM\%s could not be restored to %s; HKLM\%s contains them for the next run: %w`,
+		return fmt.Errorf(`owner and DACL of HKLM\%s could not be restored to %s; `+
+			`HKLM\%s contains them for the next run: %w`,
 			path, sddl, c.Journal, err)
 	}
 	faultpoint.Reached("comclasses.restored")
@@ -106,7 +108,8 @@ func restoreDescriptor(path, sddl string) error {
 	}
 	if control&windows.SE_DACL_AUTO_INHERITED != 0 {
 		// The kernel keeps AUTO_INHERITED only if the caller also sets AUTO_INHERIT_REQ.
-		if err := descriptor.SetControl(windows.SE_DACL_AUTO_INHERIT_REQ, windows.SE_DACL_AUTO_INHERIT_REQ); err != nil {
+		if err := descriptor.SetControl(windows.SE_DACL_AUTO_INHERIT_REQ,
+			windows.SE_DACL_AUTO_INHERIT_REQ); err != nil {
 			return err
 		}
 	}
@@ -185,7 +188,8 @@ func takeOwnership(path string) error {
 		return err
 	}
 	defer h.Close()
-	if err := windows.SetKernelObjectSecurity(windows.Handle(h), windows.OWNER_SECURITY_INFORMATION, descriptor); err != nil {
+	if err := windows.SetKernelObjectSecurity(windows.Handle(h), windows.OWNER_SECURITY_INFORMATION,
+		descriptor); err != nil {
 		return fmt.Errorf(`take ownership of HKLM\%s: %w`, path, err)
 	}
 	return nil
@@ -231,7 +235,8 @@ func grantSelf(path, sddl string) error {
 		return err
 	}
 	defer h.Close()
-	if err := windows.SetKernelObjectSecurity(windows.Handle(h), windows.DACL_SECURITY_INFORMATION, descriptor); err != nil {
+	if err := windows.SetKernelObjectSecurity(windows.Handle(h), windows.DACL_SECURITY_INFORMATION,
+		descriptor); err != nil {
 		return fmt.Errorf(`change the DACL of HKLM\%s: %w`, path, err)
 	}
 	return nil

@@ -37,7 +37,8 @@ func dllName(dll []byte) string {
 func ourFile(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasPrefix(name, dllPrefix) &&
-		(strings.HasSuffix(name, dllSuffix) || strings.HasSuffix(name, tempSuffix) || strings.HasSuffix(name, asideSuffix))
+		(strings.HasSuffix(name, dllSuffix) || strings.HasSuffix(name, tempSuffix) ||
+			strings.HasSuffix(name, asideSuffix))
 }
 
 // checkDLL compares the installed DLL with the expected one.

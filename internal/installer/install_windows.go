@@ -85,8 +85,8 @@ func (c *Config) locked(ctx context.Context, fn func() error) error {
 	}
 	mutex, err := windows.CreateMutex(attributes, false, windows.StringToUTF16Ptr(c.Lock))
 	if mutex == 0 {
-		return fmt.Errorf("lock %s: %w; run as SYSTEM or as an elevated administrator, and check that no other program "+
-			"has a mutex of that name", c.Lock, err)
+		return fmt.Errorf("lock %s: %w; run as SYSTEM or as an elevated administrator, and check that no other "+
+			"program has a mutex of that name", c.Lock, err)
 	}
 	defer windows.CloseHandle(mutex)
 	for deadline := time.Now().Add(c.LockWait); ; {
@@ -113,8 +113,8 @@ func (c *Config) checkHost() error {
 		return err
 	}
 	if !present {
-		return fmt.Errorf(`the Containers feature is not enabled on this host: HKLM\%s does not exist; enable the feature `+
-			`(Install-WindowsFeature Containers), restart the host, and install again`, c.COMClasses)
+		return fmt.Errorf(`the Containers feature is not enabled on this host: HKLM\%s does not exist; `+
+			`enable the feature (Install-WindowsFeature Containers), restart the host, and install again`, c.COMClasses)
 	}
 	foreign, err := c.foreign()
 	if err != nil {
@@ -139,7 +139,8 @@ func (c *Config) foreign() (string, error) {
 	switch {
 	case strings.EqualFold(filepath.Base(inproc), "mscoree.dll"):
 		assembly := readText(c.clsidKey()+`\InprocServer32`, "Assembly")
-		return fmt.Sprintf("a .NET COM+ class (mscoree.dll, %q, assembly %q, AppID %s), as Rancher's C# plugin registers it",
+		return fmt.Sprintf("a .NET COM+ class (mscoree.dll, %q, assembly %q, AppID %s), as Rancher's C# plugin "+
+			"registers it",
 			name, assembly, appID), nil
 	case c.isOwnDLL(inproc), inproc == "" && local == "":
 		return "", nil // ours, without description or from a killed installer

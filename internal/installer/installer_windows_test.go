@@ -51,7 +51,8 @@ func newHost(t *testing.T) *host {
 	h := testHost(root, dir)
 	createKey(t, h.COMClasses)
 	t.Cleanup(func() {
-		if err := winsec.RunWithPrivileges(ownershipPrivileges, func() error { unlockTree(root); return deleteTree(root) }); err != nil {
+		if err := winsec.RunWithPrivileges(ownershipPrivileges,
+			func() error { unlockTree(root); return deleteTree(root) }); err != nil {
 			t.Error(err)
 		}
 		removeTree(t, dir)
@@ -164,13 +165,15 @@ func (h *host) restrict(t *testing.T) string {
 		paths = append(paths, h.comClassesKey())
 	}
 	for _, path := range paths {
-		err := winsec.RunWithPrivileges(ownershipPrivileges, func() error { return restoreDescriptor(path, restricted()) })
+		err := winsec.RunWithPrivileges(ownershipPrivileges,
+			func() error { return restoreDescriptor(path, restricted()) })
 		if err != nil {
 			t.Fatal(err)
 		}
 		if k, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.WRITE); err == nil {
 			k.Close()
-			t.Fatal("this process may write to a key that only TrustedInstaller may write to: the test would prove nothing")
+			t.Fatal("this process may write to a key that only TrustedInstaller may write to: the test would prove " +
+				"nothing")
 		}
 	}
 	return h.comClassesDescriptor(t)
@@ -251,7 +254,8 @@ func (h *host) wantClean(t *testing.T) {
 		t.Errorf("%s: %v, want it gone", h.ProgramDir, err)
 	}
 	for name := range h.snapshot(t) {
-		if strings.Contains(name, CLSID) || strings.Contains(name, "CCGRKC\\") || strings.HasSuffix(name, "EventLog\\CCGRKC") {
+		if strings.Contains(name, CLSID) || strings.Contains(name, "CCGRKC\\") ||
+			strings.HasSuffix(name, "EventLog\\CCGRKC") {
 			t.Errorf("left: %s", name)
 		}
 	}
@@ -303,7 +307,8 @@ func TestTheRegistrationHasTheDocumentedKeysAndValues(t *testing.T) {
 		sd := (*windows.SECURITY_DESCRIPTOR)(unsafe.Pointer(&data[0]))
 		control, _, err := sd.Control()
 		if err != nil || control&windows.SE_SELF_RELATIVE == 0 || int(sd.Length()) != len(data) {
-			t.Errorf("%s is not a self-relative descriptor: control %#x, %d of %d bytes, %v", name, control, sd.Length(), len(data), err)
+			t.Errorf("%s is not a self-relative descriptor: control %#x, %d of %d bytes, %v", name, control,
+				sd.Length(), len(data), err)
 		}
 		dacl, _, err := sd.DACL()
 		if err != nil || dacl.AceCount != 2 {
@@ -314,8 +319,10 @@ func TestTheRegistrationHasTheDocumentedKeysAndValues(t *testing.T) {
 			if err := windows.GetAce(dacl, uint32(i), &ace); err != nil {
 				t.Fatal(err)
 			}
-			if got := (*windows.SID)(unsafe.Pointer(&ace.SidStart)).String(); got != sid || ace.Mask != 0x0b || ace.Header.AceType != 0 {
-				t.Errorf("%s, entry %d: type %d, mask %#x for %s; want allow, 0xb for %s", name, i, ace.Header.AceType, ace.Mask, got, sid)
+			if got := (*windows.SID)(unsafe.Pointer(&ace.SidStart)).String(); got != sid || ace.Mask != 0x0b ||
+				ace.Header.AceType != 0 {
+				t.Errorf("%s, entry %d: type %d, mask %#x for %s; want allow, 0xb for %s", name, i, ace.Header.AceType,
+					ace.Mask, got, sid)
 			}
 		}
 		owner, _, _ := sd.Owner()
@@ -338,7 +345,8 @@ func TestInstallingTwiceChangesNothing(t *testing.T) {
 
 func TestRunAsIsConfigurable(t *testing.T) {
 	h := newHost(t)
-	for runAs, account := range map[RunAs]string{NetworkService: `NT AUTHORITY\NetworkService`, LocalService: `NT AUTHORITY\LocalService`, LaunchingUser: ""} {
+	for runAs, account := range map[RunAs]string{NetworkService: `NT AUTHORITY\NetworkService`,
+		LocalService: `NT AUTHORITY\LocalService`, LaunchingUser: ""} {
 		h.RunAs = runAs
 		h.install(t)
 		if got := readText(h.appIDKey(), "RunAs"); got != account {
@@ -360,13 +368,15 @@ func TestWithoutTheContainersFeatureInstallFailsAndChangesNothing(t *testing.T) 
 	createKey(t, h.root)
 	before := h.snapshot(t)
 	err := Install(t.Context(), &h.Config)
-	if err == nil || !strings.Contains(err.Error(), "Containers feature is not enabled") || !strings.Contains(err.Error(), "restart") {
+	if err == nil || !strings.Contains(err.Error(), "Containers feature is not enabled") ||
+		!strings.Contains(err.Error(), "restart") {
 		t.Fatalf("got %v", err)
 	}
 	if diff := cmp.Diff(before, h.snapshot(t)); diff != "" {
 		t.Error(diff)
 	}
-	if report := h.wantState(t, NotInstalled); len(report.Notes) != 1 || !strings.Contains(report.Notes[0], "Containers feature") {
+	if report := h.wantState(t, NotInstalled); len(report.Notes) != 1 ||
+		!strings.Contains(report.Notes[0], "Containers feature") {
 		t.Errorf("notes: %q", report.Notes)
 	}
 	if err := Uninstall(t.Context(), &h.Config); err != nil {
@@ -494,7 +504,8 @@ func TestAForeignRegistrationIsReplacedOnlyOnRequest(t *testing.T) {
 			createKey(t, h.comClassesKey())
 			before := h.snapshot(t)
 			err := Install(t.Context(), &h.Config)
-			if err == nil || !strings.Contains(err.Error(), filepath.Base(name)) || !strings.Contains(err.Error(), "--replace-foreign") {
+			if err == nil || !strings.Contains(err.Error(), filepath.Base(name)) ||
+				!strings.Contains(err.Error(), "--replace-foreign") {
 				t.Fatalf("got %v, want a refusal that names %s and the way on", err, name)
 			}
 			if report := h.wantState(t, Drift); !strings.Contains(report.Foreign, filepath.Base(name)) {
@@ -531,7 +542,10 @@ func TestAChangeOfAnyValueIsDetectedAndRepaired(t *testing.T) {
 			id := key.path + " @" + v.name
 			drifts["other data "+id] = func() { setValue(t, key.path, text(v.name, "tampered")) }
 			if v.kind != registry.BINARY {
-				drifts["other type "+id] = func() { setValue(t, key.path, value{name: v.name, kind: registry.BINARY, data: v.data}) }
+				drifts["other type "+id] = func() {
+					setValue(t, key.path,
+						value{name: v.name, kind: registry.BINARY, data: v.data})
+				}
 			}
 			drifts["no value "+id] = func() {
 				k, err := registry.OpenKey(registry.LOCAL_MACHINE, key.path, registry.WRITE)
@@ -674,7 +688,8 @@ func TestAPlantedProgramDirectoryIsRejected(t *testing.T) {
 	if err := os.WriteFile(h.ProgramDir, []byte("a file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Install(t.Context(), &h.Config); !errors.Is(err, winsec.ErrUntrusted) || !strings.Contains(err.Error(), h.ProgramDir) {
+	if err := Install(t.Context(), &h.Config); !errors.Is(err, winsec.ErrUntrusted) ||
+		!strings.Contains(err.Error(), h.ProgramDir) {
 		t.Fatalf("got %v, want a refusal that names %s", err, h.ProgramDir)
 	}
 	if present, _ := keyExists(h.clsidKey()); present {
@@ -709,7 +724,8 @@ func TestInstallDoesNotWaitIfActivationIsDenied(t *testing.T) {
 		return selftest.Report{}, fmt.Errorf("activate class %s: %w", CLSID, com.HRESULT(0x80070005))
 	}
 	err := Install(t.Context(), &h.Config)
-	if err == nil || !strings.Contains(err.Error(), "0x80070005") || !strings.Contains(err.Error(), "run the installer as SYSTEM") {
+	if err == nil || !strings.Contains(err.Error(), "0x80070005") ||
+		!strings.Contains(err.Error(), "run the installer as SYSTEM") {
 		t.Errorf("got %v", err)
 	}
 	if asked != 1 {
@@ -824,7 +840,8 @@ func TestRunFailsImmediatelyIfItCannotWatch(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, &h.Config, time.Hour) }()
 	waitFor(t, h, "installed, watching the registration")
-	err := winsec.RunWithPrivileges(ownershipPrivileges, func() error { return restoreDescriptor(h.EventSource, "O:BAD:P") })
+	err := winsec.RunWithPrivileges(ownershipPrivileges,
+		func() error { return restoreDescriptor(h.EventSource, "O:BAD:P") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -850,7 +867,8 @@ func TestRunChecksFilesAtEveryInterval(t *testing.T) {
 
 func waitFor(t *testing.T, h *host, words string) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !strings.Contains(h.log.String(), words); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(15 * time.Second); !strings.Contains(h.log.String(),
+		words); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the log never said %q:\n%s", words, h.log)
 		}

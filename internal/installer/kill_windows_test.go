@@ -56,7 +56,8 @@ func TestMain(m *testing.M) {
 func (h *host) child(t *testing.T, command, point string) (passed []string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "CCGRKC_STOP_AT="+point, childCommand+"="+command, childRoot+"="+h.root, childDir+"="+filepath.Dir(h.ProgramDir),
+	cmd.Env = append(os.Environ(), "CCGRKC_STOP_AT="+point, childCommand+"="+command, childRoot+"="+h.root,
+		childDir+"="+filepath.Dir(h.ProgramDir),
 		childDLL+"="+string(h.DLL))
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -112,16 +113,19 @@ func TestAfterAKillAtAnyStepTheNextRunRepairs(t *testing.T) {
 		want    []string // points that must be among those passed, or the scenario is not what it says
 	}{
 		{"a first install", func(*testing.T, *host) {}, "install",
-			[]string{"install.begin", "install.journal", "install.check", "install.directory", "install.dll.written", "install.dll",
+			[]string{"install.begin", "install.journal", "install.check", "install.directory", "install.dll.written",
+				"install.dll",
 				"install.foreign", "install.event-source", "install.appid", "install.clsid", "install.inproc-server",
-				"comclasses.journal-written", "comclasses.owner-taken", "comclasses.access-granted", "comclasses.changed",
+				"comclasses.journal-written", "comclasses.owner-taken", "comclasses.access-granted",
+				"comclasses.changed",
 				"comclasses.restored", "install.comclasses", "install.self-test", "install.old-versions"}},
 		{"an upgrade of a damaged install", damaged, "install",
 			[]string{"install.dll.aside", "install.dll.written", "install.old-versions"}},
 		{"an uninstall", func(t *testing.T, h *host) { h.install(t) }, "uninstall",
 			[]string{"uninstall.begin", "uninstall.journal", "comclasses.journal-written", "comclasses.owner-taken",
 				"comclasses.access-granted", "comclasses.changed", "comclasses.restored", "uninstall.comclasses",
-				"uninstall.appid", "uninstall.clsid", "uninstall.event-source", "uninstall.files", "uninstall.journal-key",
+				"uninstall.appid", "uninstall.clsid", "uninstall.event-source", "uninstall.files",
+				"uninstall.journal-key",
 				"uninstall.read-back"}},
 	}
 	for _, s := range scenarios {
@@ -148,7 +152,8 @@ func TestAfterAKillAtAnyStepTheNextRunRepairs(t *testing.T) {
 						}
 						if next == "install" {
 							h.install(t)
-							if report := h.wantState(t, Installed); len(report.Leftovers) > 0 || len(report.Journal) > 0 {
+							if report := h.wantState(t, Installed); len(report.Leftovers) > 0 ||
+								len(report.Journal) > 0 {
 								t.Errorf("left: %q, journal %q", report.Leftovers, report.Journal)
 							}
 						} else {

@@ -2,6 +2,7 @@ package installer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,7 +41,7 @@ func text(name, data string) value {
 }
 
 func number(name string, n uint32) value {
-	data := []byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}
+	data := binary.LittleEndian.AppendUint32(nil, n)
 	return value{name: name, kind: registry.DWORD, data: data, show: fmt.Sprint(n)}
 }
 
@@ -73,8 +74,15 @@ func (c *Config) wanted() ([]key, error) {
 	return []key{
 		{path: c.EventSource, values: []value{text("EventMessageFile", c.dllPath()), number("TypesSupported", 7)}},
 		{path: c.appIDKey(), values: appID},
-		{path: c.clsidKey(), values: []value{text("", description), text("AppID", CLSID)}, subkeys: []string{"InprocServer32"}},
-		{path: c.clsidKey() + `\InprocServer32`, values: []value{text("", c.dllPath()), text("ThreadingModel", "Both")}},
+		{
+			path:    c.clsidKey(),
+			values:  []value{text("", description), text("AppID", CLSID)},
+			subkeys: []string{"InprocServer32"},
+		},
+		{
+			path:   c.clsidKey() + `\InprocServer32`,
+			values: []value{text("", c.dllPath()), text("ThreadingModel", "Both")},
+		},
 		{path: c.comClassesKey(), values: []value{text("", "")}},
 	}, nil
 }
@@ -99,7 +107,13 @@ func (k key) compare() ([]Row, error) {
 	if errors.Is(err, registry.ErrNotExist) {
 		var rows []Row
 		for _, v := range k.values {
-			rows = append(rows, Row{Object: k.path, Value: v.name, Expected: v.show, Actual: "no such key", State: Missing})
+			rows = append(rows, Row{
+				Object:   k.path,
+				Value:    v.name,
+				Expected: v.show,
+				Actual:   "no such key",
+				State:    Missing,
+			})
 		}
 		return rows, nil
 	}
@@ -128,7 +142,13 @@ func (k key) compare() ([]Row, error) {
 		if err != nil {
 			return nil, fmt.Errorf(`read value %q of HKLM\%s: %w`, name, k.path, err)
 		}
-		rows = append(rows, Row{Object: k.path, Value: name, Expected: "no such value", Actual: actual.show, State: Drift})
+		rows = append(rows, Row{
+			Object:   k.path,
+			Value:    name,
+			Expected: "no such value",
+			Actual:   actual.show,
+			State:    Drift,
+		})
 	}
 	for _, name := range subkeys {
 		rows = append(rows, Row{Object: k.path + `\` + name, Expected: "no such key", Actual: "a key", State: Drift})
@@ -156,7 +176,8 @@ func (k key) unexpected(h registry.Key) (values, subkeys []string, err error) {
 func (k key) write() error {
 	h, err := openKey(k.path, registry.READ|registry.WRITE)
 	if errors.Is(err, registry.ErrNotExist) {
-		h, _, err = registry.CreateKey(registry.LOCAL_MACHINE, k.path, registry.READ|registry.WRITE|registry.WOW64_64KEY)
+		h, _, err = registry.CreateKey(registry.LOCAL_MACHINE, k.path,
+			registry.READ|registry.WRITE|registry.WOW64_64KEY)
 	}
 	if err != nil {
 		return fmt.Errorf(`create HKLM\%s: %w`, k.path, err)
@@ -213,7 +234,7 @@ func readValue(h registry.Key, name string) (value, error) {
 		case (kind == registry.SZ || kind == registry.EXPAND_SZ) && n%2 == 0:
 			v.show = fmt.Sprintf("%q", bytesText(v.data))
 		case kind == registry.DWORD && n == 4:
-			v.show = fmt.Sprint(uint32(v.data[0]) | uint32(v.data[1])<<8 | uint32(v.data[2])<<16 | uint32(v.data[3])<<24)
+			v.show = fmt.Sprint(binary.LittleEndian.Uint32(v.data))
 		default:
 			v.show = fmt.Sprintf("%d bytes of registry type %d", n, kind)
 		}
@@ -227,7 +248,7 @@ func writeValue(h registry.Key, v value) error {
 	case registry.SZ:
 		return h.SetStringValue(v.name, bytesText(v.data))
 	case registry.DWORD:
-		return h.SetDWordValue(v.name, uint32(v.data[0])|uint32(v.data[1])<<8|uint32(v.data[2])<<16|uint32(v.data[3])<<24)
+		return h.SetDWordValue(v.name, binary.LittleEndian.Uint32(v.data))
 	}
 	return h.SetBinaryValue(v.name, v.data)
 }

@@ -15,14 +15,16 @@ func TestTheStateFollowsFromTheItems(t *testing.T) {
 		state  State
 		exit   int
 	}{
-		"whole and answering":             {Report{Rows: []Row{ok, ok}, SelfTest: answered}, Installed, 0},
-		"an old file is left":             {Report{Rows: []Row{ok, ok}, SelfTest: answered, Leftovers: []string{"x.dll"}}, Installed, 0},
-		"nothing there":                   {Report{Rows: []Row{missing, missing}}, NotInstalled, 3},
-		"half there":                      {Report{Rows: []Row{ok, missing}}, Drift, 4},
-		"one value differs":               {Report{Rows: []Row{ok, drift}, SelfTest: answered}, Drift, 4},
-		"whole, but it does not answer":   {Report{Rows: []Row{ok, ok}, SelfTest: failed}, Drift, 4},
-		"whole, but nobody asked":         {Report{Rows: []Row{ok, ok}}, Drift, 4},
-		"owner and DACL not given back":   {Report{Rows: []Row{ok, ok}, SelfTest: answered, Journal: []string{"key"}}, Drift, 4},
+		"whole and answering": {Report{Rows: []Row{ok, ok}, SelfTest: answered}, Installed, 0},
+		"an old file is left": {Report{Rows: []Row{ok, ok}, SelfTest: answered,
+			Leftovers: []string{"x.dll"}}, Installed, 0},
+		"nothing there":                 {Report{Rows: []Row{missing, missing}}, NotInstalled, 3},
+		"half there":                    {Report{Rows: []Row{ok, missing}}, Drift, 4},
+		"one value differs":             {Report{Rows: []Row{ok, drift}, SelfTest: answered}, Drift, 4},
+		"whole, but it does not answer": {Report{Rows: []Row{ok, ok}, SelfTest: failed}, Drift, 4},
+		"whole, but nobody asked":       {Report{Rows: []Row{ok, ok}}, Drift, 4},
+		"owner and DACL not given back": {Report{Rows: []Row{ok, ok}, SelfTest: answered, Journal: []string{"key"}},
+			Drift, 4},
 		"nothing there, but not restored": {Report{Rows: []Row{missing}, Journal: []string{"key"}}, Drift, 4},
 		"another product's class":         {Report{Rows: []Row{missing}, Foreign: "mscoree.dll"}, Drift, 4},
 	} {
@@ -48,7 +50,8 @@ func TestTheTextListsEveryFault(t *testing.T) {
 	if err := report.WriteText(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"KEY-A", "RunAs", "EXPECTED-A", "ACTUAL-A", "KEY-B", "EXPECTED-B", "FOREIGN", "LEFTOVER", "JOURNAL",
+	for _, want := range []string{"KEY-A", "RunAs", "EXPECTED-A", "ACTUAL-A", "KEY-B", "EXPECTED-B", "FOREIGN",
+		"LEFTOVER", "JOURNAL",
 		"NOTE", "SELF-TEST", "state: drift"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the text lacks %s:\n%s", want, b.String())

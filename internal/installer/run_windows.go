@@ -56,7 +56,8 @@ func (c *Config) repair(ctx context.Context) {
 	for _, row := range report.Rows {
 		if row.State != OK {
 			healthy = false
-			c.Log.Warn("drift", "object", row.Object, "value", row.Value, "expected", row.Expected, "actual", row.Actual)
+			c.Log.Warn("drift", "object", row.Object, "value", row.Value, "expected", row.Expected, "actual",
+				row.Actual)
 		}
 	}
 	if healthy {
@@ -150,7 +151,8 @@ type watchedKey struct {
 func (c *Config) notify() (*notification, error) {
 	// Without REG_NOTIFY_THREAD_AGNOSTIC, Windows cancels the notification when its thread exits, which Go can do any
 	// time.
-	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET | windows.REG_NOTIFY_THREAD_AGNOSTIC
+	const filter = windows.REG_NOTIFY_CHANGE_NAME | windows.REG_NOTIFY_CHANGE_LAST_SET |
+		windows.REG_NOTIFY_THREAD_AGNOSTIC
 	n := &notification{}
 	for _, path := range c.watched() {
 		event, err := windows.CreateEvent(nil, 1, 0, nil)
@@ -158,7 +160,8 @@ func (c *Config) notify() (*notification, error) {
 			n.close()
 			return nil, err
 		}
-		key, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.NOTIFY|registry.QUERY_VALUE|registry.WOW64_64KEY)
+		key, err := registry.OpenKey(registry.LOCAL_MACHINE, path,
+			registry.NOTIFY|registry.QUERY_VALUE|registry.WOW64_64KEY)
 		if err == nil {
 			if err = windows.RegNotifyChangeKeyValue(windows.Handle(key), true, filter, event, true); err == nil {
 				n.keys = append(n.keys, watchedKey{key, event})

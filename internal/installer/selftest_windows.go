@@ -63,7 +63,8 @@ func (c *Config) selfTestOnce(ctx context.Context) (result SelfTest, denied bool
 	if got.err != nil {
 		result.Error = got.err.Error()
 	} else if !strings.EqualFold(strings.TrimPrefix(result.Module, `\\?\`), c.dllPath()) {
-		result.Error = fmt.Sprintf("the response came from %s, not from %s: a surrogate (process %d) with another version is still running",
+		result.Error = fmt.Sprintf("the response came from %s, not from %s: a surrogate (process %d) with another "+
+			"version is still running",
 			result.Module, c.dllPath(), result.PID)
 	}
 	var hr com.HRESULT
@@ -74,8 +75,8 @@ func (s SelfTest) asError() error {
 	if s.Error == "" {
 		return nil
 	}
-	return errors.New("the class is registered but does not respond: " + s.Error + "; only SYSTEM and services can activate it, " +
-		"so run the installer as SYSTEM; otherwise check the Application log, source CCGRKC")
+	return errors.New("the class is registered but does not respond: " + s.Error + "; only SYSTEM and services can " +
+		"activate it, so run the installer as SYSTEM; otherwise check the Application log, source CCGRKC")
 }
 
 func activateByCOM() (selftest.Report, error) {

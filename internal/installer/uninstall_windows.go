@@ -46,7 +46,8 @@ func (c *Config) unlessForeign(fn func() error) error {
 		return err
 	}
 	if foreign != "" {
-		c.Log.Warn("the class is registered by another product; its registration is unchanged", "class", CLSID, "found", foreign)
+		c.Log.Warn("the class is registered by another product; its registration is unchanged", "class", CLSID, "found",
+			foreign)
 		return nil
 	}
 	return fn()
@@ -129,7 +130,8 @@ func (c *Config) checkRemoved() error {
 		}
 	}
 	if len(left) > 0 {
-		return fmt.Errorf("the uninstall did not remove %s; check whether another installer is running, such as the DaemonSet's",
+		return fmt.Errorf("the uninstall did not remove %s; check whether another installer is running, such as the "+
+			"DaemonSet's",
 			strings.Join(left, ", "))
 	}
 	return nil

@@ -110,7 +110,8 @@ type sharedCA struct {
 func newSharedCA(t *testing.T) *sharedCA {
 	t.Helper()
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	tmpl := &x509.Certificate{NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	tmpl := &x509.Certificate{NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
@@ -169,12 +170,13 @@ func TestTheServerRejectsForeignClientCertificates(t *testing.T) {
 	shopMaterial := issue(t, shop)
 	selfCert, selfKey := newSharedCA(t).sign(leaf(web, x509.ExtKeyUsageClientAuth))
 	for name, cli := range map[string]*tls.Config{
-		"no certificate":                     raw(t, nil, nil),
-		"self-made certificate":              raw(t, selfCert, selfKey),
-		"the server's own certificate":       raw(t, m.ServerCert, m.ServerKey),
-		"an earlier generation's":            raw(t, other.ClientCert, other.ClientKey),
-		"another account's":                  raw(t, shopMaterial.ClientCert, shopMaterial.ClientKey),
-		"a certificate of the wrong root CA": raw(t, ca.pem(), func() []byte { k, _ := x509.MarshalPKCS8PrivateKey(ca.key); return encode("PRIVATE KEY", k) }()),
+		"no certificate":               raw(t, nil, nil),
+		"self-made certificate":        raw(t, selfCert, selfKey),
+		"the server's own certificate": raw(t, m.ServerCert, m.ServerKey),
+		"an earlier generation's":      raw(t, other.ClientCert, other.ClientKey),
+		"another account's":            raw(t, shopMaterial.ClientCert, shopMaterial.ClientKey),
+		"a certificate of the wrong root CA": raw(t, ca.pem(),
+			func() []byte { k, _ := x509.MarshalPKCS8PrivateKey(ca.key); return encode("PRIVATE KEY", k) }()),
 	} {
 		got, s, c := connect(t, server(t, web, m), cli)
 		if s == nil || c == nil || got > 0 {
@@ -213,7 +215,8 @@ func TestASharedCAGivesNoAccessToTheOtherAccount(t *testing.T) {
 	webClient, webClientKey := ca.sign(leaf(web, x509.ExtKeyUsageClientAuth))
 	shopServer, shopServerKey := ca.sign(leaf(shop, x509.ExtKeyUsageServerAuth))
 	shopClient, shopClientKey := ca.sign(leaf(shop, x509.ExtKeyUsageClientAuth))
-	config := func(f func(credential.Reference, []byte, []byte, []byte) (*tls.Config, error), ref credential.Reference, cert, key []byte) *tls.Config {
+	config := func(f func(credential.Reference, []byte, []byte, []byte) (*tls.Config, error), ref credential.Reference,
+		cert, key []byte) *tls.Config {
 		c, err := f(ref, ca.pem(), cert, key)
 		if err != nil {
 			t.Fatal(err)
@@ -257,7 +260,10 @@ func TestInvalidOwnCertificatesAreRejected(t *testing.T) {
 	add := func(name string, cert, key []byte) { pairs[name] = [2][]byte{cert, key} }
 	sign := func(name string, f func(*x509.Certificate)) { c, k := ca.sign(with(f)); add(name, c, k) }
 	sign("expired", func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-time.Hour), now.Add(-time.Second) })
-	sign("begins tomorrow", func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(24*time.Hour), now.Add(48*time.Hour) })
+	sign("begins tomorrow", func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = now.Add(24*time.Hour),
+			now.Add(48*time.Hour)
+	})
 	sign("both uses", func(c *x509.Certificate) {
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	})

@@ -111,7 +111,8 @@ func (p *Plugin) get(ctx context.Context, input string) (credential.Credential, 
 		}
 		if !last.Cause.Retry || !sleep(ctx, pause/2+rand.N(pause/2)) {
 			if attempts > 1 {
-				last.detail += fmt.Sprintf(" (%d attempts in %s)", attempts, time.Since(start).Round(100*time.Millisecond))
+				last.detail += fmt.Sprintf(" (%d attempts in %s)", attempts,
+					time.Since(start).Round(100*time.Millisecond))
 			}
 			return credential.Credential{}, last
 		}

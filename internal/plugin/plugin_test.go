@@ -103,7 +103,8 @@ func (p *provider) publish() { p.publishAt(p.listener.Addr().(*net.TCPAddr).Port
 func (p *provider) publishAt(port int) {
 	p.t.Helper()
 	publication, err := endpoint.Publisher{Root: p.root}.Publish(ref, endpoint.Endpoint{
-		Port: uint16(port), CA: p.material.CA, ClientCert: p.material.ClientCert, ClientKey: bytes.Clone(p.material.ClientKey),
+		Port: uint16(port), CA: p.material.CA, ClientCert: p.material.ClientCert,
+		ClientKey: bytes.Clone(p.material.ClientKey),
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -162,7 +163,8 @@ func newPlugin(root string, budget time.Duration) (*Plugin, *journal) {
 	j := &journal{}
 	return New(Config{
 		Root: root, Budget: budget, Report: j.report,
-		Identity: func() string { return `NT AUTHORITY\NETWORK SERVICE` }, Module: func() string { return `C:\ccg-plugin.dll` },
+		Identity: func() string { return `NT AUTHORITY\NETWORK SERVICE` },
+		Module:   func() string { return `C:\ccg-plugin.dll` },
 	}), j
 }
 
@@ -205,7 +207,8 @@ func TestPasswordsArriveUnchanged(t *testing.T) {
 	}))
 	p, j := newPlugin(root, 0)
 	for _, want := range []string{
-		"x", strings.Repeat("p", 1024), strings.Repeat("𝄞", 256), `"\'/`, "  spaces  ", "é", "密码", "𝄞", "%", "%1%%n", `{"a":[1]}`, "<a>&amp;</a>",
+		"x", strings.Repeat("p", 1024), strings.Repeat("𝄞", 256), `"\'/`, "  spaces  ", "é", "密码", "𝄞", "%", "%1%%n",
+		`{"a":[1]}`, "<a>&amp;</a>",
 		"\ud7ff\ue000", "\ufffd", "\ufeffbom", "\U00010000\U0010ffff", "e\u0301",
 	} {
 		password.Store(want)
@@ -236,7 +239,8 @@ func TestTheRequestHasTheExpectedForm(t *testing.T) {
 	}))
 	p, _ := newPlugin(root, 0)
 	mustGet(t, p, "p")
-	if got.Method != "GET" || got.RequestURI != "/v1/credentials" || got.Host != "web-creds.gmsa-system.gmsa-account-provider" {
+	if got.Method != "GET" || got.RequestURI != "/v1/credentials" ||
+		got.Host != "web-creds.gmsa-system.gmsa-account-provider" {
 		t.Errorf("request %s %s, Host %s", got.Method, got.RequestURI, got.Host)
 	}
 }
@@ -252,8 +256,10 @@ func TestInvalidInputsAreRejectedWithoutFileAccess(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, input := range []string{
-		"", ":", "x", "no-colon", "a:b:c", "..:x", "x:..", "a/b:c", `a\b:c`, "A:b", "a:B", "a b:c", "a:b\x00", "a\x00:b", "𝄞:b", "a:\ufffd",
-		"a:" + strings.Repeat("b", 254), strings.Repeat("a", 64) + ":b", strings.Repeat("a", 64<<10), "?self-test ", "?SELF-TEST", "a:b%1",
+		"", ":", "x", "no-colon", "a:b:c", "..:x", "x:..", "a/b:c", `a\b:c`, "A:b", "a:B", "a b:c", "a:b\x00",
+		"a\x00:b", "𝄞:b", "a:\ufffd",
+		"a:" + strings.Repeat("b", 254), strings.Repeat("a", 64) + ":b", strings.Repeat("a", 64<<10), "?self-test ",
+		"?SELF-TEST", "a:b%1",
 	} {
 		p, j := newPlugin(root, 0)
 		start := time.Now()
@@ -281,7 +287,8 @@ func TestTheSelfTestNeedsNoEndpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report.Version == "" || report.Identity != `NT AUTHORITY\NETWORK SERVICE` || report.Module != `C:\ccg-plugin.dll` || report.PID != os.Getpid() {
+	if report.Version == "" || report.Identity != `NT AUTHORITY\NETWORK SERVICE` ||
+		report.Module != `C:\ccg-plugin.dll` || report.PID != os.Getpid() {
 		t.Errorf("report %+v", report)
 	}
 	if c.Username != "" || len(c.Password.Reveal()) != 0 || len(j.events) != 0 {
@@ -361,11 +368,13 @@ func TestUnusableEndpointsHaveTheirCauses(t *testing.T) {
 		final bool
 	}{
 		"never published": {
-			func(t *testing.T, root string) { os.RemoveAll(filepath.Join(root, ref.Namespace)) }, cause.EndpointAbsent, false},
+			func(t *testing.T, root string) { os.RemoveAll(filepath.Join(root, ref.Namespace)) }, cause.EndpointAbsent,
+			false},
 		"a file is missing": {
 			func(t *testing.T, root string) { os.Remove(find(t, root, "client.crt")) }, cause.EndpointDamaged, false},
 		"a file holds nonsense": {
-			func(t *testing.T, root string) { os.WriteFile(find(t, root, "ca.crt"), []byte("nonsense"), 0o600) }, cause.EndpointDamaged, false},
+			func(t *testing.T, root string) { os.WriteFile(find(t, root, "ca.crt"), []byte("nonsense"), 0o600) },
+			cause.EndpointDamaged, false},
 		"the account's directory is a link": {
 			func(t *testing.T, root string) {
 				dir := filepath.Join(root, ref.Namespace, ref.Secret)
@@ -394,7 +403,8 @@ func TestUnusableEndpointsHaveTheirCauses(t *testing.T) {
 // A provider was killed; another program listens on its port since, with TLS and a certificate of its own making.
 func TestAForeignServerOnAStalePortIsSentNothing(t *testing.T) {
 	otherRef := credential.Reference{Namespace: "gmsa-system", Secret: "other-creds"}
-	for name, account := range map[string]credential.Reference{"another CA for the same name": ref, "another account's provider": otherRef} {
+	for name, account := range map[string]credential.Reference{"another CA for the same name": ref,
+		"another account's provider": otherRef} {
 		t.Run(name, func(t *testing.T) {
 			own, err := mtls.Issue(account, time.Now(), time.Hour)
 			if err != nil {
@@ -405,7 +415,8 @@ func TestAForeignServerOnAStalePortIsSentNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			// It asks for no certificate and checks nothing: it takes what it gets.
-			listener, err := tls.Listen("tcp4", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert})
+			listener, err := tls.Listen("tcp4", "127.0.0.1:0",
+				&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -504,24 +515,35 @@ func TestMalformedResponsesAreRejectedInBoundedTime(t *testing.T) {
 		answer rawResponse
 		want   *cause.Cause
 	}{
-		"closed at once":           {write(""), cause.ProviderUnreachable},
-		"cut in the header":        {write("HTTP/1.1 200 OK\r\nContent-"), cause.ProviderUnreachable},
-		"cut in the body":          {write("HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"domainName\""), cause.ProviderUnreachable},
-		"endless header":           {func(c net.Conn) { io.Copy(c, &endless{"HTTP/1.1 200 OK\r\nX: ", "a"}) }, cause.ResponseInvalid},
-		"endless header lines":     {func(c net.Conn) { io.Copy(c, &endless{"HTTP/1.1 200 OK\r\n", "X: a\r\n"}) }, cause.ResponseInvalid},
-		"1 GiB announced":          {write("HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n"), cause.ResponseInvalid},
-		"a number beyond int":      {write("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n"), cause.ResponseInvalid},
-		"negative length":          {write("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), cause.ResponseInvalid},
-		"two lengths":              {write("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"), cause.ResponseInvalid},
-		"no length":                {write("HTTP/1.1 200 OK\r\n\r\n{}"), cause.ResponseInvalid},
-		"chunked":                  {write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}"), cause.ResponseInvalid},
-		"a second answer after it": {write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n"), cause.ResponseInvalid},
-		"HTTP/1.0":                 {write("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"), cause.ResponseInvalid},
-		"interim answer":           {write("HTTP/1.1 100 Continue\r\nContent-Length: 2\r\n\r\n{}"), cause.ResponseInvalid},
-		"no HTTP":                  {write("hello\r\n\r\n"), cause.ResponseInvalid},
-		"a line without a name":    {write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n: x\r\n\r\n{}"), cause.ResponseInvalid},
-		"not a credential":         {write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), cause.ResponseInvalid},
-		"an unknown problem code":  {write("HTTP/1.1 500 No\r\nContent-Length: 14\r\n\r\n{\"code\":\"new\"}"), cause.ResponseInvalid},
+		"closed at once":    {write(""), cause.ProviderUnreachable},
+		"cut in the header": {write("HTTP/1.1 200 OK\r\nContent-"), cause.ProviderUnreachable},
+		"cut in the body": {write("HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"domainName\""),
+			cause.ProviderUnreachable},
+		"endless header": {func(c net.Conn) { io.Copy(c, &endless{"HTTP/1.1 200 OK\r\nX: ", "a"}) },
+			cause.ResponseInvalid},
+		"endless header lines": {func(c net.Conn) { io.Copy(c, &endless{"HTTP/1.1 200 OK\r\n", "X: a\r\n"}) },
+			cause.ResponseInvalid},
+		"1 GiB announced": {write("HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n"),
+			cause.ResponseInvalid},
+		"a number beyond int": {write("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n"),
+			cause.ResponseInvalid},
+		"negative length": {write("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), cause.ResponseInvalid},
+		"two lengths": {write("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"),
+			cause.ResponseInvalid},
+		"no length": {write("HTTP/1.1 200 OK\r\n\r\n{}"), cause.ResponseInvalid},
+		"chunked": {write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: " +
+			"2\r\n\r\n{}"), cause.ResponseInvalid},
+		"a second answer after it": {write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n"),
+			cause.ResponseInvalid},
+		"HTTP/1.0": {write("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"), cause.ResponseInvalid},
+		"interim answer": {write("HTTP/1.1 100 Continue\r\nContent-Length: 2\r\n\r\n{}"),
+			cause.ResponseInvalid},
+		"no HTTP": {write("hello\r\n\r\n"), cause.ResponseInvalid},
+		"a line without a name": {write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n: x\r\n\r\n{}"),
+			cause.ResponseInvalid},
+		"not a credential": {write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), cause.ResponseInvalid},
+		"an unknown problem code": {write("HTTP/1.1 500 No\r\nContent-Length: 14\r\n\r\n{\"code\":\"new\"}"),
+			cause.ResponseInvalid},
 		"one byte at a time": {func(conn net.Conn) {
 			for range 100 {
 				if _, err := io.WriteString(conn, "H"); err != nil {
@@ -613,7 +635,8 @@ func TestAnIdleConnectionThatTheProviderClosedIsReplaced(t *testing.T) {
 	var calls atomic.Int32
 	server := startProvider(t, root, rawResponse(func(conn net.Conn) {
 		calls.Add(1)
-		body, _ := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte("p"))})
+		body, _ := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web",
+			Password: credential.NewPassword([]byte("p"))})
 		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body) // and it closes
 	}))
 	p, j := newPlugin(root, 0)
@@ -687,14 +710,16 @@ func TestAPanicBecomesAFailureWithItsLocationAndNoValue(t *testing.T) {
 		want   string
 	}{
 		"a value of somebody's": {func() string { panic("S3cret") }, "panic with a string in "},
-		"a runtime error":       {func() string { return []string{"S3cret"}[len(input)] }, "index out of range [21] with length 1 in "},
+		"a runtime error": {func() string { return []string{"S3cret"}[len(input)] },
+			"index out of range [21] with length 1 in "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, j := newPlugin(t.TempDir(), 0)
 			p.config.Identity = test.panics
 			failure := mustFail(t, p, j, selftest.Input, cause.Unexpected)
 			all := fmt.Sprint(failure, j.events)
-			if !strings.Contains(all, test.want) || !strings.Contains(all, "TestAPanicBecomes") || strings.Contains(all, "S3cret") {
+			if !strings.Contains(all, test.want) || !strings.Contains(all, "TestAPanicBecomes") ||
+				strings.Contains(all, "S3cret") {
 				t.Errorf("it says %s", all)
 			}
 		})
@@ -702,12 +727,14 @@ func TestAPanicBecomesAFailureWithItsLocationAndNoValue(t *testing.T) {
 }
 
 func FuzzResponse(f *testing.F) {
-	body, err := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte("p"))})
+	body, err := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web",
+		Password: credential.NewPassword([]byte("p"))})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
-	f.Add([]byte("HTTP/1.1 404 Not Found\r\nContent-Type: application/problem+json\r\nContent-Length: 42\r\n\r\n{\"code\":\"secret-not-found\",\"detail\":\"none\"}"))
+	f.Add([]byte("HTTP/1.1 404 Not Found\r\nContent-Type: application/problem+json\r\nContent-Length: " +
+		"42\r\n\r\n{\"code\":\"secret-not-found\",\"detail\":\"none\"}"))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"))
 	f.Add([]byte("\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, answer []byte) {

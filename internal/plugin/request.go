@@ -60,8 +60,7 @@ func request(ctx context.Context, conn *tls.Conn, ref credential.Reference) (
 			conn.Close()
 		}
 	}()
-	head := "GET /v1/credentials HTTP/1.1\r\n" +
-		"Host: " + ref.CertificateName() + "\r\n" +
+	head := "GET /v1/credentials HTTP/1.1\r\nHost: " + ref.CertificateName() + "\r\n" +
 		"User-Agent: ccg-plugin/" + strings.ReplaceAll(version.String(), " ", "-") + "\r\n" +
 		"Accept: application/json, " + credential.ProblemMediaType + "\r\n\r\n"
 	if _, err := io.WriteString(conn, head); err != nil {
@@ -185,9 +184,11 @@ func connectionFailure(conn io.Reader, read int, err error) *Failure {
 		return fail(cause.ProviderForeign, "%s%v", where, op.Err)
 	}
 	if isTimeout(err) {
-		return fail(cause.ProviderUnreachable, "%sthe response was incomplete at the timeout, after %d bytes", where, read)
+		return fail(cause.ProviderUnreachable, "%sthe response was incomplete at the timeout, after %d bytes", where,
+			read)
 	}
-	return fail(cause.ProviderUnreachable, "%sthe connection was closed after %d bytes of the response: %v", where, read, err)
+	return fail(cause.ProviderUnreachable, "%sthe connection was closed after %d bytes of the response: %v", where,
+		read, err)
 }
 
 func isTimeout(err error) bool {

@@ -22,5 +22,6 @@ func TestMetricsAndJSONFieldsAreStable(t *testing.T) {
 	m.addGauges(&secretCache{ctx: context.Background()}, time.Now)
 	var metrics bytes.Buffer
 	m.write(&metrics)
-	apitest.Compare(t, apitest.Metrics(metrics.String()), apitest.Fields(Health{}), apitest.Fields(credential.Problem{}))
+	apitest.Compare(t, apitest.Metrics(metrics.String()), apitest.Fields(Health{}),
+		apitest.Fields(credential.Problem{}))
 }

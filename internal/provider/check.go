@@ -63,7 +63,8 @@ func health(ctx context.Context, ref credential.Reference, e *endpoint.Endpoint,
 	}
 	defer resp.Body.Close()
 	var h Health
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 4<<10)).Decode(&h); err != nil || resp.StatusCode != http.StatusOK {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 4<<10)).Decode(&h); err != nil ||
+		resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("account %s: the provider returned status %d for its health check", ref, resp.StatusCode)
 	}
 	return &h, nil

@@ -54,18 +54,21 @@ func (r *secretReader) read(ctx context.Context) (credential.Credential, []strin
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return credential.Credential{}, nil, &credential.Problem{Code: credential.ProblemSecretNotFound, Detail: fmt.Sprintf(
-			"secret %s/%s does not exist; create it: kubectl create secret generic %s --namespace %s "+
-				"--from-literal=domainName=<DNS name> --from-literal=username=<account> --from-file=password=<file>",
-			r.ref.Namespace, r.ref.Secret, r.ref.Secret, r.ref.Namespace)}
+		return credential.Credential{}, nil,
+			&credential.Problem{Code: credential.ProblemSecretNotFound, Detail: fmt.Sprintf(
+				"secret %s/%s does not exist; create it: kubectl create secret generic %s --namespace %s "+
+					"--from-literal=domainName=<DNS name> --from-literal=username=<account> "+
+					"--from-file=password=<file>",
+				r.ref.Namespace, r.ref.Secret, r.ref.Secret, r.ref.Namespace)}
 	case http.StatusForbidden:
 		return credential.Credential{}, nil, &credential.Problem{Code: credential.ProblemForbidden, Detail: fmt.Sprintf(
-			"the provider's ServiceAccount has no permission to get secret %s/%s; "+
-				"restore the release's Role and RoleBinding with helm upgrade", r.ref.Namespace, r.ref.Secret)}
+			"the provider's ServiceAccount has no permission to get secret %s/%s; restore the release's Role and "+
+				"RoleBinding with helm upgrade", r.ref.Namespace, r.ref.Secret)}
 	case http.StatusUnauthorized:
 		return credential.Credential{}, nil, &credential.Problem{Code: credential.ProblemForbidden, Detail: fmt.Sprintf(
-			"secret %s/%s: the API server rejects the provider's ServiceAccount token; "+
-				"if the ServiceAccount was deleted, restore it and restart the provider's pod", r.ref.Namespace, r.ref.Secret)}
+			"secret %s/%s: the API server rejects the provider's ServiceAccount token; if the ServiceAccount was "+
+				"deleted, restore it and restart the provider's pod", r.ref.Namespace,
+			r.ref.Secret)}
 	default:
 		return credential.Credential{}, nil, fmt.Errorf("API server: status %d", resp.StatusCode)
 	}
@@ -80,7 +83,8 @@ func (r *secretReader) read(ctx context.Context) (credential.Credential, []strin
 		}
 	}()
 	if err := json.Unmarshal(body, &secret); err != nil || secret.Kind != "Secret" {
-		return credential.Credential{}, nil, errors.New("API server: the response is not a Secret") // err could quote the body
+		return credential.Credential{}, nil,
+			errors.New("API server: the response is not a Secret") // err could quote the body
 	}
 	cred, warnings, err := credential.FromSecret(secret.Data)
 	if err != nil {

@@ -25,7 +25,8 @@ func newMetrics() *metrics {
 	m := &metrics{vm.NewSet()}
 	// rate() misses the first increase of a series that starts with 1.
 	m.requests(resultOK, 0)
-	info := fmt.Sprintf(`gmsa_account_provider_build_info{version=%q,goversion=%q}`, version.String(), runtime.Version())
+	info := fmt.Sprintf(`gmsa_account_provider_build_info{version=%q,goversion=%q}`, version.String(),
+		runtime.Version())
 	m.set.NewGauge(info, func() float64 { return 1 })
 	return m
 }

@@ -211,7 +211,8 @@ func (p *provider) closeOld() {
 func (p *provider) stop() {
 	if p.publication != nil {
 		if err := p.publication.Withdraw(); err != nil {
-			p.log.Error("the endpoint files could not be removed; the next provider or cleanup removes them", "error", err)
+			p.log.Error("the endpoint files could not be removed; the next provider or cleanup removes them", "error",
+				err)
 		}
 	}
 	for _, g := range append(p.older, p.current) {

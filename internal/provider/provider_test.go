@@ -99,7 +99,9 @@ func (a *apiServer) asked() int {
 func (a *apiServer) serve(body string) { a.answer(http.StatusOK, body, 0) }
 
 func secretJSON(domain, user, password string) string {
-	b, _ := json.Marshal(map[string]any{"kind": "Secret", "data": map[string][]byte{"domainName": []byte(domain), "username": []byte(user), "password": []byte(password)}})
+	b, _ := json.Marshal(map[string]any{"kind": "Secret",
+		"data": map[string][]byte{"domainName": []byte(domain), "username": []byte(user),
+			"password": []byte(password)}})
 	return string(b)
 }
 
@@ -113,7 +115,8 @@ func write(t *testing.T, path string, data []byte) {
 // start runs a provider until the test ends or stop is called, and waits until it can be found.
 func start(t *testing.T, root string, ref credential.Reference, a *apiServer, change ...func(*Config)) (stop func()) {
 	t.Helper()
-	c := Config{Account: ref, API: a.api, Publisher: endpoint.Publisher{Root: root}, Certificates: Embedded{time.Hour}, MaxStale: DefaultMaxStale, Log: quiet()}
+	c := Config{Account: ref, API: a.api, Publisher: endpoint.Publisher{Root: root}, Certificates: Embedded{time.Hour},
+		MaxStale: DefaultMaxStale, Log: quiet()}
 	for _, f := range change {
 		f(&c)
 	}
@@ -157,7 +160,8 @@ func call(t *testing.T, root string, ref credential.Reference) (credential.Crede
 	if err != nil {
 		return credential.Credential{}, err
 	}
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true},
+		Timeout: 10 * time.Second}
 	resp, err := client.Get("https://" + address(e) + "/v1/credentials")
 	if err != nil {
 		return credential.Credential{}, err
@@ -200,7 +204,8 @@ func TestACallReturnsTheSecretWithOneAPIRequest(t *testing.T) {
 	a, root := newAPIServer(t), t.TempDir()
 	start(t, root, web, a)
 	c, err := call(t, root, web)
-	if err != nil || c.DomainName != "corp.example.com" || c.Username != "web" || string(c.Password.Reveal()) != marker {
+	if err != nil || c.DomainName != "corp.example.com" || c.Username != "web" ||
+		string(c.Password.Reveal()) != marker {
 		t.Errorf("%+v, %v", c, err)
 	}
 	a.mu.Lock()
@@ -220,10 +225,11 @@ func TestEveryAPIServerResponseHasItsProblemCode(t *testing.T) {
 		body   string
 		want   credential.ProblemCode
 	}{
-		"no Secret":         {404, "{}", credential.ProblemSecretNotFound},
-		"no permission":     {403, "{}", credential.ProblemForbidden},
-		"token not taken":   {401, "{}", credential.ProblemForbidden},
-		"key missing":       {200, `{"kind":"Secret","data":{"username":"d2Vi","password":"eA=="}}`, credential.ProblemSecretInvalid},
+		"no Secret":       {404, "{}", credential.ProblemSecretNotFound},
+		"no permission":   {403, "{}", credential.ProblemForbidden},
+		"token not taken": {401, "{}", credential.ProblemForbidden},
+		"key missing": {200, `{"kind":"Secret","data":{"username":"d2Vi","password":"eA=="}}`,
+			credential.ProblemSecretInvalid},
 		"no data":           {200, `{"kind":"Secret"}`, credential.ProblemSecretInvalid},
 		"down-level user":   {200, secretJSON("corp.example.com", `CORP\web`, marker), credential.ProblemSecretInvalid},
 		"not a Secret":      {200, `{"kind":"ConfigMap","data":{}}`, credential.ProblemUnavailable},
@@ -340,7 +346,8 @@ func TestTwoAccountsOnOneHostCannotReadEachOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := shout(t, e.port, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}); got != "" {
+		if got := shout(t, e.port, &tls.Config{InsecureSkipVerify: true,
+			Certificates: []tls.Certificate{pair}}); got != "" {
 			t.Errorf("%s: answered %q", name, got)
 		}
 	}
@@ -384,7 +391,8 @@ func TestAttackersAreRejectedAndMemoryStaysBounded(t *testing.T) {
 	for name, config := range map[string]*tls.Config{
 		"no certificate":        with(),
 		"self-made certificate": with(selfMade),
-		"TLS 1.2":               {InsecureSkipVerify: true, Certificates: []tls.Certificate{good}, MaxVersion: tls.VersionTLS12},
+		"TLS 1.2": {InsecureSkipVerify: true, Certificates: []tls.Certificate{good},
+			MaxVersion: tls.VersionTLS12},
 	} {
 		if got := shout(t, e.Port, config); got != "" {
 			t.Errorf("%s: answered %q", name, got)
@@ -503,7 +511,8 @@ func TestSlowRequestsAreDisconnected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known, err := tls.Dial("tcp", address(e), &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{good}})
+	known, err := tls.Dial("tcp", address(e),
+		&tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{good}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -589,7 +598,8 @@ func TestTheProviderPublishesAgainAfterAnotherWasKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	dead := endpoint.Endpoint{Port: uint16(l.Addr().(*net.TCPAddr).Port), CA: m.CA, ClientCert: m.ClientCert, ClientKey: m.ClientKey}
+	dead := endpoint.Endpoint{Port: uint16(l.Addr().(*net.TCPAddr).Port), CA: m.CA, ClientCert: m.ClientCert,
+		ClientKey: m.ClientKey}
 	if _, err := (endpoint.Publisher{Root: root}).Publish(web, dead); err != nil {
 		t.Fatal(err)
 	}
@@ -649,7 +659,8 @@ func TestCertificatesFromSecretsAreReloadedWhenTheyChange(t *testing.T) {
 	a, root, dir := newAPIServer(t), t.TempDir(), t.TempDir()
 	serverDir, clientDir := filepath.Join(dir, "server"), filepath.Join(dir, "client")
 	put := func(m *mtls.Material) {
-		for d, pair := range map[string][2][]byte{serverDir: {m.ServerCert, m.ServerKey}, clientDir: {m.ClientCert, m.ClientKey}} {
+		for d, pair := range map[string][2][]byte{serverDir: {m.ServerCert, m.ServerKey},
+			clientDir: {m.ClientCert, m.ClientKey}} {
 			if err := os.MkdirAll(d, 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -666,7 +677,10 @@ func TestCertificatesFromSecretsAreReloadedWhenTheyChange(t *testing.T) {
 		return m
 	}
 	put(issue(web))
-	start(t, root, web, a, func(c *Config) { c.Certificates = &FromSecrets{ServerDir: serverDir, ClientDir: clientDir} })
+	start(t, root, web, a, func(c *Config) {
+		c.Certificates = &FromSecrets{ServerDir: serverDir,
+			ClientDir: clientDir}
+	})
 	before, err := endpoint.Resolve(root, web)
 	if err != nil {
 		t.Fatal(err)
@@ -705,7 +719,8 @@ func TestCleanupRemovesOnlyFilesOfKilledProviders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (endpoint.Publisher{Root: root}).Publish(web, endpoint.Endpoint{Port: other.Port, CA: m.CA, ClientCert: m.ClientCert, ClientKey: m.ClientKey}); err != nil {
+	if _, err := (endpoint.Publisher{Root: root}).Publish(web,
+		endpoint.Endpoint{Port: other.Port, CA: m.CA, ClientCert: m.ClientCert, ClientKey: m.ClientKey}); err != nil {
 		t.Fatal(err)
 	}
 	for want := 1; want >= 0; want-- {
@@ -757,7 +772,8 @@ func TestAHealthCheckReadsTheSecretOnlyOnRequest(t *testing.T) {
 		}
 		return err
 	})
-	if h.Problem != credential.ProblemSecretInvalid || !strings.Contains(h.Detail, "domainName") || strings.Contains(h.Detail, marker) {
+	if h.Problem != credential.ProblemSecretInvalid || !strings.Contains(h.Detail, "domainName") ||
+		strings.Contains(h.Detail, marker) {
 		t.Errorf("of a bad Secret: %+v", h)
 	}
 	a.serve(secretJSON("corp.example.com", "web", marker))
@@ -798,7 +814,8 @@ func TestMetricsAreCompleteAndContainNoSecrets(t *testing.T) {
 	// The pod before, which held the port, ends.
 	l.Close()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
-	for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); resp, err = http.Get("http://" + l.Addr().String() + "/metrics") {
+	for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); resp,
+		err = http.Get("http://" + l.Addr().String() + "/metrics") {
 		time.Sleep(50 * time.Millisecond)
 	}
 	if err != nil {
@@ -808,7 +825,8 @@ func TestMetricsAreCompleteAndContainNoSecrets(t *testing.T) {
 	resp.Body.Close()
 	for _, want := range []string{
 		`gmsa_account_provider_requests_total{code="ok"} 1`, `gmsa_account_provider_api_requests_total{result="ok"} 1`,
-		"gmsa_account_provider_cache_age_seconds ", "gmsa_account_provider_certificate_expiry_timestamp_seconds 1", "gmsa_account_provider_build_info{version=",
+		"gmsa_account_provider_cache_age_seconds ", "gmsa_account_provider_certificate_expiry_timestamp_seconds 1",
+		"gmsa_account_provider_build_info{version=",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in:\n%s", want, b)

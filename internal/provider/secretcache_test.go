@@ -38,7 +38,8 @@ func (c *cluster) read(ctx context.Context) (credential.Credential, []string, er
 	if err := c.err.Load().(errorBox).error; err != nil {
 		return credential.Credential{}, nil, err
 	}
-	return credential.Credential{DomainName: "corp.example.com", Username: "web", Password: credential.NewPassword([]byte(c.password.Load().(string)))}, nil, nil
+	return credential.Credential{DomainName: "corp.example.com", Username: "web",
+		Password: credential.NewPassword([]byte(c.password.Load().(string)))}, nil, nil
 }
 
 func newSource(t *testing.T, c *cluster) *secretCache {
@@ -239,7 +240,8 @@ func TestCallsDuringAnOutageDoNotWait(t *testing.T) {
 
 // Attack: a copy outlives the permission. Deleted, forbidden and invalid are answers, not outages.
 func TestADenialDropsTheCacheImmediately(t *testing.T) {
-	for _, code := range []credential.ProblemCode{credential.ProblemSecretNotFound, credential.ProblemForbidden, credential.ProblemSecretInvalid} {
+	for _, code := range []credential.ProblemCode{credential.ProblemSecretNotFound, credential.ProblemForbidden,
+		credential.ProblemSecretInvalid} {
 		synctest.Test(t, func(t *testing.T) {
 			c := &cluster{}
 			s := newSource(t, c)

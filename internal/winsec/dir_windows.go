@@ -11,10 +11,10 @@ import (
 
 // Security descriptors for SecureDir:
 //
-//	O:BA G:BA   owner and group are Administrators: SYSTEM and an elevated administrator can set that owner. For O:SY, an
-//	            administrator would need SeRestorePrivilege.
-//	D:PAI       the DACL is protected: it does not inherit entries from above, such as the permission of Users to create
-//	            files below C:\
+//	O:BA G:BA   owner and group are Administrators: SYSTEM and an elevated administrator can set that owner. For
+//	            O:SY, an administrator would need SeRestorePrivilege.
+//	D:PAI       the DACL is protected: it does not inherit entries from above, such as the permission of Users to
+//	            create files below C:\
 //	OICI        files and directories inside inherit the entry
 //	FA          full access;  0x1200a9 = read, list, traverse, execute
 const (

@@ -54,7 +54,8 @@ func RunWithPrivileges(names []string, fn func() error) error {
 		}
 	}()
 	var token windows.Token
-	err := windows.OpenThreadToken(windows.CurrentThread(), windows.TOKEN_ADJUST_PRIVILEGES|windows.TOKEN_QUERY, false, &token)
+	err := windows.OpenThreadToken(windows.CurrentThread(), windows.TOKEN_ADJUST_PRIVILEGES|windows.TOKEN_QUERY, false,
+		&token)
 	if err != nil {
 		return &PrivilegeError{Names: names, Err: err}
 	}

@@ -108,8 +108,8 @@ func checkHandle(handle windows.Handle, path string) (directory bool, err error)
 		return directory, &UntrustedError{
 			Path:  path,
 			Owner: accountName(owner),
-			Reason: "the owner must be SYSTEM, Administrators, TrustedInstaller or this process's own user " +
-				"(unless services share it)",
+			Reason: "the owner must be SYSTEM, Administrators, TrustedInstaller or this process's own user (unless " +
+				"services share it)",
 			Remedy: "find out who created it, then delete it as an administrator and retry",
 		}
 	}
@@ -155,7 +155,8 @@ func ownerOf(handle windows.Handle, path string) (*windows.SID, error) {
 	}
 	owner, _, err := descriptor.Owner()
 	if err != nil || owner == nil {
-		return nil, &os.PathError{Op: "read the owner of", Path: path, Err: errors.Join(errors.New("there is no owner"), err)}
+		return nil, &os.PathError{Op: "read the owner of", Path: path,
+			Err: errors.Join(errors.New("there is no owner"), err)}
 	}
 	return owner, nil
 }

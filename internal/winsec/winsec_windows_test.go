@@ -58,7 +58,8 @@ func unixRun(t *testing.T, done func() bool, argv ...string) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	process, err := os.StartProcess(`Z:`+filepath.FromSlash(argv[0]), argv, &os.ProcAttr{Files: []*os.File{null, null, null}})
+	process, err := os.StartProcess(`Z:`+filepath.FromSlash(argv[0]), argv,
+		&os.ProcAttr{Files: []*os.File{null, null, null}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +84,8 @@ func disown(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	err = RunWithPrivileges([]string{SeRestorePrivilege}, func() error {
-		return windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION, guests, nil, nil, nil)
+		return windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION, guests,
+			nil, nil, nil)
 	})
 	if err != nil {
 		t.Fatalf("give %s to Guests (this test needs an elevated administrator): %v", path, err)
@@ -178,7 +180,8 @@ func TestSecureDirRejectsAPlantedDirectoryWithContent(t *testing.T) {
 	}
 	disown(t, path)
 	for range 2 { // a refusal must not make the next attempt trust the directory
-		wantUntrusted(t, SecureDir(path, DirPluginReadable), path, "owned by", "S-1-5-", "delete it as an administrator")
+		wantUntrusted(t, SecureDir(path, DirPluginReadable), path, "owned by", "S-1-5-",
+			"delete it as an administrator")
 	}
 	if got, err := os.ReadFile(content); err != nil || string(got) != "mine" {
 		t.Fatalf("the content was touched: %q, %v", got, err)
@@ -218,7 +221,8 @@ func makeJunction(t *testing.T, link, target string) {
 	if err := os.Mkdir(link, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	handle, err := windows.CreateFile(windows.StringToUTF16Ptr(link), windows.GENERIC_WRITE, 0, nil, windows.OPEN_EXISTING,
+	handle, err := windows.CreateFile(windows.StringToUTF16Ptr(link), windows.GENERIC_WRITE, 0, nil,
+		windows.OPEN_EXISTING,
 		windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +245,8 @@ func makeJunction(t *testing.T, link, target string) {
 		put16(int(unit))
 	}
 	var returned uint32
-	err = windows.DeviceIoControl(handle, windows.FSCTL_SET_REPARSE_POINT, &buffer[0], uint32(len(buffer)), nil, 0, &returned, nil)
+	err = windows.DeviceIoControl(handle, windows.FSCTL_SET_REPARSE_POINT, &buffer[0], uint32(len(buffer)), nil, 0,
+		&returned, nil)
 	if err != nil {
 		t.Fatalf("make the junction: %v", err)
 	}
@@ -256,7 +261,8 @@ func TestSecureDirRejectsAFile(t *testing.T) {
 }
 
 func TestPathsOutsideALocalDriveAreRejected(t *testing.T) {
-	for _, path := range []string{"", `relative`, `C:`, `C:relative`, `\rooted`, `\\server\share\x`, `\\?\UNC\server\share`, `\\.\C:\x`, "C:\\a\x00b"} {
+	for _, path := range []string{"", `relative`, `C:`, `C:relative`, `\rooted`, `\\server\share\x`,
+		`\\?\UNC\server\share`, `\\.\C:\x`, "C:\\a\x00b"} {
 		if err := SecureDir(path, DirAdminOnly); err == nil {
 			t.Errorf("SecureDir(%q) succeeded", path)
 		}
@@ -346,7 +352,8 @@ func enabled(t *testing.T, name string) bool {
 	}
 	buffer := make([]byte, 4096)
 	n := uint32(len(buffer))
-	if err := windows.GetTokenInformation(windows.GetCurrentThreadEffectiveToken(), windows.TokenPrivileges, &buffer[0], n, &n); err != nil {
+	if err := windows.GetTokenInformation(windows.GetCurrentThreadEffectiveToken(), windows.TokenPrivileges, &buffer[0],
+		n, &n); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range (*windows.Tokenprivileges)(unsafe.Pointer(&buffer[0])).AllPrivileges() {

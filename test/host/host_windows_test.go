@@ -90,7 +90,8 @@ func status(t *testing.T) (installer.Report, int) {
 func install(t *testing.T) selftest.Report {
 	t.Helper()
 	if report, code := status(t); code != installer.ExitNotInstalled {
-		t.Fatalf("the plugin is on this host (%s): these tests install it and take it away, so run them on another host, or uninstall it", report.State)
+		t.Fatalf("the plugin is on this host (%s): these tests install it and take it away, so run them on another "+
+			"host, or uninstall it", report.State)
 	}
 	t.Cleanup(func() { uninstall(t) })
 	must(t, installerExe, "install")
@@ -142,12 +143,14 @@ func serve(t *testing.T) *account {
 	a := &account{namespace: "host-test-" + strings.ToLower(rand.Text()[:8]), secret: "account-creds"}
 	token := rand.Text()
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer "+token || r.URL.Path != "/api/v1/namespaces/"+a.namespace+"/secrets/"+a.secret {
+		if r.Header.Get("Authorization") != "Bearer "+token ||
+			r.URL.Path != "/api/v1/namespaces/"+a.namespace+"/secrets/"+a.secret {
 			http.Error(w, "forbidden", http.StatusForbidden)
 			return
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "Secret", "apiVersion": "v1", "data": map[string][]byte{
-			"domainName": []byte(wanted.domainName), "username": []byte(wanted.username), "password": []byte(wanted.password),
+			"domainName": []byte(wanted.domainName), "username": []byte(wanted.username),
+			"password": []byte(wanted.password),
 		}})
 	}))
 	t.Cleanup(api.Close)
@@ -156,7 +159,8 @@ func serve(t *testing.T) *account {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tokenFile, caFile, logFile := filepath.Join(dir, "token"), filepath.Join(dir, "ca.crt"), filepath.Join(dir, "provider.log")
+	tokenFile, caFile, logFile := filepath.Join(dir, "token"), filepath.Join(dir, "ca.crt"),
+		filepath.Join(dir, "provider.log")
 	t.Cleanup(func() { // os.RemoveAll asks for a way of deleting that Wine does not have
 		for _, path := range []string{tokenFile, caFile, logFile, dir} {
 			if err := os.Remove(path); err != nil {

@@ -123,7 +123,8 @@ func tryAs(t *testing.T, token windows.Token, attempts ...string) map[string]str
 		t.Fatal(err)
 	}
 	defer out.Close()
-	if err := windows.SetHandleInformation(windows.Handle(out.Fd()), windows.HANDLE_FLAG_INHERIT, windows.HANDLE_FLAG_INHERIT); err != nil {
+	if err := windows.SetHandleInformation(windows.Handle(out.Fd()), windows.HANDLE_FLAG_INHERIT,
+		windows.HANDLE_FLAG_INHERIT); err != nil {
 		t.Fatal(err)
 	}
 
@@ -147,14 +148,16 @@ func tryAs(t *testing.T, token windows.Token, attempts ...string) map[string]str
 	var process windows.ProcessInformation
 	err = winsec.RunWithPrivileges([]string{"SeAssignPrimaryTokenPrivilege", "SeIncreaseQuotaPrivilege"}, func() error {
 		return windows.CreateProcessAsUser(token, windows.StringToUTF16Ptr(exe), commandLine, nil, nil, true,
-			windows.CREATE_UNICODE_ENVIRONMENT|windows.CREATE_NO_WINDOW, &block[0], windows.StringToUTF16Ptr(dir), &startup, &process)
+			windows.CREATE_UNICODE_ENVIRONMENT|windows.CREATE_NO_WINDOW, &block[0], windows.StringToUTF16Ptr(dir),
+			&startup, &process)
 	})
 	if err != nil {
 		t.Fatalf("start a process as another user: %v", err)
 	}
 	defer windows.CloseHandle(process.Process)
 	defer windows.CloseHandle(process.Thread)
-	if event, err := windows.WaitForSingleObject(process.Process, uint32(time.Minute.Milliseconds())); event != windows.WAIT_OBJECT_0 {
+	if event, err := windows.WaitForSingleObject(process.Process,
+		uint32(time.Minute.Milliseconds())); event != windows.WAIT_OBJECT_0 {
 		_ = windows.TerminateProcess(process.Process, 1)
 		t.Fatalf("the other user's process did not end within a minute: %d, %v", event, err)
 	}
@@ -194,7 +197,8 @@ func logon(t *testing.T, domain, user, password string, kind uintptr) windows.To
 		p = pointer(password)
 	}
 	var token windows.Token
-	if ok, _, err := procLogonUser.Call(pointer(user), pointer(domain), p, kind, 0, uintptr(unsafe.Pointer(&token))); ok == 0 {
+	if ok, _, err := procLogonUser.Call(pointer(user), pointer(domain), p, kind, 0,
+		uintptr(unsafe.Pointer(&token))); ok == 0 {
 		t.Fatalf(`log on %s\%s: %v`, domain, user, err)
 	}
 	t.Cleanup(func() { token.Close() })
@@ -219,8 +223,9 @@ func person(t *testing.T, group windows.WELL_KNOWN_SID_TYPE, kind uintptr) windo
 		home, comment  uintptr
 		flags          uint32
 		scriptPath     uintptr
-	}{name: pointer(name), password: pointer(password), privilege: 1 /* USER_PRIV_USER */, comment: pointer("a test of CCGRKC; delete it"),
-		flags: 0x1 | 0x200 /* UF_SCRIPT, UF_NORMAL_ACCOUNT */}
+	}{name: pointer(name), password: pointer(password), privilege: 1, /* USER_PRIV_USER */
+		comment: pointer("a test of CCGRKC; delete it"),
+		flags:   0x1 | 0x200 /* UF_SCRIPT, UF_NORMAL_ACCOUNT */}
 	if status, _, _ := procUserAdd.Call(0, 1, uintptr(unsafe.Pointer(&info)), 0); status != 0 {
 		t.Fatalf("make the user %s: %v", name, windows.Errno(status))
 	}
@@ -238,7 +243,8 @@ func person(t *testing.T, group windows.WELL_KNOWN_SID_TYPE, kind uintptr) windo
 		t.Fatal(err)
 	}
 	member := pointer(name) // LOCALGROUP_MEMBERS_INFO_3 is one pointer
-	if status, _, _ := procGroupMembers.Call(0, pointer(groupName), 3, uintptr(unsafe.Pointer(&member)), 1); status != 0 {
+	if status, _, _ := procGroupMembers.Call(0, pointer(groupName), 3, uintptr(unsafe.Pointer(&member)),
+		1); status != 0 {
 		t.Fatalf("put %s into %s: %v", name, groupName, windows.Errno(status))
 	}
 	return logon(t, ".", name, password, kind)
@@ -278,13 +284,21 @@ func TestOnlyAllowedIdentitiesReadFilesAndActivateTheClassOnWindowsOnly(t *testi
 		endpoint, change string // reading what the provider made, changing anything
 		activate         string
 	}{
-		{"an ordinary user", func(t *testing.T) windows.Token { return person(t, windows.WinBuiltinUsersSid, logonInteractive) }, denied, denied, denied},
+		{"an ordinary user", func(t *testing.T) windows.Token {
+			return person(t, windows.WinBuiltinUsersSid,
+				logonInteractive)
+		}, denied, denied, denied},
 		{"LocalService", func(t *testing.T) windows.Token { return service(t, "LocalService") }, denied, denied, done},
-		{"NetworkService", func(t *testing.T) windows.Token { return service(t, "NetworkService") }, done, denied, done},
-		{"an administrator", func(t *testing.T) windows.Token { return person(t, windows.WinBuiltinAdministratorsSid, logonBatch) }, done, done, denied},
+		{"NetworkService", func(t *testing.T) windows.Token { return service(t, "NetworkService") }, done, denied,
+			done},
+		{"an administrator", func(t *testing.T) windows.Token {
+			return person(t, windows.WinBuiltinAdministratorsSid,
+				logonBatch)
+		}, done, done, denied},
 	} {
 		t.Run(who.name, func(t *testing.T) {
-			want := map[string]string{"activate": who.activate, "execute " + dll: done, "create-in " + filepath.Dir(dll): who.change}
+			want := map[string]string{"activate": who.activate, "execute " + dll: done,
+				"create-in " + filepath.Dir(dll): who.change}
 			for _, dir := range dirs {
 				want["list "+dir], want["create-in "+dir] = who.endpoint, who.change
 			}
@@ -325,7 +339,8 @@ func TestAServiceDoesNotTrustFilesOfItsSharedAccountOnWindowsOnly(t *testing.T) 
 		t.Fatal(err)
 	}
 	err = winsec.RunWithPrivileges([]string{winsec.SeRestorePrivilege}, func() error {
-		return windows.SetNamedSecurityInfo(file, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION, user.User.Sid, nil, nil, nil)
+		return windows.SetNamedSecurityInfo(file, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION,
+			user.User.Sid, nil, nil, nil)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -40,7 +40,8 @@ func TestTheCredentialPathOnThisHost(t *testing.T) {
 			}
 			defer got.Password.Wipe()
 			if got.DomainName != wanted.domainName || got.Username != wanted.username {
-				t.Errorf("got domain %q, user %q; want %q, %q", got.DomainName, got.Username, wanted.domainName, wanted.username)
+				t.Errorf("got domain %q, user %q; want %q, %q", got.DomainName, got.Username, wanted.domainName,
+					wanted.username)
 			}
 			if !slices.Equal(got.Password.Reveal(), utf16.Encode([]rune(wanted.password))) {
 				t.Error("the password is not the Secret's")

@@ -69,7 +69,8 @@ func TestOwnerAndDACLOfTheCCGKeyAreRestoredOnWindowsOnly(t *testing.T) {
 	const owner = "O:S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 	before := keyDescriptor(t, comClasses)
 	if !strings.HasPrefix(before, owner) {
-		t.Errorf("before the install HKLM\\%s is %s: not TrustedInstaller's, so that this test shows less than it should", comClasses, before)
+		t.Errorf("before the install HKLM\\%s is %s: not TrustedInstaller's, so that this test shows less than it "+
+			"should", comClasses, before)
 	}
 	install(t)
 	if after := keyDescriptor(t, comClasses); after != before {
@@ -131,7 +132,8 @@ func TestTheSurrogateIsDllhostAsNetworkServiceAndExitsWhenUnusedOnWindowsOnly(t 
 		t.Errorf("the plugin runs as %s, want %s", report.Identity, want)
 	}
 
-	process, err := windows.OpenProcess(windows.SYNCHRONIZE|windows.PROCESS_QUERY_LIMITED_INFORMATION, false, uint32(report.PID))
+	process, err := windows.OpenProcess(windows.SYNCHRONIZE|windows.PROCESS_QUERY_LIMITED_INFORMATION, false,
+		uint32(report.PID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,14 +147,17 @@ func TestTheSurrogateIsDllhostAsNetworkServiceAndExitsWhenUnusedOnWindowsOnly(t 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := windows.UTF16ToString(image[:n]), filepath.Join(system, "dllhost.exe"); !strings.EqualFold(got, want) {
+	if got, want := windows.UTF16ToString(image[:n]),
+		filepath.Join(system, "dllhost.exe"); !strings.EqualFold(got, want) {
 		t.Errorf("the surrogate is %s, want %s", got, want)
 	}
 
 	object.Release()
 	released := time.Now()
-	if event, err := windows.WaitForSingleObject(process, uint32(surrogateEnds.Milliseconds())); event != windows.WAIT_OBJECT_0 {
-		t.Fatalf("%v after its last reference was released the surrogate still runs (%d, %v)", surrogateEnds, event, err)
+	if event, err := windows.WaitForSingleObject(process,
+		uint32(surrogateEnds.Milliseconds())); event != windows.WAIT_OBJECT_0 {
+		t.Fatalf("%v after its last reference was released the surrogate still runs (%d, %v)", surrogateEnds, event,
+			err)
 	}
 	t.Logf("the surrogate ended %v after its last reference was released", time.Since(released).Round(time.Second))
 }
@@ -222,7 +227,8 @@ func TestAJunctionInThePathOfTheEndpointIsRejectedOnWindowsOnly(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	wantRefusal(t, a.input(), cause.EndpointUntrusted)
-	if out, code := run(t, providerExe, "healthcheck", "--namespace", a.namespace, "--secret", a.secret); code == 0 || !strings.Contains(out, "reparse point") {
+	if out, code := run(t, providerExe, "healthcheck", "--namespace", a.namespace, "--secret", a.secret); code == 0 ||
+		!strings.Contains(out, "reparse point") {
 		t.Errorf("healthcheck: exit code %d\n%s", code, out)
 	}
 }
@@ -233,7 +239,8 @@ func TestAFailureIsInTheEventLogWithItsTextOnWindowsOnly(t *testing.T) {
 	wantRefusal(t, input, cause.InvalidInput)
 	var events string
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
-		out, err := exec.Command("wevtutil", "qe", "Application", "/q:*[System[Provider[@Name='CCGRKC']]]", "/rd:true", "/c:20", "/f:text").CombinedOutput()
+		out, err := exec.Command("wevtutil", "qe", "Application", "/q:*[System[Provider[@Name='CCGRKC']]]", "/rd:true",
+			"/c:20", "/f:text").CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -242,7 +249,8 @@ func TestAFailureIsInTheEventLogWithItsTextOnWindowsOnly(t *testing.T) {
 			break
 		}
 	}
-	for _, part := range []string{cause.InvalidInput.Text, `Plugin input: "` + input + `"`, "What to do: " + cause.InvalidInput.Remedy} {
+	for _, part := range []string{cause.InvalidInput.Text, `Plugin input: "` + input + `"`,
+		"What to do: " + cause.InvalidInput.Remedy} {
 		if !strings.Contains(events, part) {
 			t.Errorf("the Application log lacks %q:\n%s", part, events)
 		}

@@ -60,8 +60,8 @@ var (
 		Name: "invalid-input", HResult: eInvalidArg, Event: 10, Severity: Error,
 		Text: "The plugin input does not have the form <namespace>:<secret>.",
 		Remedy: "Correct credspec.ActiveDirectoryConfig.HostAccountConfig.PluginInput in the GMSACredentialSpec " +
-			"(kubectl edit gmsacredentialspec <name>). It consists of the namespace of the Account Provider's release, a colon " +
-			"and the name of the Secret, for example gmsa-system:web-creds.",
+			"(kubectl edit gmsacredentialspec <name>). It consists of the namespace of the Account Provider's " +
+			"release, a colon and the name of the Secret, for example gmsa-system:web-creds.",
 	}
 	OutOfMemory = &Cause{
 		Name: "out-of-memory", HResult: eOutOfMemory, Event: 11, Severity: Error,
@@ -82,48 +82,51 @@ var (
 	EndpointAbsent = &Cause{
 		Name: "endpoint-absent", HResult: own | 1, Event: 21, Severity: Error, Retry: true,
 		Text: "No Account Provider has published an endpoint for this account on this node.",
-		Remedy: "Check that its pod runs on this node (kubectl get pods -n <namespace> -o wide), that the chart's nodeSelector " +
-			"selects the node, and that the plugin input specifies the release's Secret.",
+		Remedy: "Check that its pod runs on this node (kubectl get pods -n <namespace> -o wide), that the chart's " +
+			"nodeSelector selects the node, and that the plugin input specifies the release's Secret.",
 	}
 	EndpointDamaged = &Cause{
 		Name: "endpoint-damaged", HResult: own | 2, Event: 22, Severity: Error, Retry: true,
 		Text: "The endpoint that the Account Provider published on this node is incomplete or cannot be used.",
-		Remedy: "Restart the Account Provider's pod on this node (kubectl delete pod -n <namespace> <pod>). It publishes a new " +
-			"endpoint. If the error returns, check for a full disk or for a program that deletes files.",
+		Remedy: "Restart the Account Provider's pod on this node (kubectl delete pod -n <namespace> <pod>). It " +
+			"publishes a new endpoint. If the error returns, check for a full disk or for a program that deletes " +
+			"files.",
 	}
 	EndpointUntrusted = &Cause{
 		Name: "endpoint-untrusted", HResult: own | 3, Event: 23, Severity: Error,
 		Text: "An endpoint file, or a directory above it, is a link or is owned by a regular user.",
-		Remedy: "The event lists the path and its owner, who is not an administrator. Find out who created it, delete it, and " +
-			"restart the Account Provider's pod on this node (kubectl delete pod -n <namespace> <pod>).",
+		Remedy: "The event lists the path and its owner, who is not an administrator. Find out who created it, " +
+			"delete it, and restart the Account Provider's pod on this node (kubectl delete pod -n <namespace> " +
+			"<pod>).",
 	}
 	EndpointUnreadable = &Cause{
 		Name: "endpoint-unreadable", HResult: own | 4, Event: 24, Severity: Error,
 		// Windows also returns "access denied" while a file is being deleted.
 		Retry: true,
 		Text:  "The plugin identity has no permission to read the endpoint.",
-		Remedy: "Set the same plugin identity in the values of the plugin installer and of the Account Provider, then restart " +
-			"the Account Provider's pod on this node.",
+		Remedy: "Set the same plugin identity in the values of the plugin installer and of the Account Provider, " +
+			"then restart the Account Provider's pod on this node.",
 	}
 	ProviderUnreachable = &Cause{
 		Name: "provider-unreachable", HResult: own | 5, Event: 25, Severity: Error, Retry: true,
 		Text: "The Account Provider does not respond on the port of its endpoint.",
-		Remedy: "Check that its pod on this node is ready, and check its log (kubectl get pods -n <namespace> -o wide; " +
-			"kubectl logs -n <namespace> <pod>).",
+		Remedy: "Check that its pod on this node is ready, and check its log (kubectl get pods -n <namespace> -o " +
+			"wide; kubectl logs -n <namespace> <pod>).",
 	}
 	ProviderForeign = &Cause{
 		Name: "provider-foreign", HResult: own | 6, Event: 26, Severity: Error, Retry: true,
-		Text: "The server on the endpoint's port is not this account's Account Provider, or it rejects the endpoint's client " +
-			"certificate. The plugin sent no request.",
+		Text: "The server on the endpoint's port is not this account's Account Provider, or it rejects the " +
+			"endpoint's client certificate. The plugin sent no request.",
 		Remedy: "Restart the Account Provider's pod on this node (kubectl delete pod -n <namespace> <pod>). If you " +
-			"use custom certificates, check that the same CA issued both, that they are valid now, and that they contain this " +
-			"account's name. If another program uses the port, find it (netstat -abno).",
+			"use custom certificates, check that the same CA issued both, that they are valid now, and that they " +
+			"contain this account's name. If another program uses the port, find it (netstat -abno).",
 	}
 	SecretNotFound = &Cause{
 		Name: "secret-not-found", HResult: own | 7, Event: 27, Severity: Error,
 		Text: "The Secret with the impersonation account's credentials does not exist.",
-		Remedy: "Create it: kubectl create secret generic -n <namespace> <secret> --from-literal=domainName=corp.example.com " +
-			"--from-literal=username=<account> --from-file=password=<file>.",
+		Remedy: "Create it: kubectl create secret generic -n <namespace> <secret> " +
+			"--from-literal=domainName=corp.example.com --from-literal=username=<account> " +
+			"--from-file=password=<file>.",
 	}
 	SecretInvalid = &Cause{
 		Name: "secret-invalid", HResult: own | 8, Event: 28, Severity: Error,
@@ -133,19 +136,20 @@ var (
 	Forbidden = &Cause{
 		Name: "forbidden", HResult: own | 9, Event: 29, Severity: Error,
 		Text: "The Account Provider has no permission to read the Secret.",
-		Remedy: "Restore the release's Role and RoleBinding (helm upgrade). Then check: kubectl auth can-i get secret/<secret> " +
-			"-n <namespace> --as=system:serviceaccount:<namespace>:<serviceaccount>.",
+		Remedy: "Restore the release's Role and RoleBinding (helm upgrade). Then check: kubectl auth can-i get " +
+			"secret/<secret> -n <namespace> --as=system:serviceaccount:<namespace>:<serviceaccount>.",
 	}
 	Unavailable = &Cause{
 		Name: "unavailable", HResult: own | 10, Event: 30, Severity: Error, Retry: true,
 		Text: "The Account Provider cannot reach the Kubernetes API server and has no cached credentials.",
-		Remedy: "Restore this node's connection to the API server. The Account Provider's log contains the error (kubectl logs " +
-			"-n <namespace> <pod>).",
+		Remedy: "Restore this node's connection to the API server. The Account Provider's log contains the error " +
+			"(kubectl logs -n <namespace> <pod>).",
 	}
 	ResponseInvalid = &Cause{
 		Name: "response-invalid", HResult: own | 11, Event: 31, Severity: Error,
-		Text:   "The plugin received an invalid response from the Account Provider.",
-		Remedy: "Upgrade the charts rancher-gmsa-plugin-installer and rancher-gmsa-account-provider to the same version.",
+		Text: "The plugin received an invalid response from the Account Provider.",
+		Remedy: "Upgrade the charts rancher-gmsa-plugin-installer and rancher-gmsa-account-provider to the same " +
+			"version.",
 	}
 )
 

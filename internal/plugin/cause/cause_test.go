@@ -21,7 +21,8 @@ func TestReleasedNumbersDoNotChange(t *testing.T) {
 		0x80070057: "invalid-input", 0x8007000E: "out-of-memory", 0x8000FFFF: "unexpected", 0x80004003: "null-pointer",
 		0xA0040001: "endpoint-absent", 0xA0040002: "endpoint-damaged", 0xA0040003: "endpoint-untrusted",
 		0xA0040004: "endpoint-unreadable", 0xA0040005: "provider-unreachable", 0xA0040006: "provider-foreign",
-		0xA0040007: "secret-not-found", 0xA0040008: "secret-invalid", 0xA0040009: "forbidden", 0xA004000A: "unavailable",
+		0xA0040007: "secret-not-found", 0xA0040008: "secret-invalid", 0xA0040009: "forbidden",
+		0xA004000A: "unavailable",
 		0xA004000B: "response-invalid",
 	}
 	for hr, name := range released {

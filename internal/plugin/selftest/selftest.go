@@ -31,7 +31,8 @@ func (r Report) Encode() string {
 func Parse(domainName string) (Report, error) {
 	var r Report
 	if err := json.Unmarshal([]byte(domainName), &r); err != nil {
-		return Report{}, fmt.Errorf("the class returned %.80q instead of a self-test report: it belongs to another program",
+		return Report{}, fmt.Errorf("the class returned %.80q instead of a self-test report: it belongs to another "+
+			"program",
 			domainName)
 	}
 	return r, nil
