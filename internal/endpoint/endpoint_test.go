@@ -19,7 +19,7 @@ import (
 
 var ref = credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
 
-// sample is an endpoint whose files all tell the same number, so that a mix of two is seen.
+// sample is an endpoint whose files all contain the same number, to detect a mix of two.
 func sample(n uint16) Endpoint {
 	return Endpoint{Port: n, CA: fmt.Appendf(nil, "ca %d", n), ClientCert: fmt.Appendf(nil, "cert %d", n),
 		ClientKey: fmt.Appendf(nil, "key %d", n)}
@@ -33,7 +33,7 @@ func tempDir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	if runtime.GOOS == "windows" {
-		dir = `\\?\` + dir // as DefaultRoot has it
+		dir = `\\?\` + dir // as in DefaultRoot
 	}
 	t.Cleanup(func() {
 		var paths []string
@@ -41,7 +41,7 @@ func tempDir(t testing.TB) string {
 			paths = append(paths, path)
 			return nil
 		})
-		slices.Reverse(paths) // what is in a directory before the directory
+		slices.Reverse(paths) // the content of a directory before the directory
 		for _, path := range paths {
 			if err := os.Remove(path); err != nil {
 				t.Error(err)
@@ -85,7 +85,7 @@ func TestResolveReturnsWhatWasPublished(t *testing.T) {
 	}
 }
 
-// The names of DOS devices are names of namespaces and Secrets like others.
+// The names of DOS devices are valid names of namespaces and Secrets.
 func TestEveryValidNameHasItsOwnDirectory(t *testing.T) {
 	root := tempDir(t)
 	for i, name := range []string{"con:nul", "aux:com1.x", "a:b.c", "a-b:c"} {

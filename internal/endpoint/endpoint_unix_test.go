@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Attack: somebody else made the directory, or a link in its place, before the first provider came.
+// Attack: another user created the directory, or a link in its place, before the first provider.
 func TestPlantedDirectoriesAreNotTrusted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root, to make files of another user")
@@ -47,7 +47,7 @@ func TestPlantedDirectoriesAreNotTrusted(t *testing.T) {
 	}
 }
 
-// Attack: a file is a link to something else, or no file at all.
+// Attack: a file is a link, or not a regular file.
 func TestPlantedFilesAreNotFollowed(t *testing.T) {
 	for _, name := range []string{portFile, caFile, clientCertFile, clientKeyFile, "../" + currentFile} {
 		t.Run(filepath.Base(name), func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestPlantedFilesAreNotFollowed(t *testing.T) {
 	}
 }
 
-// Attack: a link under a generation's name, so that the sweep empties the directory that it leads to.
+// Attack: a link with the name of a generation, so that the clean-up deletes the content of its target.
 func TestLinksAmongGenerationsAreRemovedAndNotFollowed(t *testing.T) {
 	for name, remove := range map[string]func(root string) error{
 		"publication": func(root string) error { _, err := Publisher{Root: root}.Publish(ref, sample(2)); return err },

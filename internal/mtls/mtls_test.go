@@ -83,7 +83,7 @@ func connect(t *testing.T, srv, cli *tls.Config) (got int, serverErr, clientErr 
 	_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
 	c := tls.Client(raw, cli)
 	if clientErr = c.Handshake(); clientErr == nil {
-		// In TLS 1.3 a client learns that it was refused with its first read.
+		// In TLS 1.3, a client gets the rejection with its first read.
 		_, _ = c.Write([]byte("request"))
 		_, clientErr = c.Read(make([]byte, 64))
 	}
@@ -151,7 +151,7 @@ func leaf(ref credential.Reference, usage ...x509.ExtKeyUsage) *x509.Certificate
 	return &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{ref.CertificateName()}, ExtKeyUsage: usage}
 }
 
-// raw is a TLS configuration that checks nothing, for those who attack.
+// raw is a TLS configuration of an attacker, without checks.
 func raw(t *testing.T, cert, key []byte) *tls.Config {
 	t.Helper()
 	c := &tls.Config{InsecureSkipVerify: true, ClientAuth: tls.RequestClientCert}
@@ -190,7 +190,7 @@ func TestTheServerRejectsForeignClientCertificates(t *testing.T) {
 	}
 }
 
-// Attack: another process listens on the port that a killed provider left, with whatever certificate it could get.
+// Attack: another process listens on the port of a killed provider, with any certificate.
 func TestTheClientSendsNothingToAForeignServer(t *testing.T) {
 	m, other, shopMaterial := issue(t, web), issue(t, web), issue(t, shop)
 	selfCert, selfKey := newSharedCA(t).sign(leaf(web, x509.ExtKeyUsageServerAuth))
@@ -208,7 +208,7 @@ func TestTheClientSendsNothingToAForeignServer(t *testing.T) {
 	}
 }
 
-// Two accounts may have certificates of one CA, such as a cluster's: neither opens the other.
+// One CA, such as a cluster's, can issue the certificates of two accounts. Neither gives access to the other.
 func TestASharedCAGivesNoAccessToTheOtherAccount(t *testing.T) {
 	ca := newSharedCA(t)
 	webServer, webServerKey := ca.sign(leaf(web, x509.ExtKeyUsageServerAuth))

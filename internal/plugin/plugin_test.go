@@ -347,7 +347,7 @@ func TestTheCallSucceedsIfAnEndpointAppearsWithinTheBudget(t *testing.T) {
 func TestTheCallSucceedsIfTheProviderIsReplacedWithinTheBudget(t *testing.T) {
 	root := t.TempDir()
 	old := startProvider(t, root, responding("old"))
-	old.listener.Close() // killed: its files stay, its port refuses
+	old.listener.Close() // killed: its files remain, its port refuses connections
 	p, _ := newPlugin(root, 0)
 	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, responding("new")) })
 	mustGet(t, p, "new")
@@ -414,7 +414,7 @@ func TestAForeignServerOnAStalePortIsSentNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// It asks for no certificate and checks nothing: it takes what it gets.
+			// It requires no certificate and accepts everything.
 			listener, err := tls.Listen("tcp4", "127.0.0.1:0",
 				&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert})
 			if err != nil {
@@ -492,7 +492,7 @@ func TestForeignServersHaveTheirCauses(t *testing.T) {
 func TestARejectedClientCertificateDiffersFromAStoppedProvider(t *testing.T) {
 	root := t.TempDir()
 	p1 := startProvider(t, root, responding("p"))
-	// The CA and the port are right, the client's certificate is another account's generation.
+	// The CA and the port are correct, the client certificate is from another CA.
 	other, err := mtls.Issue(ref, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -609,7 +609,7 @@ func TestAnIdleConnectionIsNotUsedForANewGeneration(t *testing.T) {
 	old := startProvider(t, root, responding("old"))
 	p, _ := newPlugin(root, 0)
 	mustGet(t, p, "old")
-	startProvider(t, root, responding("new")) // the old one goes on to serve whoever asks it
+	startProvider(t, root, responding("new")) // the old one still runs
 	mustGet(t, p, "new")
 	if n := old.connections.Load(); n != 1 {
 		t.Errorf("the old provider got %d connections", n)
@@ -637,7 +637,7 @@ func TestAnIdleConnectionThatTheProviderClosedIsReplaced(t *testing.T) {
 		calls.Add(1)
 		body, _ := credential.Encode(credential.Credential{DomainName: "corp.example.com", Username: "web",
 			Password: credential.NewPassword([]byte("p"))})
-		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body) // and it closes
+		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body) // then it closes the connection
 	}))
 	p, j := newPlugin(root, 0)
 	for range 3 {

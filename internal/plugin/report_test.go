@@ -35,7 +35,7 @@ func TestACrashLoopingPodWritesOneEventAMinute(t *testing.T) {
 	})
 }
 
-// A stranger that varies its input gets neither the log nor the memory.
+// A caller with varying inputs can fill neither the log nor the memory.
 func TestEventsOfManyDifferentInputsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, j := newPlugin("", 0)

@@ -89,7 +89,7 @@ func (a *apiServer) answer(status int, body string, hang time.Duration) {
 	a.status, a.body, a.hang = status, body, hang
 }
 
-// asked is how often it was asked.
+// asked returns the number of requests.
 func (a *apiServer) asked() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -149,7 +149,7 @@ func eventually(t *testing.T, f func() error) {
 	}
 }
 
-// call does what the plugin does, with a connection of its own.
+// call acts like the plugin, with a new connection.
 func call(t *testing.T, root string, ref credential.Reference) (credential.Credential, error) {
 	t.Helper()
 	e, err := endpoint.Resolve(root, ref)
@@ -217,7 +217,7 @@ func TestACallReturnsTheSecretWithOneAPIRequest(t *testing.T) {
 	}
 }
 
-// What the API server says, and what callers are then told.
+// Responses of the API server and the resulting problem codes.
 func TestEveryAPIServerResponseHasItsProblemCode(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -297,7 +297,7 @@ func TestARenewedTokenIsUsed(t *testing.T) {
 	}
 }
 
-// Attack: another server in the API server's place, with a certificate that the machine might even trust.
+// Attack: another server in place of the API server, with a certificate that the machine can even trust.
 func TestTheTokenIsNotSentToAServerWithAnotherCA(t *testing.T) {
 	t.Parallel()
 	a, evil := newAPIServer(t), newAPIServer(t)
@@ -324,7 +324,7 @@ func TestTheTokenIsNotSentToAServerWithAnotherCA(t *testing.T) {
 	}
 }
 
-// Two providers for two Secrets on one host: no certificate of one opens the other, whichever port it is tried on.
+// Two providers for two Secrets on one host: no certificate of one works with the other, on any port.
 func TestTwoAccountsOnOneHostCannotReadEachOther(t *testing.T) {
 	t.Parallel()
 	a, root := newAPIServer(t), t.TempDir()
@@ -353,7 +353,7 @@ func TestTwoAccountsOnOneHostCannotReadEachOther(t *testing.T) {
 	}
 }
 
-// shout is a client that checks nothing, and returns what it is answered.
+// shout is a client without checks. It returns the response.
 func shout(t *testing.T, port uint16, config *tls.Config) string {
 	t.Helper()
 	c, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))), config)
@@ -440,14 +440,14 @@ func TestAttackersAreRejectedAndMemoryStaysBounded(t *testing.T) {
 		c.Close()
 	}
 	if grown := int64(heap()) - int64(before); grown > 4<<20 {
-		t.Errorf("the memory grew by %d bytes", grown)
+		t.Errorf("the heap grew by %d bytes", grown)
 	}
 	if _, err := call(t, root, web); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
 
-// heap is what is reachable after a collection.
+// heap returns the bytes that are reachable after a garbage collection.
 func heap() uint64 {
 	runtime.GC()
 	runtime.GC()
@@ -490,7 +490,7 @@ func TestOpenConnectionsDoNotBlockThePlugin(t *testing.T) {
 		return nil
 	})
 	if n := open.Load(); n < maxUnauthenticated/2 {
-		t.Errorf("only %d connections are left; time closed them, not the gate", n)
+		t.Errorf("only %d connections are left; a timeout closed them, not the limiter", n)
 	}
 }
 
@@ -537,7 +537,7 @@ func TestSlowRequestsAreDisconnected(t *testing.T) {
 				case <-time.After(time.Second):
 				}
 				if time.Since(began) > 4*readTimeout {
-					t.Errorf("%s: borne for %v", what, time.Since(began))
+					t.Errorf("%s: still connected after %v", what, time.Since(began))
 					return
 				}
 			}
@@ -584,7 +584,7 @@ func TestTheRemainingProviderOfARollingUpdatePublishesAgain(t *testing.T) {
 	eventually(t, func() error { _, err := call(t, root, web); return err })
 }
 
-// A killed provider's endpoint looks whole. The survivor sees that nobody answers there.
+// The endpoint of a killed provider is complete. The other provider detects that no server responds there.
 func TestTheProviderPublishesAgainAfterAnotherWasKilled(t *testing.T) {
 	t.Parallel()
 	a, root := newAPIServer(t), t.TempDir()
@@ -606,7 +606,7 @@ func TestTheProviderPublishesAgainAfterAnotherWasKilled(t *testing.T) {
 	eventually(t, func() error { _, err := call(t, root, web); return err })
 }
 
-// Timers stand still in a machine that is suspended, and clocks jump.
+// Timers stop while a machine is suspended, and clocks can jump.
 func TestRenewalFollowsTheWallClock(t *testing.T) {
 	t.Parallel()
 	e := Embedded{24 * time.Hour}
@@ -627,7 +627,7 @@ func TestRenewalFollowsTheWallClock(t *testing.T) {
 	}
 }
 
-// The server's key and the CA's key never touch the disk.
+// The server's key and the CA's key are never written to disk.
 func TestOnlyTheClientKeyIsOnDisk(t *testing.T) {
 	t.Parallel()
 	a, root := newAPIServer(t), t.TempDir()
@@ -685,7 +685,7 @@ func TestCertificatesFromSecretsAreReloadedWhenTheyChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(issue(shop)) // another account's: kept out, and the good ones go on
+	put(issue(shop)) // another account's certificates: rejected, the valid ones remain in use
 	time.Sleep(3 * watchInterval)
 	if e, err := endpoint.Resolve(root, web); err != nil || e.Generation != before.Generation {
 		t.Errorf("with another account's certificates: %v, %v", e, err)
@@ -714,7 +714,7 @@ func TestCleanupRemovesOnlyFilesOfKilledProviders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Attack, too: the dead provider's port now belongs to another server.
+	// Also an attack: another server now uses the killed provider's port.
 	other, err := endpoint.Resolve(root, shop)
 	if err != nil {
 		t.Fatal(err)
@@ -739,7 +739,7 @@ func TestCleanupRemovesOnlyFilesOfKilledProviders(t *testing.T) {
 	}
 }
 
-// Of two providers of one account one ends, and for a moment nothing on the host tells of the other.
+// One of two providers of an account stops. For a moment, no file on the host leads to the other.
 func TestCleanupWaitsForAProviderThatLostItsFiles(t *testing.T) {
 	t.Parallel()
 	a, root := newAPIServer(t), t.TempDir()
@@ -758,7 +758,7 @@ func TestCleanupWaitsForAProviderThatLostItsFiles(t *testing.T) {
 	}
 }
 
-// A health check asks the API server nothing unless it is told to; then it sees a Secret that has just been put right.
+// A health check sends a request to the API server only on demand, and then detects a corrected Secret.
 func TestAHealthCheckReadsTheSecretOnlyOnRequest(t *testing.T) {
 	t.Parallel()
 	a, root := newAPIServer(t), t.TempDir()
@@ -811,7 +811,7 @@ func TestMetricsAreCompleteAndContainNoSecrets(t *testing.T) {
 	if _, err := call(t, root, web); err != nil {
 		t.Fatal(err)
 	}
-	// The pod before, which held the port, ends.
+	// The previous pod, which used the port, stops.
 	l.Close()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
 	for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); resp,

@@ -17,9 +17,9 @@ import (
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
-// cluster is what the API server says, as the tests set it.
+// cluster stands in for the API server.
 type cluster struct {
-	password atomic.Value // string; what a fetch returns if err is nil
+	password atomic.Value // string; the result of a fetch if err is nil
 	err      atomic.Value // errorBox
 	takes    time.Duration
 	fetches  atomic.Int64
@@ -48,7 +48,7 @@ func newSource(t *testing.T, c *cluster) *secretCache {
 	return &secretCache{ctx: ctx, read: c.read, maxStale: DefaultMaxStale, log: quiet(), metrics: newMetrics()}
 }
 
-// want calls once and checks the password, or the problem's code.
+// want calls get once and checks the password, or the problem code.
 func want(t *testing.T, s *secretCache, password string, code credential.ProblemCode) (stale bool) {
 	t.Helper()
 	cred, stale, err := s.get(t.Context())
@@ -63,7 +63,7 @@ func want(t *testing.T, s *secretCache, password string, code credential.Problem
 	case string(cred.Password.Reveal()) != password:
 		t.Errorf("want the password %q, have %q", password, cred.Password.Reveal())
 	}
-	cred.Password.Wipe() // what a call got is its own: wiping it must not reach the next
+	cred.Password.Wipe() // each call gets a copy: wiping it must not affect the next call
 	return stale
 }
 
@@ -158,7 +158,7 @@ func TestStaleCredentialsAreUsedDuringAnOutageUntilMaxStale(t *testing.T) {
 	})
 }
 
-// The password does not stay in the memory of a provider that nobody calls.
+// A provider without calls does not keep the password in memory.
 func TestExpiredCredentialsAreWipedWithoutACall(t *testing.T) {
 	for _, maxStale := range []time.Duration{0, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestExpiredCredentialsAreWipedWithoutACall(t *testing.T) {
 	}
 }
 
-// After an outage the first call is answered freshly, however long nobody called.
+// After an outage, the first call gets fresh credentials, even after a long time without calls.
 func TestAfterAnOutageTheNextCallFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
@@ -209,7 +209,7 @@ func TestAfterAnOutageTheNextCallFetches(t *testing.T) {
 	})
 }
 
-// While calls come, an outage is found to be over within the second, and no call waited for it.
+// With continuous calls, the cache detects the end of an outage within a second, and no call waits for it.
 func TestCallsDuringAnOutageDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{}
@@ -232,13 +232,13 @@ func TestCallsDuringAnOutageDoNotWait(t *testing.T) {
 			t.Errorf("%d fetches in %s", n, time.Since(began))
 		}
 		c.set("two", nil)
-		want(t, s, "one", "") // has it asked again
+		want(t, s, "one", "") // starts another fetch
 		time.Sleep(2 * retryAfter)
 		want(t, s, "two", "")
 	})
 }
 
-// Attack: a copy outlives the permission. Deleted, forbidden and invalid are answers, not outages.
+// Attack: cached credentials outlive the permission. Deleted, forbidden and invalid are responses, not outages.
 func TestADenialDropsTheCacheImmediately(t *testing.T) {
 	for _, code := range []credential.ProblemCode{credential.ProblemSecretNotFound, credential.ProblemForbidden,
 		credential.ProblemSecretInvalid} {
@@ -259,11 +259,11 @@ func TestADenialDropsTheCacheImmediately(t *testing.T) {
 					t.Fatal("the dropped copy is still in memory")
 				}
 			}
-			// An outage right after does not bring it back.
+			// A following outage does not restore the credentials.
 			c.set("", errOut)
 			time.Sleep(maxNegative + time.Millisecond)
 			want(t, s, "", credential.ProblemUnavailable)
-			// Nor does the Secret stay away when it is mended.
+			// After a correction of the Secret, they are available again.
 			c.set("two", nil)
 			time.Sleep(retryAfter + time.Millisecond)
 			want(t, s, "two", "")

@@ -71,7 +71,7 @@ func unixRun(t *testing.T, done func() bool, argv ...string) {
 	}
 }
 
-// disown gives path to an account that nobody trusts. Windows takes Guests as the owner. Wine takes it and forgets it,
+// disown gives path to an untrusted account. Windows takes Guests as the owner. Wine takes it and forgets it,
 // and reports a file of another Unix user as owned by the anonymous SID, so there the file is chowned.
 func disown(t *testing.T, path string) {
 	t.Helper()
@@ -153,7 +153,7 @@ func TestSecureDirDoesNotCreateTheParent(t *testing.T) {
 	}
 }
 
-// Attack: an ordinary user makes the directory first, so as to own what is later written there.
+// Attack: a regular user creates the directory first, to own later files in it.
 func TestSecureDirReplacesAPlantedEmptyDirectory(t *testing.T) {
 	path := filepath.Join(tempDir(t), "planted")
 	if err := os.Mkdir(path, 0o700); err != nil {
@@ -168,7 +168,7 @@ func TestSecureDirReplacesAPlantedEmptyDirectory(t *testing.T) {
 	}
 }
 
-// Attack: the planted directory already holds files, such as an endpoint of the user's own.
+// Attack: the planted directory already contains files, such as an endpoint of the user.
 func TestSecureDirRejectsAPlantedDirectoryWithContent(t *testing.T) {
 	path := filepath.Join(tempDir(t), "planted")
 	if err := os.Mkdir(path, 0o700); err != nil {
@@ -188,7 +188,7 @@ func TestSecureDirRejectsAPlantedDirectoryWithContent(t *testing.T) {
 	}
 }
 
-// Attack: a junction in the directory's place leads the writer to a directory of the attacker's choice.
+// Attack: a junction in place of the directory leads the writer to a directory of the attacker.
 func TestSecureDirAndCheckTrustedRejectALink(t *testing.T) {
 	dir := tempDir(t)
 	target := filepath.Join(dir, "target")
@@ -199,7 +199,7 @@ func TestSecureDirAndCheckTrustedRejectALink(t *testing.T) {
 	makeJunction(t, link, target)
 	wantUntrusted(t, SecureDir(link, DirPluginReadable), link)
 	wantUntrusted(t, CheckTrusted(link), link)
-	// A link among the directories above is as good an attack as the last one.
+	// A link in a parent directory is an attack too.
 	below := filepath.Join(link, "below")
 	if err := os.Mkdir(filepath.Join(target, "below"), 0o700); err != nil {
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestPathsOutsideALocalDriveAreRejected(t *testing.T) {
 	}
 }
 
-// Attack: one file inside a good directory was put there by somebody else.
+// Attack: another user created one file in a trusted directory.
 func TestCheckTrustedAndOpenTrustedRejectAFileOfAnotherOwner(t *testing.T) {
 	path := filepath.Join(tempDir(t), "client.key")
 	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {

@@ -1,5 +1,4 @@
-// Package host has no code, only tests: of the built programs on a whole Windows host, with COM, the registry and the
-// file system as they are. They install the plugin and take it away again, and run as SYSTEM;
-// docs/testing-on-windows.md says how. Tests whose names end with OnWindowsOnly show what Wine does not have, the
-// others run in the lab too.
+// Package host contains only tests of the built programs on a Windows host, with its COM, registry and file system. They
+// install and uninstall the plugin and must run as SYSTEM; see docs/testing-on-windows.md. The lab runs them under Wine,
+// except those whose names end with OnWindowsOnly.
 package host

@@ -22,7 +22,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
-// program is the path of a built program: in CCGRKC_DIST, else in the checkout's dist.
+// program returns the path of a built program: in CCGRKC_DIST, otherwise in dist.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	dist := os.Getenv("CCGRKC_DIST")
@@ -34,7 +34,7 @@ func program(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%v; make build makes it, and CCGRKC_DIST names its directory", err)
+		t.Fatalf("%v; make build creates it, and CCGRKC_DIST is its directory", err)
 	}
 	return path
 }
@@ -74,7 +74,7 @@ func must(t *testing.T, name string, args ...string) {
 
 const installerExe, providerExe = "ccg-plugin-installer.exe", "gmsa-account-provider.exe"
 
-// status is what the installer finds, and its exit code.
+// status returns the report of the installer and its exit code.
 func status(t *testing.T) (installer.Report, int) {
 	t.Helper()
 	out, code := run(t, installerExe, "status", "--output", "json")
@@ -195,12 +195,12 @@ func serve(t *testing.T) *account {
 		}
 		if time.Now().After(deadline) {
 			said, _ := os.ReadFile(logFile)
-			t.Fatalf("the provider does not answer: %s\n%s", out, bytes.TrimSpace(said))
+			t.Fatalf("the provider does not respond: %s\n%s", out, bytes.TrimSpace(said))
 		}
 	}
 }
 
-// ask does what ccg.exe does: it activates the class in another process and asks it.
+// ask acts like ccg.exe: it activates the class in another process and requests the credentials.
 func ask(input string) (com.Result, error) {
 	object, err := com.Activate(com.ClassID)
 	if err != nil {

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// What can come of an attempt; anything else is the error's text.
+// Results of an attempt; any other is the text of the error.
 const done, denied, untrusted = "done", "access denied", "not trusted"
 
 func outcome(err error) string {
@@ -54,7 +54,7 @@ func outcome(err error) string {
 	return err.Error()
 }
 
-// try makes one attempt, which is a verb and mostly a path.
+// try makes one attempt: a verb and usually a path.
 func try(attempt string) error {
 	verb, path, _ := strings.Cut(attempt, " ")
 	switch verb {
@@ -93,7 +93,7 @@ func try(attempt string) error {
 	return fmt.Errorf("no such attempt: %s", attempt)
 }
 
-// tryAs starts this program with the token and returns what came of each attempt.
+// tryAs starts this program with the token and returns the result of each attempt.
 func tryAs(t *testing.T, token windows.Token, attempts ...string) map[string]string {
 	t.Helper()
 	// Where the test program lies, its user may not look; where this directory is, everybody may read.
@@ -318,7 +318,7 @@ func TestOnlyAllowedIdentitiesReadFilesAndActivateTheClassOnWindowsOnly(t *testi
 	}
 }
 
-// What a service owns, every other service of that account may have made.
+// Another service of the same account can have created the files of a service.
 func TestAServiceDoesNotTrustFilesOfItsSharedAccountOnWindowsOnly(t *testing.T) {
 	dir := `C:\ccgrkc-host-` + strings.ToLower(rand.Text()[:8])
 	if err := winsec.SecureDir(dir, winsec.DirPluginReadable); err != nil {

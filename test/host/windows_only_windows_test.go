@@ -117,7 +117,7 @@ func TestTheSurrogateIsDllhostAsNetworkServiceAndExitsWhenUnusedOnWindowsOnly(t 
 		t.Fatal(err)
 	}
 	if report.Module != first.Module {
-		t.Errorf("answered from %s, installed is %s", report.Module, first.Module)
+		t.Errorf("the response came from %s, installed is %s", report.Module, first.Module)
 	}
 
 	networkService, err := windows.CreateWellKnownSid(windows.WinNetworkServiceSid)
@@ -210,7 +210,7 @@ func TestALoadedDLLIsRemovedAtTheNextRestartOnWindowsOnly(t *testing.T) {
 	}
 }
 
-// Attack: the path to good files leads through a junction, whose maker can lead it elsewhere at any time.
+// Attack: the path to valid files contains a junction, whose owner can change its target at any time.
 func TestAJunctionInThePathOfTheEndpointIsRejectedOnWindowsOnly(t *testing.T) {
 	install(t)
 	a := serve(t)
