@@ -1,4 +1,4 @@
 package main
 
-// noCore has nothing to do: Go sees to it that Windows Error Reporting writes no dump, unless GOTRACEBACK=wer asks for one.
-func noCore() {}
+// disableCoreDumps does nothing: Go prevents dumps by Windows Error Reporting unless GOTRACEBACK=wer is set.
+func disableCoreDumps() {}

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// runMain makes the test's own program behave as gmsactl: signals are a matter of the whole process.
+// runMain makes the test binary run as gmsactl, because signals affect a whole process.
 const runMain = "GMSACTL_TEST_RUNS_MAIN"
 
 func TestMain(m *testing.M) {
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// start starts gmsactl, which lives no longer than the test, and returns what it says.
+// start starts gmsactl and returns its output. The process does not outlive the test.
 func start(t *testing.T, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -42,9 +42,9 @@ func start(t *testing.T, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	return cmd, &out
 }
 
-func TestAnAPIServerThatHangsDoesNotHoldDoctorAfterCtrlC(t *testing.T) {
+func TestCtrlCInterruptsDoctorIfTheAPIServerHangs(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0") // takes every question, answers none
+	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections and never answers
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,11 +68,11 @@ func TestAnAPIServerThatHangsDoesNotHoldDoctorAfterCtrlC(t *testing.T) {
 		t.Errorf("%v\n%s", cmd.ProcessState, out)
 	}
 	if took := time.Since(begin); took > 10*time.Second {
-		t.Errorf("it ended after %v", took)
+		t.Errorf("it exited after %v", took)
 	}
 }
 
-// A file that never ends is read without a thought of Ctrl-C.
+// Reading a named pipe does not watch the context.
 func TestTheSecondCtrlCKills(t *testing.T) {
 	t.Parallel()
 	pipe := filepath.Join(t.TempDir(), "spec.yaml")
@@ -81,14 +81,14 @@ func TestTheSecondCtrlCKills(t *testing.T) {
 	}
 	begin := time.Now()
 	cmd, out := start(t, "credspec", "check", pipe)
-	// Once gmsactl reads the pipe, it has its signals.
+	// Once gmsactl reads the pipe, its signal handler is installed.
 	for {
 		writer, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 		if err == nil {
 			defer writer.Close()
 			break
 		}
-		if !errors.Is(err, syscall.ENXIO) { // nobody reads it
+		if !errors.Is(err, syscall.ENXIO) { // the pipe has no reader
 			t.Fatal(err)
 		}
 		if begin.Add(20 * time.Second).Before(time.Now()) {
@@ -98,7 +98,7 @@ func TestTheSecondCtrlCKills(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	for { // one, and then as many as it takes: two that come at once are one
+	for { // two signals in quick succession can merge into one, so send signals until it exits
 		if err := cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Fatal(err)
 		}

@@ -1,6 +1,6 @@
-// Command gmsactl is the operator's tool: it makes credential specs from Active Directory, keeps the impersonation
-// accounts' Secrets, verifies the way of a credential, and tells what is wrong with an installation. Under the name
-// kubectl-gmsa it is a plugin of kubectl.
+// Command gmsactl is the operator's tool. It creates credential specs from Active Directory, manages the Secrets of
+// impersonation accounts, verifies the credential path, and diagnoses an installation. Under the name kubectl-gmsa it is a
+// kubectl plugin.
 package main
 
 import (
@@ -13,9 +13,9 @@ import (
 )
 
 func main() {
-	noCore()
+	disableCoreDumps()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first Ctrl-C asks what runs to end. The next one is the system's own again, for what cannot be asked.
+	// The first Ctrl-C cancels ctx. The second one has the system's default action, for code that does not watch ctx.
 	context.AfterFunc(ctx, stop)
 	code := cli.Run(ctx, os.Args, cli.Streams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr})
 	stop()

@@ -1,5 +1,5 @@
-// Package kubeclient is a typed client of the few kinds that gmsactl reads and writes. Calls look as they do in
-// k8s.io/client-go/kubernetes, which knows every kind there is, and doubles the program.
+// Package kubeclient is a typed client for the few kinds that gmsactl reads and writes. Its calls look like those of
+// k8s.io/client-go/kubernetes, which supports all kinds but doubles the size of the program.
 package kubeclient
 
 import (
@@ -20,10 +20,10 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// scheme has the kinds of this client.
+// scheme contains the kinds of this client.
 var scheme = runtime.NewScheme()
 
-// ParameterCodec writes options into a URL.
+// ParameterCodec encodes options as URL parameters.
 var ParameterCodec = runtime.NewParameterCodec(scheme)
 
 var codecs = serializer.NewCodecFactory(scheme)
@@ -33,16 +33,16 @@ func init() {
 		corev1.AddToScheme, appsv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme, discoveryv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
-			panic(err) // two kinds of one name: no input can do that
+			panic(err) // two kinds have the same name; no input causes this
 		}
 	}
-	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"}) // Status, which every group answers with
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"}) // Status, which all groups return
 }
 
-// Client is a client of one cluster. All groups share its connections.
+// Client is a client for one cluster. All API groups share its connections.
 type Client struct{ core, apps, authorization, admission, discovery rest.Interface }
 
-// New makes a client. It asks nothing of the cluster.
+// New creates a client. It sends no request.
 func New(config *rest.Config) (*Client, error) {
 	transport, err := rest.HTTPClientFor(config)
 	if err != nil {
@@ -78,7 +78,7 @@ func group(config *rest.Config, transport *http.Client, path string, version sch
 	return rest.RESTClientForConfigAndClient(config, transport)
 }
 
-// The groups of the API.
+// The API groups.
 type (
 	Core          struct{ client rest.Interface }
 	Apps          struct{ client rest.Interface }
@@ -94,7 +94,7 @@ func (c *Client) AuthorizationV1() Authorization     { return Authorization{c.au
 func (c *Client) AdmissionregistrationV1() Admission { return Admission{c.admission} }
 func (c *Client) DiscoveryV1() Endpoints             { return Endpoints{c.discovery} }
 
-// Discovery asks for what the API server is.
+// Discovery returns the client for information about the API server.
 func (c *Client) Discovery() Server { return Server{c.core} }
 
 // ServerVersion returns the version of the API server.
@@ -111,7 +111,7 @@ func (g Endpoints) EndpointSlices(namespace string) Resource[discoveryv1.Endpoin
 	return Resource[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList]{g.client, "endpointslices", namespace}
 }
 
-// RESTClient is for subresources that are no objects, such as a pod's exec.
+// RESTClient serves subresources without an object, such as a pod's exec.
 func (g Core) RESTClient() rest.Interface { return g.client }
 
 func (g Core) Secrets(namespace string) Resource[corev1.Secret, corev1.SecretList] {
@@ -158,8 +158,8 @@ func (g Admission) MutatingWebhookConfigurations() Resource[admissionv1.Mutating
 	return Resource[admissionv1.MutatingWebhookConfiguration, admissionv1.MutatingWebhookConfigurationList]{g.client, "mutatingwebhookconfigurations", ""}
 }
 
-// Resource is the objects T of one kind, and lists L of them, in one namespace or, if that is "", in the whole cluster.
-// Errors are the API server's.
+// Resource accesses the objects T of one kind, with their list type L, in one namespace or, if namespace is "", in the whole
+// cluster. Errors are the API server's.
 type Resource[T, L any] struct {
 	client    rest.Interface
 	resource  string
@@ -178,7 +178,7 @@ func (r Resource[T, L]) List(ctx context.Context, o metav1.ListOptions) (*L, err
 	return out, r.on(r.client.Get()).VersionedParams(&o, ParameterCodec).Do(ctx).Into(object(out))
 }
 
-// Create makes an object.
+// Create creates an object.
 func (r Resource[T, L]) Create(ctx context.Context, in *T, o metav1.CreateOptions) (*T, error) {
 	out := new(T)
 	return out, r.on(r.client.Post()).VersionedParams(&o, ParameterCodec).Body(object(in)).Do(ctx).Into(object(out))

@@ -1,16 +1,16 @@
-// Package shell writes command lines for people to run. Names in them may come from a file or a cluster that somebody else
-// wrote, and must not become a command of their own.
+// Package shell formats command lines that users copy. Names in them can come from an untrusted file or cluster. Such a name
+// must not become a command.
 package shell
 
 import "strings"
 
 const (
 	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-	// What a POSIX shell takes as it is, wherever it stands in a word.
+	// Characters without a special meaning in a POSIX shell, at any position of a word.
 	unquoted = letters + "-_=./,:@"
 )
 
-// Command puts a command line together so that a POSIX shell takes the words as they are.
+// Command returns a command line. It quotes the words for a POSIX shell where necessary.
 func Command(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
@@ -22,8 +22,8 @@ func Command(words ...string) string {
 	return strings.Join(quoted, " ")
 }
 
-// IsPlain reports whether a word means itself in every shell, PowerShell and cmd.exe too, which quote otherwise than POSIX
-// shells do: letters, digits and, after the first of them, the signs of DNS names and account names.
+// IsPlain reports whether a word needs no quotes in any shell. PowerShell and cmd.exe quote differently from POSIX shells. A
+// plain word starts with a letter or digit and continues with the characters of DNS names and account names.
 func IsPlain(word string) bool {
 	return word != "" && strings.Contains(letters, word[:1]) && strings.Trim(word, letters+"-_.") == ""
 }

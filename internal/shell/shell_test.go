@@ -8,8 +8,7 @@ import (
 
 var hostile = []string{"$(touch x)", "`touch x`", "a;touch x", "a'b", "a b", "", "-n", "a\nb", "a&b|c>d", `a\b"c`, "*", "~", "%PATH%", "ä", "#x", "!x"}
 
-// A real shell says what it takes the words for.
-func TestAShellTakesTheWordsAsTheyAre(t *testing.T) {
+func TestCommandQuotesWordsForAShell(t *testing.T) {
 	t.Parallel()
 	words := append([]string{"printf", `%s\000`, "--selector=a=b,c", "web01"}, hostile...)
 	cmd := exec.Command("sh", "-c", Command(words...))
@@ -23,7 +22,7 @@ func TestAShellTakesTheWordsAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestOnlyPlainWordsArePlain(t *testing.T) {
+func TestIsPlainAcceptsOnlyPlainWords(t *testing.T) {
 	t.Parallel()
 	for _, w := range []string{"web01", "corp.example.com", "gmsa-reader", "a_b", "1"} {
 		if !IsPlain(w) {
