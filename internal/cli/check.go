@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
-// checkedSpec is what credspec check tells of one credential spec.
+// checkedSpec is the output of credspec check for one credential spec.
 type checkedSpec struct {
 	Source   string             `json:"source"`         // the argument
 	Name     string             `json:"name,omitempty"` // metadata.name
@@ -29,102 +30,102 @@ type checkedSpec struct {
 }
 
 type checkResult struct {
-	CredentialSpecs []checkedSpec      `json:"credentialSpecs"`
-	Unseen          []inventory.Unseen `json:"unseen,omitempty"` // what could not be looked at
-	Errors          int                `json:"errors"`
-	Warnings        int                `json:"warnings"`
+	CredentialSpecs []checkedSpec       `json:"credentialSpecs"`
+	Skipped         []inventory.Skipped `json:"skipped,omitempty"`
+	Errors          int                 `json:"errors"`
+	Warnings        int                 `json:"warnings"`
 }
 
 type checkFlags struct {
 	online, strict bool
-	given          givenAccount
+	credential     credentialFlags
 }
 
 func newCredspecCheck(g *globals) *cobra.Command {
 	var f checkFlags
 	c := &cobra.Command{
 		Use:   "check FILE|NAME...",
-		Short: "Find what is wrong in credential specs",
-		Long: `Reads credential specs from files (GMSACredentialSpecs or the plain JSON, one or several in a file; - is standard input) or by
-name from the cluster, and lists what is wrong, field by field, with what to write instead. An argument is a file if there is one of
-this name, or if it has a slash or an ending .yaml, .yml or .json.
+		Short: "Check credential specs",
+		Long: `Checks each field of credential specs and prints a correction for each error. An argument is a file, the name of a
+GMSACredentialSpec in the cluster, or - for standard input. It is a file if the file exists, if it contains a slash, or if it ends
+in .yaml, .yml or .json. A file contains GMSACredentialSpecs or credential specs as JSON.
 
---online also asks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID and names are the
-domain's, whether the gMSA exists and the account may read its password. The account is the Secret's, or that of --domain,
---username and a password, which is asked for without echo, or comes from --password-file or --password-stdin. No domain but --domain
-gets to see that password; credential specs of others are not looked at in Active Directory.
+--online also checks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID and names match
+the domain, whether the gMSA exists, and whether the account can read its password. The account is the one in the Secret. To use
+another account, specify --domain and --username. The command then prompts for the password, or reads it with --password-file or
+--password-stdin. Only the domain in --domain receives this password. Credential specs of other domains are skipped.
 
-Warnings alone give exit code 0; with --strict, 1.`,
+The exit code is 0 if there are only warnings. With --strict, it is 1.`,
 		Example: g.examples(`
   gmsactl credspec check web01.yaml
   gmsactl credspec check web01 --online
   kubectl get gmsacredentialspecs -o yaml | gmsactl credspec check -`),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("name a file or a GMSACredentialSpec of the cluster; - is standard input")
+				return usagef("specify a file, a GMSACredentialSpec in the cluster, or - for standard input")
 			}
 			return nil
 		},
 		ValidArgsFunction: g.completeCredentialSpecs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			k := &check{g: g, flags: f}
+			k := &checker{g: g, flags: f}
 			defer k.close()
-			if f.given.isGiven() {
+			if f.credential.isSet() {
 				if !f.online {
-					return usagef("--domain, --username and their password are for --online")
+					return usagef("--domain, --username and the password flags require --online")
 				}
-				if err := f.given.check(); err != nil {
+				if err := f.credential.validate(); err != nil {
 					return err
 				}
-				if (f.given.password.stdin || f.given.password.file == "-") && slices.Contains(args, "-") {
-					return usagef("standard input cannot be both a credential spec and the password: use --password-file FILE")
+				if (f.credential.password.stdin || f.credential.password.file == "-") && slices.Contains(args, "-") {
+					return usagef("standard input cannot contain both a credential spec and the password; use --password-file")
 				}
 				var err error
-				if k.given, err = f.given.read(cmd.Context(), g); err != nil {
+				if k.explicit, err = f.credential.read(cmd.Context(), g); err != nil {
 					return err
 				}
 			}
 			for _, arg := range args {
-				k.argument(cmd.Context(), arg)
+				k.checkArgument(cmd.Context(), arg)
 			}
 			return k.print()
 		},
 	}
 	flags := c.Flags()
-	flags.BoolVar(&f.online, "online", false, "also ask the cluster and Active Directory")
-	flags.BoolVar(&f.strict, "strict", false, "end with exit code 1 for warnings too")
-	f.given.add(c)
+	flags.BoolVar(&f.online, "online", false, "check the cluster and Active Directory, too")
+	flags.BoolVar(&f.strict, "strict", false, "exit with code 1 if there are warnings")
+	f.credential.add(c)
 	g.addDirectoryFlags(c)
 	return c
 }
 
-// check is one run of credspec check.
-type check struct {
+// checker is one run of credspec check.
+type checker struct {
 	g        *globals
 	flags    checkFlags
 	result   checkResult
 	cluster  *inventory.Cluster
-	given    credential.Credential // if its Username is set
-	accounts map[string]*ofAccount // what was seen of the account with this plugin input and domain
+	explicit credential.Credential    // used if Username is set
+	accounts map[string]*accountCheck // by plugin input and domain
 }
 
-// ofAccount is an account as it was found, once for all credential specs that name it.
-type ofAccount struct {
-	problems []credspec.Problem // with the field of a Spec
-	session  *directory.Session // nil: there is none, and problems or unseen say why
+// accountCheck is the result for an account. All credential specs with this account share it.
+type accountCheck struct {
+	problems []credspec.Problem // their fields are relative to a Spec
+	session  *directory.Session // nil if the bind failed or was skipped
 	domain   credspec.Domain
 }
 
-func (k *check) close() {
+func (k *checker) close() {
 	for _, a := range k.accounts {
 		if a.session != nil {
 			a.session.Close()
 		}
 	}
-	k.given.Password.Wipe()
+	k.explicit.Password.Wipe()
 }
 
-func (k *check) argument(ctx context.Context, arg string) {
+func (k *checker) checkArgument(ctx context.Context, arg string) {
 	var content []byte
 	var err error
 	info, statErr := os.Stat(arg)
@@ -134,56 +135,60 @@ func (k *check) argument(ctx context.Context, arg string) {
 	case statErr == nil && !info.IsDir() || isFile(arg):
 		content, err = os.ReadFile(arg)
 	default:
-		k.object(ctx, arg)
+		k.checkObject(ctx, arg)
 		return
 	}
 	if err != nil {
-		k.unseen(inventory.Unseen{What: "file " + arg, Why: err.Error()})
+		k.skip(inventory.Skipped{What: "file " + arg, Why: err.Error()})
 		return
 	}
-	k.content(ctx, arg, content)
+	k.checkContent(ctx, arg, content)
 }
 
-// object reads a GMSACredentialSpec of the cluster. Without a cluster the rest is looked at all the same.
-func (k *check) object(ctx context.Context, name string) {
+// checkObject checks a GMSACredentialSpec in the cluster. Without a cluster, the other arguments are still checked.
+func (k *checker) checkObject(ctx context.Context, name string) {
 	c, err := k.connect()
 	if err != nil {
-		k.unseen(inventory.Unseen{What: "GMSACredentialSpec " + name, Why: err.Error()})
+		k.skip(inventory.Skipped{What: "GMSACredentialSpec " + name, Why: err.Error()})
 		return
 	}
 	content, err := c.CredentialSpec(ctx, name)
 	switch {
 	case errors.Is(err, inventory.ErrNoCredentialSpecs):
 		k.add(checkedSpec{Source: name, Problems: []credspec.Problem{{
-			Text:   "is not in the cluster, which does not know GMSACredentialSpecs",
-			Remedy: "if it is a file, write ./" + name + "; else install the CustomResourceDefinition and the GMSACredentialSpec",
+			Text:   "does not exist: " + err.Error(),
+			Remedy: "if it is a file, write ./" + name + "; otherwise install the chart " + inventory.WebhookChart,
 		}}})
 	case apierrors.IsNotFound(err):
 		k.add(checkedSpec{Source: name, Problems: []credspec.Problem{{
-			Text:   "is not in the cluster",
-			Remedy: "see what there is: kubectl get gmsacredentialspecs; if it is a file, write ./" + name,
+			Text:   "does not exist in the cluster",
+			Remedy: "list the existing ones: kubectl get gmsacredentialspecs; if it is a file, write ./" + name,
 		}}})
 	case err != nil:
-		k.unseen(inventory.NotSeen("GMSACredentialSpec "+name, err, inventory.Right("get", "gmsacredentialspecs.windows.k8s.io/"+name, "")))
+		permission := inventory.Permission("get", inventory.CredentialSpecResource+"/"+name, "")
+		k.skip(inventory.NewSkipped("GMSACredentialSpec "+name, err, permission))
 	default:
-		k.content(ctx, name, content)
+		k.checkContent(ctx, name, content)
 	}
 }
 
-func (k *check) content(ctx context.Context, source string, content []byte) {
+func (k *checker) checkContent(ctx context.Context, source string, content []byte) {
 	docs, err := credspec.Read(content)
 	if err != nil {
-		k.add(checkedSpec{Source: source, Problems: []credspec.Problem{{Text: err.Error(), Remedy: "write a GMSACredentialSpec or the JSON of a plain credential spec"}}})
+		k.add(checkedSpec{Source: source, Problems: []credspec.Problem{{
+			Text:   err.Error(),
+			Remedy: "use a GMSACredentialSpec or a credential spec as JSON",
+		}}})
 	}
 	for _, d := range docs {
 		if k.flags.online {
-			d.Problems = append(d.Problems, k.online(ctx, d)...)
+			d.Problems = append(d.Problems, k.checkOnline(ctx, d)...)
 		}
 		k.add(checkedSpec{Source: source, Name: d.Name, GMSA: d.Spec.GMSAName(), Problems: d.Problems})
 	}
 }
 
-func (k *check) add(s checkedSpec) {
+func (k *checker) add(s checkedSpec) {
 	if s.Problems == nil {
 		s.Problems = []credspec.Problem{}
 	}
@@ -197,16 +202,13 @@ func (k *check) add(s checkedSpec) {
 	k.result.CredentialSpecs = append(k.result.CredentialSpecs, s)
 }
 
-func (k *check) unseen(u inventory.Unseen) {
-	for _, known := range k.result.Unseen {
-		if known == u {
-			return
-		}
+func (k *checker) skip(u inventory.Skipped) {
+	if !slices.Contains(k.result.Skipped, u) {
+		k.result.Skipped = append(k.result.Skipped, u)
 	}
-	k.result.Unseen = append(k.result.Unseen, u)
 }
 
-func (k *check) connect() (*inventory.Cluster, error) {
+func (k *checker) connect() (*inventory.Cluster, error) {
 	if k.cluster == nil {
 		c, err := k.g.inventory()
 		if err != nil {
@@ -223,21 +225,24 @@ const (
 	dnsField     = "DomainJoinConfig.DnsName"
 )
 
-// online returns what the cluster and Active Directory have against a credential spec. What they do not tell goes to unseen.
-func (k *check) online(ctx context.Context, d credspec.Document) []credspec.Problem {
+// checkOnline checks a credential spec against the cluster and Active Directory.
+func (k *checker) checkOnline(ctx context.Context, d credspec.Document) []credspec.Problem {
 	if !d.Spec.UsesPlugin() {
-		k.unseen(inventory.Unseen{What: "the account of credential spec " + or(d.Name, d.Spec.GMSAName()), Why: "it does not come from this plugin"})
+		k.skip(inventory.Skipped{
+			What: "the account of credential spec " + cmp.Or(d.Name, d.Spec.GMSAName()),
+			Why:  "the spec uses another plugin",
+		})
 		return nil
 	}
 	ref, err := credential.ParseReference(d.Spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
 	if err != nil {
-		return nil // Read has said it
+		return nil // credspec.Read has reported it
 	}
-	a := k.account(ctx, ref, d.Spec.DomainJoinConfig.DnsName)
+	a := k.checkAccount(ctx, ref, d.Spec.DomainJoinConfig.DnsName)
 	problems := a.problems
 	if a.session != nil {
 		problems = append(problems, d.Spec.CheckDomain(a.domain)...)
-		problems = append(problems, k.gmsas(ctx, a.session, d.Spec)...)
+		problems = append(problems, k.checkGMSAs(ctx, a.session, d.Spec)...)
 	}
 	as := make([]credspec.Problem, len(problems))
 	for i, p := range problems {
@@ -247,56 +252,60 @@ func (k *check) online(ctx context.Context, d credspec.Document) []credspec.Prob
 	return as
 }
 
-// gmsas asks for each gMSA of a spec.
-func (k *check) gmsas(ctx context.Context, session *directory.Session, s credspec.Spec) []credspec.Problem {
+// checkGMSAs checks each gMSA of a spec.
+func (k *checker) checkGMSAs(ctx context.Context, session *directory.Session, s credspec.Spec) []credspec.Problem {
 	var problems []credspec.Problem
-	asked := map[string]bool{}
+	checked := map[string]bool{}
 	for i, account := range s.ActiveDirectoryConfig.GroupManagedServiceAccounts {
 		name := strings.TrimSuffix(account.Name, "$")
-		if name == "" || asked[strings.ToLower(name)] {
+		if name == "" || checked[strings.ToLower(name)] {
 			continue
 		}
-		asked[strings.ToLower(name)] = true
+		checked[strings.ToLower(name)] = true
 		field := fmt.Sprintf("ActiveDirectoryConfig.GroupManagedServiceAccounts[%d].Name", i)
 		gmsa, err := readGMSA(ctx, session, name)
 		switch {
 		case err != nil:
 			problems = k.directoryProblem(problems, field, "gMSA "+name, err)
 		case !gmsa.Enabled:
-			problems = append(problems, credspec.Problem{Field: field, Text: "is " + gmsa.Name + ", which is disabled", Remedy: "enable it: " + enableCommand(gmsa.Name)})
+			problems = append(problems, credspec.Problem{
+				Field:  field,
+				Text:   "the gMSA " + gmsa.Name + " is disabled",
+				Remedy: "enable it: " + enableCommand(gmsa.Name),
+			})
 		}
 	}
 	return problems
 }
 
-// directoryProblem is what Active Directory has against a field, or something unseen if it was not asked in earnest.
-func (k *check) directoryProblem(problems []credspec.Problem, field, what string, err error) []credspec.Problem {
+// directoryProblem adds an error of Active Directory to problems. If the error is inconclusive, it is recorded as skipped.
+func (k *checker) directoryProblem(problems []credspec.Problem, field, what string, err error) []credspec.Problem {
 	cause := directory.CauseOf(err)
-	if cause == nil || exitCode(err) == exitUnable {
-		k.unseen(inventory.Unseen{What: what, Why: err.Error()})
+	if cause == nil || exitCode(err) == exitIncomplete {
+		k.skip(inventory.Skipped{What: what, Why: err.Error()})
 		return problems
 	}
 	return append(problems, credspec.Problem{Field: field, Text: err.Error(), Remedy: cause.Remedy})
 }
 
-// account looks at the release and the Secret that a plugin input names, and binds as the account.
-func (k *check) account(ctx context.Context, ref credential.Reference, domain string) *ofAccount {
+// checkAccount checks the release and the Secret of a plugin input, and binds to Active Directory as the account.
+func (k *checker) checkAccount(ctx context.Context, ref credential.Reference, domain string) *accountCheck {
 	key := ref.String() + " " + strings.ToLower(domain)
 	if a := k.accounts[key]; a != nil {
 		return a
 	}
-	a := &ofAccount{}
+	a := &accountCheck{}
 	if k.accounts == nil {
-		k.accounts = map[string]*ofAccount{}
+		k.accounts = map[string]*accountCheck{}
 	}
 	k.accounts[key] = a
 	c, err := k.connect()
 	if err != nil {
-		k.unseen(inventory.Unseen{What: "release and Secret of " + ref.String(), Why: err.Error()})
+		k.skip(inventory.Skipped{What: "release and Secret of " + ref.String(), Why: err.Error()})
 	} else {
-		k.release(ctx, c, ref, a)
+		k.checkRelease(ctx, c, ref, a)
 	}
-	cred, ok := k.credential(ctx, c, ref, domain, a)
+	cred, ok := k.findCredential(ctx, c, ref, domain, a)
 	if !ok {
 		return a
 	}
@@ -304,7 +313,7 @@ func (k *check) account(ctx context.Context, ref credential.Reference, domain st
 	if domain != "" && !strings.EqualFold(cred.DomainName, domain) {
 		a.problems = append(a.problems, credspec.Problem{
 			Field: dnsField, Warning: true,
-			Text:   fmt.Sprintf("is %q, but the account of %s is of %s", domain, ref, cred.DomainName),
+			Text:   fmt.Sprintf("is %q, but the account of %s belongs to %s", domain, ref, cred.DomainName),
 			Remedy: "correct one of them, unless the domains trust each other",
 		})
 	}
@@ -323,10 +332,11 @@ func (k *check) account(ctx context.Context, ref credential.Reference, domain st
 	return a
 }
 
-func (k *check) release(ctx context.Context, c *inventory.Cluster, ref credential.Reference, a *ofAccount) {
+func (k *checker) checkRelease(ctx context.Context, c *inventory.Cluster, ref credential.Reference, a *accountCheck) {
 	releases, err := c.Releases(ctx, ref.Namespace)
 	if err != nil {
-		k.unseen(inventory.NotSeen("releases in namespace "+ref.Namespace, err, inventory.Right("list", "daemonsets.apps", ref.Namespace)))
+		permission := inventory.Permission("list", "daemonsets.apps", ref.Namespace)
+		k.skip(inventory.NewSkipped("releases in namespace "+ref.Namespace, err, permission))
 		return
 	}
 	for _, r := range inventory.Of(releases, inventory.ProviderChart) {
@@ -336,14 +346,14 @@ func (k *check) release(ctx context.Context, c *inventory.Cluster, ref credentia
 	}
 	a.problems = append(a.problems, credspec.Problem{
 		Field:  inputField,
-		Text:   fmt.Sprintf("names Secret %s/%s, which no release in namespace %s serves", ref.Namespace, ref.Secret, ref.Namespace),
+		Text:   fmt.Sprintf("no release in namespace %s provides the Secret %s/%s", ref.Namespace, ref.Namespace, ref.Secret),
 		Remedy: "install a release: " + verify.InstallCommand(ref),
 	})
 }
 
-// credential returns the account to ask Active Directory as, if there is one.
-func (k *check) credential(ctx context.Context, c *inventory.Cluster, ref credential.Reference, domain string, a *ofAccount) (credential.Credential, bool) {
-	release := ref.Release()
+// findCredential returns the account for the checks in Active Directory. ok is false if there is none.
+func (k *checker) findCredential(ctx context.Context, c *inventory.Cluster, ref credential.Reference, domain string, a *accountCheck) (credential.Credential, bool) {
+	release := ref.Namespace + "/" + strings.TrimSuffix(ref.Secret, "-creds")
 	what := fmt.Sprintf("Secret %s/%s", ref.Namespace, ref.Secret)
 	var cred credential.Credential
 	var err error
@@ -353,32 +363,43 @@ func (k *check) credential(ctx context.Context, c *inventory.Cluster, ref creden
 		switch {
 		case apierrors.IsNotFound(err):
 			a.problems = append(a.problems, credspec.Problem{
-				Field: inputField, Text: "names " + what + ", which does not exist",
-				Remedy: fmt.Sprintf("make it: %s account create %s", k.g.program, release),
+				Field:  inputField,
+				Text:   what + " does not exist",
+				Remedy: fmt.Sprintf("create it: %s account create %s", k.g.program, release),
 			})
 		case isInvalid:
-			a.problems = append(a.problems, credspec.Problem{Field: inputField, Text: fmt.Sprintf("names %s, which is no good: %v", what, invalid.Err), Remedy: "mend the Secret"})
-		case err != nil && k.given.Username == "":
-			u := inventory.NotSeen(what, err, inventory.Right("get", "secrets/"+ref.Secret, ref.Namespace))
-			k.unseen(u)
-			k.unseen(inventory.Unseen{What: "Active Directory", Why: "the account's password cannot be read; give another with --domain, --username and --password-file"})
+			a.problems = append(a.problems, credspec.Problem{
+				Field:  inputField,
+				Text:   fmt.Sprintf("%s: %v", what, invalid.Err),
+				Remedy: "correct the Secret",
+			})
+		case err != nil && k.explicit.Username == "":
+			u := inventory.NewSkipped(what, err, inventory.Permission("get", "secrets/"+ref.Secret, ref.Namespace))
+			k.skip(u)
+			k.skip(inventory.Skipped{
+				What: "Active Directory",
+				Why:  "cannot read the account's password; specify another account with --domain, --username and --password-file",
+			})
 		}
 	}
-	if k.given.Username == "" {
+	if k.explicit.Username == "" {
 		return cred, c != nil && err == nil
 	}
 	cred.Password.Wipe()
-	if !strings.EqualFold(domain, k.given.DomainName) {
-		k.unseen(inventory.Unseen{What: "domain " + or(domain, "without a name"), Why: "the account that was given is of " + k.given.DomainName})
+	if !strings.EqualFold(domain, k.explicit.DomainName) {
+		k.skip(inventory.Skipped{
+			What: "domain " + cmp.Or(domain, "without a name"),
+			Why:  "the account in --username belongs to " + k.explicit.DomainName,
+		})
 		return credential.Credential{}, false
 	}
-	// A copy, because each is wiped after its use.
-	cred = k.given
-	cred.Password = credential.NewPassword(bytes.Clone(k.given.Password.Reveal()))
+	// A copy, because the caller wipes it.
+	cred = k.explicit
+	cred.Password = credential.NewPassword(bytes.Clone(k.explicit.Password.Reveal()))
 	return cred, true
 }
 
-func (k *check) print() error {
+func (k *checker) print() error {
 	r := k.result
 	if r.CredentialSpecs == nil {
 		r.CredentialSpecs = []checkedSpec{}
@@ -388,9 +409,9 @@ func (k *check) print() error {
 	}
 	switch {
 	case r.Errors > 0 || k.flags.strict && r.Warnings > 0:
-		return endWith(exitWrong)
-	case len(r.Unseen) > 0:
-		return endWith(exitUnable)
+		return exitWith(exitFault)
+	case len(r.Skipped) > 0:
+		return exitWith(exitIncomplete)
 	}
 	return nil
 }
@@ -402,7 +423,7 @@ func (g *globals) writeCheck(w io.Writer, r checkResult) {
 			title += " (" + s.Name + ")"
 		}
 		if len(s.Problems) == 0 {
-			fmt.Fprintf(w, "%s: %s\n", title, g.paint(green, "good"))
+			fmt.Fprintf(w, "%s: %s\n", title, g.paint(green, "ok"))
 			continue
 		}
 		fmt.Fprintf(w, "%s:\n", title)
@@ -421,14 +442,7 @@ func (g *globals) writeCheck(w io.Writer, r checkResult) {
 			}
 		}
 	}
-	for _, u := range r.Unseen {
-		fmt.Fprintf(w, "%s %s\n", g.paint(yellow, "not looked at:"), u)
+	for _, u := range r.Skipped {
+		fmt.Fprintf(w, "%s %s\n", g.paint(yellow, "skipped:"), u)
 	}
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

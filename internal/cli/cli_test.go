@@ -39,7 +39,7 @@ func TestNothingFromElsewhereControlsTheTerminal(t *testing.T) {
 		if form == outputYAML { // in which it does no harm beyond its line
 			out = strings.ReplaceAll(out, "\u202e", "")
 		}
-		if code != exitWrong || strings.ContainsAny(out, "\x1b\x07\u009b\u202e\r") {
+		if code != exitFault || strings.ContainsAny(out, "\x1b\x07\u009b\u202e\r") {
 			t.Errorf("%s: code %d, %q", form, code, out)
 		}
 		if !strings.Contains(out, "title") {
@@ -54,12 +54,12 @@ func TestNothingFromElsewhereControlsTheTerminal(t *testing.T) {
 
 func TestColoursOfOurOwnStay(t *testing.T) {
 	t.Parallel()
-	g := globals{colour: true}
-	if got, want := g.shown(g.paint(red, "a\x1b[5m\x1b")), "\x1b[31ma\\u001b[5m\\u001b\x1b[0m"; got != want {
+	g := globals{color: true}
+	if got, want := g.escapeForTerminal(g.paint(red, "a\x1b[5m\x1b")), "\x1b[31ma\\u001b[5m\\u001b\x1b[0m"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	g.colour = false
-	if got, want := g.shown("\x1b[31mä\n\tb"), "\\u001b[31mä\n\tb"; got != want {
+	g.color = false
+	if got, want := g.escapeForTerminal("\x1b[31mä\n\tb"), "\\u001b[31mä\n\tb"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -86,7 +86,7 @@ func TestAPasswordInAnArgumentIsNotRepeated(t *testing.T) {
 func TestFilesAreCheckedWithoutACluster(t *testing.T) {
 	t.Parallel()
 	code, out, errOut := run(t, `{"CmsPlugins": []}`, "credspec", "check", "web01", "-")
-	if code != exitWrong || !strings.Contains(out, "CmsPlugins") || !strings.Contains(out, "GMSACredentialSpec web01: there is no kubeconfig") {
+	if code != exitFault || !strings.Contains(out, "CmsPlugins") || !strings.Contains(out, "GMSACredentialSpec web01: there is no kubeconfig") {
 		t.Errorf("code %d, %s%s", code, out, errOut)
 	}
 }
@@ -111,9 +111,9 @@ func TestACredentialSpecFromElsewhereDoesNotChooseWhereThePasswordGoes(t *testin
 		says string
 	}{
 		{[]string{"verify", file}, exitUsage, false, "--domain and --username go together"},
-		{[]string{"verify", file, "--domain", "corp.example.test"}, exitUnable, true, "corp.example.test"},
+		{[]string{"verify", file, "--domain", "corp.example.test"}, exitIncomplete, true, "corp.example.test"},
 		{[]string{"credspec", "check", file, "--online"}, exitUsage, false, "--domain and --username go together"},
-		{[]string{"credspec", "check", file, "--online", "--domain", "corp.example.test"}, exitUnable, false, "domain evil.example.test: the account that was given is of corp.example.test"},
+		{[]string{"credspec", "check", file, "--online", "--domain", "corp.example.test"}, exitIncomplete, false, "domain evil.example.test: the account that was given is of corp.example.test"},
 	} {
 		// A DNS server that answers nothing tells who was looked for.
 		dns, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -156,15 +156,15 @@ func TestAFileIsVerifiedWithoutACluster(t *testing.T) {
 		t.Helper()
 		code, out, errOut := run(t, "", append([]string{"verify", file, "-o", "json", "--dc", "127.77.255.254"}, args...)...)
 		var r verify.Result
-		if err := json.Unmarshal([]byte(out), &r); code != exitUnable || err != nil {
+		if err := json.Unmarshal([]byte(out), &r); code != exitIncomplete || err != nil {
 			t.Fatalf("code %d, %v: %s%s", code, err, out, errOut)
 		}
 		steps := map[string]verify.Step{}
 		for _, s := range r.Steps {
 			steps[s.Name] = s
 		}
-		for name, want := range map[string]verify.State{verify.StepSpec: verify.OK, verify.StepInput: verify.OK, verify.StepRelease: verify.NotLookedAt, verify.StepSecret: verify.NotLookedAt} {
-			if s := steps[name]; s.State != want || want == verify.NotLookedAt && !strings.Contains(s.Detail, "there is no kubeconfig") {
+		for name, want := range map[string]verify.State{verify.StepSpec: verify.OK, verify.StepInput: verify.OK, verify.StepRelease: verify.Skipped, verify.StepSecret: verify.Skipped} {
+			if s := steps[name]; s.State != want || want == verify.Skipped && !strings.Contains(s.Detail, "there is no kubeconfig") {
 				t.Errorf("%+v", s)
 			}
 		}
@@ -190,10 +190,10 @@ func TestACauseHasTheSameCodeInAllCommands(t *testing.T) {
 	listed, _, _ = strings.Cut(listed, "\n\n")
 	for _, cause := range directory.Causes {
 		code := exitCode(directoryError(&directory.Error{Cause: cause}))
-		var k check
+		var k checker
 		k.directoryProblem(nil, "", "", &directory.Error{Cause: cause})
-		if unable := code == exitUnable; unable != (len(k.result.Unseen) == 1) || unable != verify.IsUnable(cause) || unable != strings.Contains(listed, "`"+cause.Name+"`") {
-			t.Errorf("%s: code %d, unseen by credspec check %v, unable %t; docs/gmsactl.md: %s", cause.Name, code, k.result.Unseen, verify.IsUnable(cause), listed)
+		if unable := code == exitIncomplete; unable != (len(k.result.Skipped) == 1) || unable != verify.IsInconclusive(cause) || unable != strings.Contains(listed, "`"+cause.Name+"`") {
+			t.Errorf("%s: code %d, unseen by credspec check %v, unable %t; docs/gmsactl.md: %s", cause.Name, code, k.result.Skipped, verify.IsInconclusive(cause), listed)
 		}
 	}
 }
@@ -239,8 +239,8 @@ func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
 		{append(create, "web01", "--dc", "dc1:636"), exitUsage, "leave out the port 636"},
 		{append(create, "web01", "--dc", "[::1]:636"), exitUsage, "leave out the port 636"},
 		{append(create, "web01", "--dns-server", "dns.example.test"), exitUsage, "write its address"},
-		{append(create, "web01", "--dns-server", "10.0.0.10:53", "--dc", "127.77.255.254"), exitUnable, "nothing listens"},
-		{append(create, "web01", "--dns-server", "::1", "--dc", "127.77.255.254"), exitUnable, "nothing listens"},
+		{append(create, "web01", "--dns-server", "10.0.0.10:53", "--dc", "127.77.255.254"), exitIncomplete, "nothing listens"},
+		{append(create, "web01", "--dns-server", "::1", "--dc", "127.77.255.254"), exitIncomplete, "nothing listens"},
 		{[]string{"verify", "x.yaml", "--ldap", "plain"}, exitUsage, "write auto, kerberos, ldaps or starttls"},
 		{[]string{"account", "create", "a/b", "--ldap-ca", password}, exitUsage, "no certificate in it"},
 		{[]string{"account", "rotate", "a/b", "--timeout", "0"}, exitUsage, "greater than 0"},
@@ -249,8 +249,8 @@ func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
 		{[]string{"verify", "x.yaml", "--password-file", password}, exitUsage, "go together"},
 		{[]string{"verify", "x.yaml", "--domain", "CORP", "--username", "x", "--password-file", password}, exitUsage, "NetBIOS"},
 		{[]string{"verify"}, exitUsage, "name one credential spec"},
-		{[]string{"verify", "web01"}, exitUnable, "there is no kubeconfig"},
-		{[]string{"doctor"}, exitUnable, "there is no kubeconfig"},
+		{[]string{"verify", "web01"}, exitIncomplete, "there is no kubeconfig"},
+		{[]string{"doctor"}, exitIncomplete, "there is no kubeconfig"},
 	} {
 		code, out, errOut := run(t, "", c.args...)
 		if code != c.code || !strings.Contains(errOut, c.says) || out != "" {

@@ -10,8 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// completionTime is how long a shell may be kept waiting for the cluster.
-const completionTime = 2 * time.Second
+// completionTimeout limits how long completion waits for the cluster.
+const completionTimeout = 2 * time.Second
 
 func (g *globals) completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	config, err := g.config.ToRawKubeConfigLoader().RawConfig()
@@ -26,7 +26,7 @@ func (g *globals) completeNamespaces(cmd *cobra.Command, _ []string, _ string) (
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
 	list, err := c.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -39,13 +39,13 @@ func (g *globals) completeNamespaces(cmd *cobra.Command, _ []string, _ string) (
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeCredentialSpecs completes the names of the cluster's GMSACredentialSpecs, beside files.
+// completeCredentialSpecs completes the names of the cluster's GMSACredentialSpecs and of files.
 func (g *globals) completeCredentialSpecs(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	c, err := g.inventory()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
 	specs, err := c.CredentialSpecs(ctx)
 	if err != nil {

@@ -20,15 +20,16 @@ import (
 func newCredspec(g *globals) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "credspec",
-		Short: "Make and check credential specs",
-		Long: `A credential spec tells Windows which gMSA a container is, and which plugin knows the account that may read its password. In
-a cluster it is a GMSACredentialSpec, which pods name in securityContext.windowsOptions.gmsaCredentialSpecName.`,
+		Short: "Create and check credential specs",
+		Long: `A credential spec describes a gMSA to Windows. It also specifies the plugin that returns the credentials of the account that can
+read the gMSA's password. In a cluster, it is a GMSACredentialSpec. Pods reference it in
+securityContext.windowsOptions.gmsaCredentialSpecName.`,
 	})
 	c.AddCommand(newCredspecCreate(g), newCredspecCheck(g))
 	return c
 }
 
-// Forms of a credential spec.
+// Formats of a credential spec.
 const (
 	formatKubernetes = "kubernetes"
 	formatDocker     = "docker"
@@ -37,7 +38,7 @@ const (
 type createFlags struct {
 	gmsa, name, format     string
 	account, secret, input string
-	given                  givenAccount
+	credential             credentialFlags
 	apply, skipRead        bool
 }
 
@@ -45,19 +46,21 @@ func newCredspecCreate(g *globals) *cobra.Command {
 	var f createFlags
 	c := &cobra.Command{
 		Use:   "create --gmsa NAME --account <namespace>/<release>",
-		Short: "Make the credential spec of a gMSA from Active Directory",
-		Long: `Binds to Active Directory as the impersonation account of a release, reads the domain and the gMSA, proves that the account may
-read the gMSA's password, and prints a GMSACredentialSpec for kubectl apply. It needs the right to get the release's Secret.
+		Short: "Create the credential spec of a gMSA from Active Directory",
+		Long: `Reads the domain and the gMSA from Active Directory, verifies that the impersonation account can read the gMSA's password, and
+prints a GMSACredentialSpec for kubectl apply. The command binds as the release's impersonation account. This requires permission
+to get the release's Secret.
 
-Who may not read that Secret gives an account of the domain with --domain, --username and a password, which is asked for without
-echo, or comes from --password-file or --password-stdin. No cluster is needed then. --account only says what PluginInput is.
+If you can't read the Secret, specify a domain account with --domain and --username. Cluster access is then not required. The
+command prompts for the password, or reads it with --password-file or --password-stdin. --account then only determines
+PluginInput.
 
-The credential spec goes to standard output, all else to standard error.`,
+The credential spec is written to standard output, notes and warnings to standard error.`,
 		Example: g.examples(`
   # A GMSACredentialSpec named web01
   gmsactl credspec create --gmsa web01 --account gmsa-system/web > web01.yaml
 
-  # Written into the cluster
+  # Apply it to the cluster
   gmsactl credspec create --gmsa web01 --account gmsa-system/web --apply
 
   # Without a cluster, as JSON for a container runtime
@@ -67,27 +70,31 @@ The credential spec goes to standard output, all else to standard error.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.gmsa, "gmsa", "", "name of the gMSA, with or without $ (required)")
-	flags.StringVar(&f.account, "account", "", "release that serves the impersonation account, <namespace>/<release>")
-	flags.StringVar(&f.secret, "secret", "", "name of the account's Secret (default: the release's; without a cluster: <release>-creds)")
-	flags.StringVar(&f.input, "plugin-input", "", "PluginInput, <namespace>:<secret>, instead of --account")
-	flags.StringVar(&f.name, "name", "", "name of the GMSACredentialSpec (default: the gMSA's)")
-	flags.StringVar(&f.format, "format", formatKubernetes, "kubernetes: a GMSACredentialSpec; docker: the plain JSON that container runtimes read")
-	flags.BoolVar(&f.apply, "apply", false, "write the GMSACredentialSpec into the cluster, by server-side apply")
-	flags.BoolVar(&f.skipRead, "skip-read-check", false, "do not ask whether the account may read the gMSA's password; for --username of another account than the Secret's")
-	f.given.add(c)
+	flags.StringVar(&f.account, "account", "", "release of the impersonation account: <namespace>/<release>")
+	flags.StringVar(&f.secret, "secret", "",
+		"name of the account's Secret (default: from the release; without a cluster: <release>-creds)")
+	flags.StringVar(&f.input, "plugin-input", "", "plugin input <namespace>:<secret>, instead of --account")
+	flags.StringVar(&f.name, "name", "", "name of the GMSACredentialSpec (default: name of the gMSA)")
+	flags.StringVar(&f.format, "format", formatKubernetes,
+		"kubernetes for a GMSACredentialSpec, or docker for the JSON of container runtimes")
+	flags.BoolVar(&f.apply, "apply", false, "apply the GMSACredentialSpec to the cluster with server-side apply")
+	flags.BoolVar(&f.skipRead, "skip-read-check", false,
+		"do not verify that the account can read the gMSA's password; for a --username other than the impersonation account")
+	f.credential.add(c)
 	c.MarkFlagsOneRequired("account", "plugin-input")
 	c.MarkFlagsMutuallyExclusive("account", "plugin-input")
 	c.MarkFlagsMutuallyExclusive("secret", "plugin-input")
 	_ = c.MarkFlagRequired("gmsa")
 	_ = c.RegisterFlagCompletionFunc("account", g.completeReleases)
-	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatKubernetes, formatDocker}, cobra.ShellCompDirectiveNoFileComp))
+	formats := []string{formatKubernetes, formatDocker}
+	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	g.addDirectoryFlags(c)
 	return c
 }
 
 func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
-	if f.given.isGiven() {
-		if err := f.given.check(); err != nil {
+	if f.credential.isSet() {
+		if err := f.credential.validate(); err != nil {
 			return err
 		}
 	}
@@ -95,23 +102,24 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 	case f.format != formatKubernetes && f.format != formatDocker:
 		return usagef("--format %s: use kubernetes or docker", f.format)
 	case f.apply && f.format == formatDocker:
-		return usagef("--apply writes a GMSACredentialSpec, so it does not go with --format docker")
+		return usagef("--apply requires --format kubernetes")
 	}
 	gmsa := strings.TrimSuffix(f.gmsa, "$")
 	if gmsa == "" {
-		return usagef("--gmsa is empty: name the gMSA")
+		return usagef("--gmsa is empty; specify the name of the gMSA")
 	}
 	name := f.name
 	if name == "" {
 		name = strings.ToLower(gmsa)
 	}
-	if err := credential.ValidateName(name); err != nil && f.format == formatKubernetes {
-		return usagef("%q cannot be the name of a GMSACredentialSpec: give it one of lower-case letters, digits and hyphens with --name", name)
+	// The name must be an RFC 1123 subdomain, like the name of a Secret.
+	if _, err := credential.NewReference("x", name); err != nil && f.format == formatKubernetes {
+		return usagef("%q is not a valid name for a GMSACredentialSpec; specify --name with lower-case letters, digits and hyphens", name)
 	}
-	// So that what cannot be reached is told before Active Directory is asked.
+	// An error of the cluster connection must precede the requests to Active Directory.
 	var c *inventory.Cluster
 	var err error
-	if f.apply || !f.given.isGiven() {
+	if f.apply || !f.credential.isSet() {
 		if c, err = g.inventory(); err != nil {
 			return err
 		}
@@ -129,7 +137,7 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 	if err != nil {
 		return err
 	}
-	// What Active Directory says is right by definition, but it may be more than a credential spec can say.
+	// The values from Active Directory are correct, but a credential spec cannot contain all of them.
 	for _, p := range spec.Check() {
 		g.warnf("%s", p)
 	}
@@ -139,8 +147,10 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 	return g.printSpec(name, spec, f.format)
 }
 
-// credspecReference returns what PluginInput is to say.
-func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f createFlags) (credential.Reference, error) {
+// credspecReference returns the plugin input.
+func (g *globals) credspecReference(
+	ctx context.Context, c *inventory.Cluster, f createFlags,
+) (credential.Reference, error) {
 	if f.input != "" {
 		ref, err := credential.ParseReference(f.input)
 		if err != nil {
@@ -148,7 +158,7 @@ func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f
 		}
 		return ref, nil
 	}
-	if f.given.isGiven() {
+	if f.credential.isSet() {
 		namespace, release, err := parseRelease(f.account)
 		if err != nil {
 			return credential.Reference{}, err
@@ -163,14 +173,16 @@ func (g *globals) credspecReference(ctx context.Context, c *inventory.Cluster, f
 		}
 		return ref, nil
 	}
-	ref, _, err := g.account(ctx, c, f.account, f.secret)
+	ref, _, err := g.resolveSecret(ctx, c, f.account, f.secret)
 	return ref, err
 }
 
-// credspecCredential returns the account to ask Active Directory as.
-func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, f createFlags, ref credential.Reference) (credential.Credential, error) {
-	if f.given.isGiven() {
-		return f.given.read(ctx, g)
+// credspecCredential returns the account for the bind to Active Directory.
+func (g *globals) credspecCredential(
+	ctx context.Context, c *inventory.Cluster, f createFlags, ref credential.Reference,
+) (credential.Credential, error) {
+	if f.credential.isSet() {
+		return f.credential.read(ctx, g)
 	}
 	cred, warnings, err := c.Secret(ctx, ref)
 	for _, w := range warnings {
@@ -181,11 +193,12 @@ func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, 
 		release = ref.Release()
 	}
 	if apierrors.IsForbidden(err) {
-		return cred, unablef("Secret %s/%s: you need the right to %s\nWithout it, name an account of the domain: --domain, --username and --password-file",
-			ref.Namespace, ref.Secret, inventory.Right("get", "secrets/"+ref.Secret, ref.Namespace))
+		return cred, incompletef("Secret %s/%s: requires permission: %s\n"+
+			"If you do not have it, specify a domain account: --domain, --username and --password-file",
+			ref.Namespace, ref.Secret, inventory.Permission("get", "secrets/"+ref.Secret, ref.Namespace))
 	}
 	if invalid, ok := errors.AsType[*inventory.InvalidSecret](err); ok {
-		return cred, &failure{exitWrong, invalid}
+		return cred, &exitError{exitFault, invalid}
 	}
 	if err != nil {
 		return cred, g.secretError(ref, release, "get", err)
@@ -193,7 +206,9 @@ func (g *globals) credspecCredential(ctx context.Context, c *inventory.Cluster, 
 	return cred, nil
 }
 
-func (g *globals) readSpec(ctx context.Context, cred credential.Credential, gmsa string, ref credential.Reference, skipRead bool) (credspec.Spec, error) {
+func (g *globals) readSpec(
+	ctx context.Context, cred credential.Credential, gmsa string, ref credential.Reference, skipRead bool,
+) (credspec.Spec, error) {
 	session, err := g.bind(ctx, cred)
 	if err != nil {
 		return credspec.Spec{}, directoryError(err)
@@ -211,7 +226,7 @@ func (g *globals) readSpec(ctx context.Context, cred credential.Credential, gmsa
 		return credspec.Spec{}, directoryError(err)
 	}
 	if !found.Enabled {
-		g.warnf("gMSA %s is disabled: no pod will get a ticket as it. Enable it: %s", found.Name, enableCommand(found.Name))
+		g.warnf("gMSA %s is disabled, so pods cannot use it; enable it: %s", found.Name, enableCommand(found.Name))
 	}
 	return credspec.New(credspec.Domain(domain), found.Name, ref.String()), nil
 }
@@ -242,19 +257,21 @@ func (g *globals) printSpec(name string, spec credspec.Spec, format string) erro
 	return err
 }
 
+const crdURL = "https://raw.githubusercontent.com/kubernetes-sigs/windows-gmsa/master/admission-webhook/deploy/gmsa-crd.yml"
+
 func (g *globals) applyCredspec(ctx context.Context, c *inventory.Cluster, name string, spec credspec.Spec) error {
 	created, err := c.ApplyCredentialSpec(ctx, name, spec)
 	what := "GMSACredentialSpec " + name
 	switch {
 	case apierrors.IsNotFound(err):
-		// Server-side apply makes what is not there, so it is the resource that is missing.
-		return wrongf("%w\nInstall it:\n"+
-			"  kubectl apply -f https://raw.githubusercontent.com/kubernetes-sigs/windows-gmsa/master/admission-webhook/deploy/gmsa-crd.yml", inventory.ErrNoCredentialSpecs)
+		// Server-side apply creates missing objects, so the resource itself is missing.
+		return faultf("%w\nInstall it:\n  kubectl apply -f %s", inventory.ErrNoCredentialSpecs, crdURL)
 	case apierrors.IsConflict(err):
-		return wrongf("%s: somebody else set fields of it otherwise, and it is left as it is: %w\nTo take them over, run this without --apply and pipe it into: kubectl apply --server-side --force-conflicts --field-manager %s -f -",
+		return faultf("%s: another client set some of its fields; nothing was written: %w\nTo overwrite them, run this command "+
+			"without --apply and pipe the output to: kubectl apply --server-side --force-conflicts --field-manager %s -f -",
 			what, err, inventory.Manager)
 	case err != nil:
-		return g.clusterError(what, inventory.Right("patch", inventory.CredentialSpecResource, ""), err)
+		return g.clusterError(what, inventory.Permission("patch", inventory.CredentialSpecResource, ""), err)
 	}
 	result := struct {
 		Name        string `json:"name"`
@@ -262,7 +279,7 @@ func (g *globals) applyCredspec(ctx context.Context, c *inventory.Cluster, name 
 		PluginInput string `json:"pluginInput"`
 		Created     bool   `json:"created"`
 	}{name, spec.GMSAName(), spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput, created}
-	g.notef("A pod may name it if its ServiceAccount has the verb use on gmsacredentialspecs/%s.", name)
+	g.notef("To reference it, a pod's ServiceAccount requires the use permission for gmsacredentialspecs/%s.", name)
 	return g.print(result, func(w io.Writer) {
 		done := "applied"
 		if created {

@@ -10,23 +10,23 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/shell"
 )
 
-// directoryConfig returns how to reach a domain, by the flags of addDirectoryFlags.
+// directoryConfig returns the connection settings for a domain, from the flags of addDirectoryFlags.
 func (g *globals) directoryConfig(domain string) (directory.Config, error) {
 	security, err := directory.ParseSecurity(g.ad.security)
 	if err != nil {
 		return directory.Config{}, usagef("--ldap: %w", err)
 	}
 	if g.ad.timeout <= 0 {
-		return directory.Config{}, usagef("--timeout %s: use a time greater than 0, such as 5s", g.ad.timeout)
+		return directory.Config{}, usagef("--timeout %s: use a duration greater than 0, such as 5s", g.ad.timeout)
 	}
 	for _, server := range g.ad.servers {
 		if _, port, err := net.SplitHostPort(server); err == nil {
-			return directory.Config{}, usagef("--dc %s: leave out the port %s; --ldap says which is used", server, port)
+			return directory.Config{}, usagef("--dc %s: remove the port %s; --ldap selects the port", server, port)
 		}
 	}
 	if s := g.ad.dnsServer; s != "" && net.ParseIP(strings.Trim(s, "[]")) == nil {
 		if host, _, err := net.SplitHostPort(s); err != nil || net.ParseIP(host) == nil {
-			return directory.Config{}, usagef("--dns-server %s: write its address, with or without a port: 10.0.0.10 or 10.0.0.10:53", s)
+			return directory.Config{}, usagef("--dns-server %s: use an IP address, with or without a port, such as 10.0.0.10:53", s)
 		}
 	}
 	c := directory.Config{
@@ -43,25 +43,26 @@ func (g *globals) directoryConfig(domain string) (directory.Config, error) {
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return directory.Config{}, usagef("--ldap-ca %s: there is no certificate in it; use the CA's certificate in PEM (BEGIN CERTIFICATE)", g.ad.caFile)
+			return directory.Config{}, usagef(
+				"--ldap-ca %s: the file contains no certificate; use the CA certificate in PEM format (BEGIN CERTIFICATE)", g.ad.caFile)
 		}
 	}
 	return c, nil
 }
 
-// directoryError adds the remedy to an error of package directory, and ends gmsactl with its code.
+// directoryError adds the remedy and the exit code to an error of package directory.
 func directoryError(err error) error {
-	if _, coded := asFailure(err); coded {
+	if _, coded := asExitError(err); coded {
 		return err
 	}
 	code := exitCode(err)
 	if cause := directory.CauseOf(err); cause != nil {
-		return &failure{code, withRemedy{err, cause.Remedy}}
+		return &exitError{code, withRemedy{err, cause.Remedy}}
 	}
-	return &failure{code, err}
+	return &exitError{code, err}
 }
 
-// withRemedy is an error and, on a line of its own, what to do about it.
+// withRemedy is an error whose remedy follows on a separate line.
 type withRemedy struct {
 	error
 	remedy string
@@ -70,7 +71,7 @@ type withRemedy struct {
 func (e withRemedy) Error() string { return e.error.Error() + "\n" + e.remedy }
 func (e withRemedy) Unwrap() error { return e.error }
 
-// enableCommand is the PowerShell command that enables a gMSA.
+// enableCommand returns the PowerShell command that enables a gMSA.
 func enableCommand(gmsa string) string {
 	if !shell.IsPlain(gmsa) {
 		gmsa = "<gmsa>"

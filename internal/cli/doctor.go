@@ -15,43 +15,45 @@ import (
 
 func newDoctor(g *globals) *cobra.Command {
 	var (
-		allNamespaces, inside bool
-		bundle                string
-		timeout               time.Duration
+		allNamespaces, allNodes bool
+		bundle                  string
+		timeout                 time.Duration
 	)
 	c := &cobra.Command{
 		Use:   "doctor [pod NAME | node NAME]",
-		Short: "Tell what is wrong with the installation, and what to mend first",
-		Long: `Reads what belongs to gMSAs in the cluster and lists what is wrong: what does not work before what may not work for long, and a cause
-before what it causes. Each finding has the commands that go on from there. At the end stands what could not be looked at, and which
-right is missing. Nothing is changed.
+		Short: "Diagnose the installation",
+		Long: `Checks all objects in the cluster that belong to gMSAs and lists the faults. Errors precede warnings, and causes precede their
+effects. Each finding has a remedy and commands. The report ends with skipped checks and missing permissions. The command changes
+nothing.
 
-Without an argument it looks at the charts, their DaemonSets and Secrets, Windows nodes, credential specs, webhooks, and at the pods
-with a gMSA of all namespaces, or of the one that -n names. "doctor pod" looks at one pod and all that it needs, "doctor node" at one
-node, also from within, as verify --node does; --nodes does that for all Windows nodes.
+Without an argument, the command checks the charts, their DaemonSets and Secrets, Windows nodes, credential specs, webhooks, and
+pods that use a gMSA. It checks the pods of all namespaces. With -n, it checks those of one namespace. "doctor pod" checks one pod
+and the objects that it requires. "doctor node" checks one node and runs programs on it, as verify --node does. --all-nodes runs
+them on all Windows nodes.
 
---bundle packs the report and what it rests on into a file to be sent to others. It has no secret in it: of Secrets their names and what is
-wrong with them, of pods no environment, command lines or annotations. It does have names: of nodes, pods, accounts and domains.`,
+--bundle writes the report and the objects that it is based on to a file, which you can send to others. The file contains no
+secrets. It contains the names of Secrets and their faults. It contains no environment variables, command lines and annotations of
+pods. It does contain the names of nodes, pods, accounts and domains.`,
 		Example: g.examples(`
   gmsactl doctor
   gmsactl doctor pod web-0 -n shop
   gmsactl doctor node win-1
-  gmsactl doctor --nodes --bundle doctor.tgz`),
+  gmsactl doctor --all-nodes --bundle doctor.tgz`),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || len(args) == 2 && (args[0] == "pod" || args[0] == "node") {
 				return nil
 			}
-			return fmt.Errorf("use no arguments, or: pod NAME, or: node NAME")
+			return fmt.Errorf("use no arguments, pod NAME, or node NAME")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			namespace, explicit, err := g.config.ToRawKubeConfigLoader().Namespace()
 			if err != nil {
-				return unablef("%w", kubeconfigError(err))
+				return incompletef("%w", kubeconfigError(err))
 			}
 			if allNamespaces && explicit && g.config.Namespace != nil && *g.config.Namespace != "" {
-				return usagef("--namespace and --all-namespaces exclude each other")
+				return usagef("--namespace and --all-namespaces cannot be used together")
 			}
-			scope := doctor.Scope{Fallback: namespace, Inside: inside, Timeout: timeout}
+			scope := doctor.Scope{Fallback: namespace, CheckNodes: allNodes, Timeout: timeout}
 			if g.config.Namespace != nil {
 				scope.Namespace = *g.config.Namespace
 			}
@@ -79,32 +81,32 @@ wrong with them, of pods no environment, command lines or annotations. It does h
 			}
 			switch {
 			case len(report.Findings) > 0:
-				return endWith(exitWrong)
-			case len(report.Unseen) > 0:
-				return endWith(exitUnable)
+				return exitWith(exitFault)
+			case len(report.Skipped) > 0:
+				return exitWith(exitIncomplete)
 			}
 			return nil
 		},
 	}
 	f := c.Flags()
-	f.BoolVarP(&allNamespaces, "all-namespaces", "A", false, "pods of all namespaces, which is the default without -n")
-	f.BoolVar(&inside, "nodes", false, "look at all Windows nodes from within too")
-	f.DurationVar(&timeout, "node-timeout", time.Minute, "how long one program on a node may take")
-	f.StringVar(&bundle, "bundle", "", "write the report and what it rests on to this new file (.tgz)")
+	f.BoolVarP(&allNamespaces, "all-namespaces", "A", false, "check the pods of all namespaces (default without -n)")
+	f.BoolVar(&allNodes, "all-nodes", false, "run programs on all Windows nodes, too")
+	f.DurationVar(&timeout, "node-timeout", time.Minute, "timeout of one program on a node")
+	f.StringVar(&bundle, "bundle", "", "new file (.tgz) for the report and its objects")
 	_ = c.MarkFlagFilename("bundle", "tgz", "tar.gz")
 	return c
 }
 
-// writeBundle writes for the user's eyes only: the file names accounts and nodes.
+// writeBundle writes a file that only the user can read, because it contains names of accounts and nodes.
 func (g *globals) writeBundle(name string, o *doctor.Objects, r *doctor.Report) error {
 	plain := *g
-	plain.colour = false
+	plain.color = false
 	var text, content bytes.Buffer
 	plain.writeReport(&text, r)
-	if err := doctor.WriteBundle(&content, o, r, []byte(plain.shown(text.String()))); err != nil {
+	if err := doctor.WriteBundle(&content, o, r, []byte(plain.escapeForTerminal(text.String()))); err != nil {
 		return err
 	}
-	// Nothing is overwritten, and no link followed that somebody else laid.
+	// O_EXCL does not overwrite files and does not follow links of other users.
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return usagef("--bundle: %w", err)
@@ -114,9 +116,9 @@ func (g *globals) writeBundle(name string, o *doctor.Objects, r *doctor.Report) 
 	}
 	if err != nil {
 		_, _ = f.Close(), os.Remove(name)
-		return unablef("--bundle: %w", err)
+		return incompletef("--bundle: %w", err)
 	}
-	g.notef("the report and what it rests on is in %s", name)
+	g.notef("Wrote the report and its objects to %s.", name)
 	return nil
 }
 
@@ -128,21 +130,21 @@ func (g *globals) writeReport(w io.Writer, r *doctor.Report) {
 		}
 		fmt.Fprintf(w, "%d. %s  %s  (%s)\n", i+1, g.paint(style, string(f.Severity)), g.paint(bold, f.Object), f.Code)
 		fmt.Fprintf(w, "   %s\n", strings.ReplaceAll(f.Text, "\n", "\n   "))
-		fmt.Fprintf(w, "   What to do: %s\n", f.Remedy)
+		fmt.Fprintf(w, "   Remedy: %s\n", f.Remedy)
 		for _, c := range f.Commands {
 			fmt.Fprintf(w, "     %s\n", c)
 		}
 		fmt.Fprintln(w)
 	}
 	if len(r.Findings) == 0 {
-		fmt.Fprintf(w, "%s\n\n", g.paint(green, "Nothing wrong was found."))
+		fmt.Fprintf(w, "%s\n\n", g.paint(green, "No faults found."))
 	}
-	if len(r.Unseen) > 0 {
-		fmt.Fprintln(w, g.paint(yellow, "Not looked at:"))
-		for _, u := range r.Unseen {
+	if len(r.Skipped) > 0 {
+		fmt.Fprintln(w, g.paint(yellow, "Skipped:"))
+		for _, u := range r.Skipped {
 			fmt.Fprintf(w, "  %s\n", u)
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "Looked at (%s): %s\n", r.Scope, strings.Join(r.Looked, "; "))
+	fmt.Fprintf(w, "Checked (%s): %s\n", r.Scope, strings.Join(r.Checked, "; "))
 }

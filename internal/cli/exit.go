@@ -15,74 +15,75 @@ import (
 
 // Exit codes. Scripts rely on them.
 const (
-	exitGood   = 0
-	exitWrong  = 1 // something is wrong with what was looked at
-	exitUsage  = 2
-	exitUnable = 3 // could not look; nothing was found wrong
+	exitOK         = 0
+	exitFault      = 1 // a check failed
+	exitUsage      = 2
+	exitIncomplete = 3 // no check failed, but some were skipped
 )
 
-// failure is an error that ends gmsactl with a code. Without err it ends silently: all is printed already.
-type failure struct {
+// exitError is an error with an exit code. If err is nil, gmsactl prints no message.
+type exitError struct {
 	code int
 	err  error
 }
 
-func (f *failure) Error() string {
+func (f *exitError) Error() string {
 	if f.err == nil {
 		return ""
 	}
 	return f.err.Error()
 }
 
-func (f *failure) Unwrap() error { return f.err }
+func (f *exitError) Unwrap() error { return f.err }
 
-// wrongf is an error about what was looked at.
-func wrongf(format string, args ...any) error {
-	return &failure{exitWrong, fmt.Errorf(format, args...)}
+// faultf returns an error about a checked object.
+func faultf(format string, args ...any) error {
+	return &exitError{exitFault, fmt.Errorf(format, args...)}
 }
 
-// usagef is an error about how gmsactl was called.
+// usagef returns an error about the command line.
 func usagef(format string, args ...any) error {
-	return &failure{exitUsage, fmt.Errorf(format, args...)}
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// unablef is an error about what kept gmsactl from looking.
-func unablef(format string, args ...any) error {
-	return &failure{exitUnable, fmt.Errorf(format, args...)}
+// incompletef returns an error that prevented a check.
+func incompletef(format string, args ...any) error {
+	return &exitError{exitIncomplete, fmt.Errorf(format, args...)}
 }
 
-// endWith ends gmsactl with a code and no further word.
-func endWith(code int) error {
-	if code == exitGood {
+// exitWith returns an error that exits with code and without a message.
+func exitWith(code int) error {
+	if code == exitOK {
 		return nil
 	}
-	return &failure{code, nil}
+	return &exitError{code, nil}
 }
 
-// exitCode returns the code that an error ends gmsactl with. Of an error without a code it asks whether somebody could not
-// be reached or refused to be asked.
+// exitCode returns the exit code of an error. An error without a code has exitIncomplete if a server is unreachable or denied
+// access.
 func exitCode(err error) int {
 	if err == nil {
-		return exitGood
+		return exitOK
 	}
-	if f, ok := asFailure(err); ok {
+	if f, ok := asExitError(err); ok {
 		return f.code
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || notAllowed(err) || unreachable(err) || verify.IsUnable(directory.CauseOf(err)) {
-		return exitUnable
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || isDenied(err) || isUnreachable(err) ||
+		verify.IsInconclusive(directory.CauseOf(err)) {
+		return exitIncomplete
 	}
-	return exitWrong
+	return exitFault
 }
 
-func asFailure(err error) (*failure, bool) { return errors.AsType[*failure](err) }
+func asExitError(err error) (*exitError, bool) { return errors.AsType[*exitError](err) }
 
-// notAllowed reports whether the API server refused who asked, not what was asked for.
-func notAllowed(err error) bool {
+// isDenied reports whether the API server denied the user access.
+func isDenied(err error) bool {
 	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)
 }
 
-// unreachable reports whether nobody answered, or the API server answered that it cannot now.
-func unreachable(err error) bool {
+// isUnreachable reports whether a server did not answer, or whether the API server is temporarily unavailable.
+func isUnreachable(err error) bool {
 	if _, ok := errors.AsType[*url.Error](err); ok {
 		return true
 	}

@@ -14,12 +14,13 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// kubeFlags are kubectl's flags for the way to a cluster. They are client-go's own: those of cli-runtime bring Kustomize along.
+// kubeFlags are kubectl's flags for the connection to a cluster. They come from client-go, because cli-runtime depends on
+// Kustomize.
 type kubeFlags struct {
 	rules     *clientcmd.ClientConfigLoadingRules
 	overrides *clientcmd.ConfigOverrides
 
-	Namespace *string // what --namespace says; "" if nothing
+	Namespace *string // value of --namespace
 }
 
 func newKubeFlags() *kubeFlags {
@@ -28,24 +29,24 @@ func newKubeFlags() *kubeFlags {
 }
 
 func (f *kubeFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.rules.ExplicitPath, "kubeconfig", "", "path of the kubeconfig (default: $KUBECONFIG, or ~/.kube/config)")
+	flags.StringVar(&f.rules.ExplicitPath, "kubeconfig", "", "path of the kubeconfig file (default: $KUBECONFIG, or ~/.kube/config)")
 	names := clientcmd.RecommendedConfigOverrideFlags("")
-	// A secret on a command line can be read by every process of the machine.
+	// Every process of the machine can read secrets on a command line.
 	names.AuthOverrideFlags.Token.LongName = ""
 	names.AuthOverrideFlags.Username.LongName = ""
 	names.AuthOverrideFlags.Password.LongName = ""
 	names.ContextOverrideFlags.Namespace.ShortName = "n"
-	names.ContextOverrideFlags.Namespace.Description = "namespace, for what is in one"
-	names.CurrentContext.Description = "context of the kubeconfig to use"
+	names.ContextOverrideFlags.Namespace.Description = "namespace scope for this request"
+	names.CurrentContext.Description = "kubeconfig context to use"
 	clientcmd.BindOverrideFlags(f.overrides, flags, names)
 }
 
-// ToRawKubeConfigLoader returns what the kubeconfig and the flags say together.
+// ToRawKubeConfigLoader returns the kubeconfig with the overrides from the flags.
 func (f *kubeFlags) ToRawKubeConfigLoader() clientcmd.ClientConfig {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(f.rules, f.overrides)
 }
 
-// ToRESTConfig returns how to reach the cluster. Its errors are about the kubeconfig.
+// ToRESTConfig returns the connection settings of the cluster. Its errors are about the kubeconfig.
 func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
 	config, err := f.ToRawKubeConfigLoader().ClientConfig()
 	if err != nil {
@@ -56,10 +57,10 @@ func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// kubeconfigError says what to do where client-go speaks of a variable that nobody sets.
+// kubeconfigError replaces an error of client-go that mentions an unused environment variable.
 func kubeconfigError(err error) error {
 	if clientcmd.IsEmptyConfig(err) {
-		return errors.New("there is no kubeconfig: name one with --kubeconfig or $KUBECONFIG")
+		return errors.New("no kubeconfig found; specify one with --kubeconfig or $KUBECONFIG")
 	}
 	return err
 }

@@ -15,18 +15,20 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// passwordFlags are the ways in which a command gets a password. An argument is none of them: every process of a machine
-// can read the arguments of all others, and shells keep them.
+// passwordFlags specify the source of a password. A password is never an argument: other processes can read arguments, and
+// shells store them.
 type passwordFlags struct {
 	file  string
 	stdin bool
 }
 
 func (f *passwordFlags) add(c *cobra.Command, whose string) {
-	c.Flags().StringVar(&f.file, "password-file", "", "file with "+whose+" and nothing else; one line end is dropped; - reads standard input")
-	c.Flags().BoolVar(&f.stdin, "password-stdin", false, "read "+whose+" from standard input; one line end is dropped")
+	c.Flags().StringVar(&f.file, "password-file", "",
+		"file that contains only "+whose+"; a trailing line break is ignored; - means standard input")
+	c.Flags().BoolVar(&f.stdin, "password-stdin", false,
+		"read "+whose+" from standard input; a trailing line break is ignored")
 	c.MarkFlagsMutuallyExclusive("password-file", "password-stdin")
-	// Not "unknown shorthand flag: 'p' in -psecret".
+	// The default error would contain the password: "unknown shorthand flag: 'p' in -psecret".
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		if text := err.Error(); strings.HasPrefix(text, "unknown flag: --pass") || strings.HasPrefix(text, "unknown shorthand flag: 'p'") {
 			return errPasswordArgument
@@ -35,15 +37,16 @@ func (f *passwordFlags) add(c *cobra.Command, whose string) {
 	})
 }
 
-var errPasswordArgument = &failure{exitUsage, errors.New("a password is not taken from the command line, which other processes can read and the shell keeps. " +
-	"Leave it out, and it is asked for; or use --password-file or --password-stdin. If you have just typed the password, it is known now: change it")}
+var errPasswordArgument = &exitError{exitUsage, errors.New("a password is not accepted on the command line: other processes can " +
+	"read it, and the shell stores it. Omit it to be prompted, or use --password-file or --password-stdin. If you just typed the " +
+	"password, change it")}
 
-// given reports whether a flag says where the password is.
-func (f passwordFlags) given() bool { return f.file != "" || f.stdin }
+// isSet reports whether a flag specifies the source of the password.
+func (f passwordFlags) isSet() bool { return f.file != "" || f.stdin }
 
-// read reads the password from where the flags say, or from the terminal. what names it for the prompt; a new one is
-// asked for twice. The caller wipes it.
-func (f passwordFlags) read(ctx context.Context, g *globals, what string, twice bool) (credential.Password, error) {
+// read reads the password from the source in the flags, or prompts for it. what is the prompt. With confirm, the user types
+// the password twice. The caller wipes it.
+func (f passwordFlags) read(ctx context.Context, g *globals, what string, confirm bool) (credential.Password, error) {
 	switch {
 	case f.stdin, f.file == "-":
 		return passwordFrom(g.streams.In, "standard input")
@@ -52,15 +55,16 @@ func (f passwordFlags) read(ctx context.Context, g *globals, what string, twice 
 	}
 	terminal, ok := g.streams.In.(*os.File)
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
-		return credential.Password{}, usagef("standard input is no terminal to ask for %s: use --password-file or --password-stdin", what)
+		return credential.Password{}, usagef(
+			"cannot prompt for %s: standard input is not a terminal; use --password-file or --password-stdin", what)
 	}
-	fmt.Fprintf(g.streams.ErrOut, "%s: ", g.shown(capital(what)))
+	fmt.Fprintf(g.streams.ErrOut, "%s: ", g.escapeForTerminal(capitalize(what)))
 	first, err := readHidden(ctx, terminal, g.streams.ErrOut)
 	if err != nil {
 		return credential.Password{}, fmt.Errorf("reading %s: %w", what, err)
 	}
-	if twice {
-		fmt.Fprint(g.streams.ErrOut, "The same again: ")
+	if confirm {
+		fmt.Fprint(g.streams.ErrOut, "Confirm password: ")
 		second, err := readHidden(ctx, terminal, g.streams.ErrOut)
 		if err != nil {
 			clear(first)
@@ -70,13 +74,13 @@ func (f passwordFlags) read(ctx context.Context, g *globals, what string, twice 
 		clear(second)
 		if !same {
 			clear(first)
-			return credential.Password{}, usagef("these were two different passwords; nothing was changed")
+			return credential.Password{}, usagef("the passwords differ; nothing was changed")
 		}
 	}
 	return credential.NewPassword(first), nil
 }
 
-// readHidden reads a line without echo. Ctrl-C ends it, and the terminal is then as it was.
+// readHidden reads a line without echo. On Ctrl-C, it restores the terminal.
 func readHidden(ctx context.Context, terminal *os.File, echo io.Writer) ([]byte, error) {
 	defer fmt.Fprintln(echo)
 	fd := int(terminal.Fd())
@@ -112,48 +116,50 @@ func passwordFromFile(path string) (credential.Password, error) {
 	return passwordFrom(f, path)
 }
 
-// passwordFrom reads a password. What is wrong with it is said without a word of it; whether it can be the password of a
-// Secret is left to package credential.
+// passwordFrom reads a password. Its errors do not contain the password. Package credential checks whether a Secret can
+// contain it.
 func passwordFrom(r io.Reader, name string) (credential.Password, error) {
-	// One buffer of the largest size, so that no copies are left behind by growing it.
+	// A growing buffer would leave copies in memory, so this one has the maximum size.
 	buffer := make([]byte, credential.MaxValueLength+len("\r\n")+1)
 	n, err := io.ReadFull(r, buffer)
 	switch {
 	case err == nil:
 		clear(buffer)
-		return credential.Password{}, usagef("%s has more than %d bytes: put the password into it and nothing else", name, credential.MaxValueLength)
+		return credential.Password{}, usagef("%s has more than %d bytes; it must contain only the password", name, credential.MaxValueLength)
 	case err != io.EOF && err != io.ErrUnexpectedEOF:
 		clear(buffer)
 		return credential.Password{}, usagef("reading %s: %w", name, err)
 	}
 	text := buffer[:n]
-	// What Windows' editors and PowerShell put first is no part of a password.
-	if bytes.HasPrefix(text, []byte("\uFEFF")) || bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
-		clear(buffer)
-		return credential.Password{}, usagef("%s begins with a byte order mark: save it as UTF-8 without one", name)
+	// Windows editors and PowerShell write a byte order mark. It is not part of the password.
+	for _, mark := range []string{"\uFEFF", "\xff\xfe", "\xfe\xff"} {
+		if bytes.HasPrefix(text, []byte(mark)) {
+			clear(buffer)
+			return credential.Password{}, usagef("%s starts with a byte order mark; save it as UTF-8 without one", name)
+		}
 	}
 	text = bytes.TrimSuffix(text, []byte("\n"))
 	text = bytes.TrimSuffix(text, []byte("\r"))
 	if len(text) == 0 {
-		return credential.Password{}, usagef("%s is empty: put the password into it", name)
+		return credential.Password{}, usagef("%s is empty; it must contain the password", name)
 	}
 	return credential.NewPassword(text), nil
 }
 
-// ask asks for a value that is no secret, if there is a terminal.
-func (g *globals) ask(ctx context.Context, what, flag string) (string, error) {
+// prompt prompts for a value that is not secret.
+func (g *globals) prompt(ctx context.Context, what, flag string) (string, error) {
 	terminal, ok := g.streams.In.(*os.File)
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
-		return "", usagef("%s is needed: add %s", what, flag)
+		return "", usagef("%s is required: add %s", what, flag)
 	}
-	fmt.Fprintf(g.streams.ErrOut, "%s: ", capital(what))
+	fmt.Fprintf(g.streams.ErrOut, "%s: ", capitalize(what))
 	type line struct {
 		text string
 		err  error
 	}
 	done := make(chan line, 1)
 	go func() {
-		// Byte by byte: the line after this one is the password's.
+		// Byte by byte, because the next line is the password.
 		var text []byte
 		for one := make([]byte, 1); ; {
 			if _, err := terminal.Read(one); err != nil {
@@ -179,4 +185,4 @@ func (g *globals) ask(ctx context.Context, what, flag string) (string, error) {
 	}
 }
 
-func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+func capitalize(s string) string { return strings.ToUpper(s[:1]) + s[1:] }

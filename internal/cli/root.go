@@ -1,4 +1,4 @@
-// Package cli is gmsactl's command line: what it takes, what it prints, and how it ends.
+// Package cli is gmsactl's command line: flags, output and exit codes.
 package cli
 
 import (
@@ -25,26 +25,26 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// Forms of output.
+// Output formats.
 const (
 	outputText = "text"
 	outputJSON = "json"
 	outputYAML = "yaml"
 )
 
-// Streams are where gmsactl reads and writes.
+// Streams are the standard streams.
 type Streams struct {
 	In          io.Reader
 	Out, ErrOut io.Writer
 }
 
-// globals is what all commands share: the global flags, where to read and write, and how to print.
+// globals is the state that all commands share.
 type globals struct {
-	program string // gmsactl, or "kubectl gmsa", as examples and advice must call it
+	program string // gmsactl or "kubectl gmsa", for examples and remedies
 	config  *kubeFlags
 	streams Streams
 	output  string // outputText, outputJSON or outputYAML
-	colour  bool
+	color   bool
 	ad      directoryFlags
 }
 
@@ -56,14 +56,14 @@ type directoryFlags struct {
 	timeout   time.Duration
 }
 
-// Run runs the command line args, whose first is the program's name, and returns the exit code.
+// Run runs a command line and returns the exit code. args[0] is the program's name.
 func Run(ctx context.Context, args []string, streams Streams) int {
 	g := &globals{
 		program: programName(args[0]),
 		config:  newKubeFlags(),
 		streams: streams,
 		output:  outputText,
-		colour:  hasColour(streams.Out),
+		color:   hasColor(streams.Out),
 	}
 	root := newRoot(g)
 	root.SetArgs(args[1:])
@@ -71,19 +71,19 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 	root.SetOut(streams.Out)
 	root.SetErr(streams.ErrOut)
 
-	// cobra has no type for bad usage: it is every error that comes before a command runs.
+	// cobra has no type for usage errors. Every error before a command runs is one.
 	running := false
 	markRunning(root, &running)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
-		return exitGood
+		return exitOK
 	}
 	if !running {
-		err = &failure{exitUsage, err}
+		err = &exitError{exitUsage, err}
 	}
 	code := exitCode(err)
 	if text := err.Error(); text != "" {
-		fmt.Fprintf(streams.ErrOut, "%s: %s\n", g.program, g.shown(text))
+		fmt.Fprintf(streams.ErrOut, "%s: %s\n", g.program, g.escapeForTerminal(text))
 		if code == exitUsage {
 			fmt.Fprintf(streams.ErrOut, "See %s --help\n", commandPath(root, args[1:]))
 		}
@@ -94,14 +94,17 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 func newRoot(g *globals) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gmsactl",
-		Short: "Makes, checks and mends what gMSA pods need",
-		Long: `gmsactl makes credential specs from Active Directory, keeps the impersonation accounts' Secrets, and tells where the way from
-a pod to its gMSA is broken. It runs on Linux, macOS and Windows and needs neither a domain-joined machine nor RSAT.
+		Short: "Manage and diagnose gMSAs for Windows pods",
+		Long: `gmsactl creates credential specs from Active Directory, manages the Secrets of impersonation accounts, and diagnoses pods that
+cannot use their gMSA. It runs on Linux, macOS and Windows. The machine does not have to be in the domain.
 
-A release of the chart rancher-gmsa-account-provider is named <namespace>/<release>.
+Commands identify a release of the chart rancher-gmsa-account-provider as <namespace>/<release>.
 
-Exit codes: 0 all is well; 1 something is wrong with what was looked at; 2 bad usage; 3 it could not be looked at (the
-cluster or a domain controller cannot be reached, or does not allow it).`,
+Exit codes:
+  0  all checks passed
+  1  a check failed
+  2  usage error
+  3  no check failed, but some were skipped: the cluster or a domain controller is unreachable, or a permission is missing`,
 		Version:           version.String(),
 		Annotations:       map[string]string{cobra.CommandDisplayNameAnnotation: g.program},
 		SilenceUsage:      true,
@@ -109,20 +112,21 @@ cluster or a domain controller cannot be reached, or does not allow it).`,
 		DisableAutoGenTag: true,
 	}
 	root.SetVersionTemplate("gmsactl {{.Version}}\n")
-	// Without cobra's short form -v, which means verbosity to kubectl.
+	// cobra would add the short form -v, which means verbosity in kubectl.
 	root.Flags().Bool("version", false, "print the version of gmsactl")
 	g.addGlobalFlags(root.PersistentFlags())
-	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputText, outputJSON, outputYAML}, cobra.ShellCompDirectiveNoFileComp))
+	outputs := []string{outputText, outputJSON, outputYAML}
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("namespace", g.completeNamespaces)
 	_ = root.RegisterFlagCompletionFunc("context", g.completeContexts)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
-		if !slices.Contains([]string{outputText, outputJSON, outputYAML}, g.output) {
+		if !slices.Contains(outputs, g.output) {
 			return usagef("-o %s: use text, json or yaml", g.output)
 		}
 		return nil
 	}
 	root.SetUsageTemplate(root.UsageTemplate() + `{{if .Runnable}}
-Use "` + g.program + ` options" for the rarer flags of the way to a cluster.
+Use "` + g.program + ` options" for all flags of the cluster connection.
 {{end}}`)
 	for _, c := range commands {
 		root.AddCommand(c(g))
@@ -131,36 +135,41 @@ Use "` + g.program + ` options" for the rarer flags of the way to a cluster.
 	return root
 }
 
-// Of the flags that kubectl has, help shows these; "options" shows all.
-var shownFlags = []string{"kubeconfig", "context", "namespace", "output"}
+// helpFlags are the global flags that help shows. The command options shows all.
+var helpFlags = []string{"kubeconfig", "context", "namespace", "output"}
 
 func (g *globals) addGlobalFlags(flags *pflag.FlagSet) {
 	g.config.add(flags)
-	flags.StringVarP(&g.output, "output", "o", g.output, "form of the output: text, json or yaml")
-	flags.VisitAll(func(f *pflag.Flag) { f.Hidden = !slices.Contains(shownFlags, f.Name) })
+	flags.StringVarP(&g.output, "output", "o", g.output, "output format: text, json or yaml")
+	flags.VisitAll(func(f *pflag.Flag) { f.Hidden = !slices.Contains(helpFlags, f.Name) })
 }
 
-// addDirectoryFlags adds the flags that say how Active Directory is reached.
+// addDirectoryFlags adds the flags for the connection to Active Directory.
 func (g *globals) addDirectoryFlags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringSliceVar(&g.ad.servers, "dc", nil, "domain controller to ask, host name or address; can be given more than once (default: those that DNS names)")
-	f.StringVar(&g.ad.dnsServer, "dns-server", "", "DNS server of the domain, address or address:port (default: this machine's)")
-	f.StringVar(&g.ad.security, "ldap", "auto", "how the connection to a domain controller is protected: auto, kerberos, ldaps or starttls")
-	f.StringVar(&g.ad.caFile, "ldap-ca", "", "PEM file with the CA of the domain controllers' certificates, for ldaps and starttls (default: this machine's CAs)")
-	f.DurationVar(&g.ad.timeout, "timeout", 5*time.Second, "how long to wait for one answer of a domain controller")
-	c.PreRunE = func(*cobra.Command, []string) error { // before anybody is asked for a password
+	f.StringSliceVar(&g.ad.servers, "dc", nil,
+		"host name or address of a domain controller; can be repeated (default: from DNS)")
+	f.StringVar(&g.ad.dnsServer, "dns-server", "",
+		"DNS server of the domain, as address or address:port (default: this machine's DNS server)")
+	f.StringVar(&g.ad.security, "ldap", "auto",
+		"protection of the LDAP connection: auto, kerberos, ldaps or starttls")
+	f.StringVar(&g.ad.caFile, "ldap-ca", "",
+		"PEM file with the CA of the domain controllers, for ldaps and starttls (default: this machine's CAs)")
+	f.DurationVar(&g.ad.timeout, "timeout", 5*time.Second, "timeout of one request to a domain controller")
+	c.PreRunE = func(*cobra.Command, []string) error { // before the prompt for a password
 		_, err := g.directoryConfig("")
 		return err
 	}
-	_ = c.RegisterFlagCompletionFunc("ldap", cobra.FixedCompletions([]string{"auto", "kerberos", "ldaps", "starttls"}, cobra.ShellCompDirectiveNoFileComp))
+	protections := []string{"auto", "kerberos", "ldaps", "starttls"}
+	_ = c.RegisterFlagCompletionFunc("ldap", cobra.FixedCompletions(protections, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// print renders v in the form that was asked for: as JSON or YAML of v itself, or as the text that text writes.
+// print writes v as JSON or YAML, or the output of text, depending on --output.
 func (g *globals) print(v any, text func(w io.Writer)) error {
 	var b bytes.Buffer
 	if g.output == outputText {
 		text(&b)
-		_, err := io.WriteString(g.streams.Out, g.shown(b.String()))
+		_, err := io.WriteString(g.streams.Out, g.escapeForTerminal(b.String()))
 		return err
 	}
 	e := json.NewEncoder(&b)
@@ -169,9 +178,9 @@ func (g *globals) print(v any, text func(w io.Writer)) error {
 	if err := e.Encode(v); err != nil {
 		return err
 	}
-	content := []byte(g.shown(b.String()))
+	content := []byte(g.escapeForTerminal(b.String()))
 	if g.output == outputYAML {
-		// What is not escaped in JSON, such as U+009B, may not stand in YAML at all.
+		// YAML does not allow some characters that JSON does not escape, such as U+009B.
 		var err error
 		if content, err = yaml.JSONToYAML(content); err != nil {
 			return err
@@ -181,16 +190,16 @@ func (g *globals) print(v any, text func(w io.Writer)) error {
 	return err
 }
 
-// own are the sequences that paint writes.
-var own = regexp.MustCompile("^\x1b\\[(?:0|1|2|31|32|33)m")
+// sgrSequence matches the sequences that paint writes.
+var sgrSequence = regexp.MustCompile("^\x1b\\[(?:0|1|2|31|32|33)m")
 
-// shown makes text fit for a terminal. Names and messages come from files, the cluster and Active Directory, and may hold
-// sequences that clear the screen or turn the direction of writing. They are written as JSON escapes them, so that JSON
-// means what it meant.
-func (g *globals) shown(text string) string {
+// escapeForTerminal escapes control characters. Names and messages come from files, the cluster and Active Directory. They can
+// contain sequences that clear the screen or change the text direction. The escapes are those of JSON, so JSON output keeps
+// its meaning.
+func (g *globals) escapeForTerminal(text string) string {
 	var b strings.Builder
 	for len(text) > 0 {
-		if sequence := own.FindString(text); g.colour && sequence != "" {
+		if sequence := sgrSequence.FindString(text); g.color && sequence != "" {
 			b.WriteString(sequence)
 			text = text[len(sequence):]
 			continue
@@ -209,17 +218,17 @@ func (g *globals) shown(text string) string {
 	return b.String()
 }
 
-// notef writes a line for the user's eyes to stderr, where it disturbs no output.
+// notef writes a note to stderr.
 func (g *globals) notef(format string, args ...any) {
-	fmt.Fprintln(g.streams.ErrOut, g.shown(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(g.streams.ErrOut, g.escapeForTerminal(fmt.Sprintf(format, args...)))
 }
 
-// warnf is notef for what may be wrong.
+// warnf writes a warning to stderr.
 func (g *globals) warnf(format string, args ...any) {
 	g.notef("warning: "+format, args...)
 }
 
-// Styles of paint: ECMA-48 SGR parameters.
+// The styles of paint, as ECMA-48 SGR parameters.
 const (
 	bold   = "1"
 	faint  = "2"
@@ -228,25 +237,25 @@ const (
 	yellow = "33"
 )
 
-// paint returns the text in a style where stdout shows colours, and else as it is.
+// paint adds a style to text if stdout shows colors.
 func (g *globals) paint(style, text string) string {
-	if !g.colour {
+	if !g.color {
 		return text
 	}
 	return "\x1b[" + style + "m" + text + "\x1b[0m"
 }
 
-// hasColour follows no-color.org.
-func hasColour(out io.Writer) bool {
+// hasColor follows no-color.org.
+func hasColor(out io.Writer) bool {
 	f, ok := out.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
 		return false
 	}
-	// The old console of Windows shows the sequences themselves; Windows Terminal sets this.
+	// The old Windows console does not interpret the sequences. Windows Terminal does, and sets WT_SESSION.
 	return runtime.GOOS != "windows" || os.Getenv("WT_SESSION") != ""
 }
 
-// programName returns how the user calls the program: kubectl runs its plugin "gmsa" as kubectl-gmsa.
+// programName returns the command that the user typed. kubectl runs its plugin gmsa as kubectl-gmsa.
 func programName(arg0 string) string {
 	name := strings.TrimSuffix(filepath.Base(arg0), ".exe")
 	if name == "kubectl-gmsa" {
@@ -255,12 +264,12 @@ func programName(arg0 string) string {
 	return "gmsactl"
 }
 
-// examples returns the text with every "gmsactl" as the user calls the program.
+// examples replaces "gmsactl" in text with the command that the user typed.
 func (g *globals) examples(text string) string {
 	return strings.ReplaceAll(strings.Trim(text, "\n"), "gmsactl ", g.program+" ")
 }
 
-// group is a command that only holds others. cobra would print its help for a word that it does not know, and end well.
+// group makes c a command that only has subcommands. For an unknown subcommand, cobra would print help and exit with 0.
 func group(c *cobra.Command) *cobra.Command {
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -284,7 +293,7 @@ func markRunning(c *cobra.Command, running *bool) {
 	}
 }
 
-// commandPath returns the command that args lead to, for a hint at its help.
+// commandPath returns the command in args, for the hint to its help.
 func commandPath(root *cobra.Command, args []string) string {
 	c, _, err := root.Find(args)
 	if err != nil || c == nil {
@@ -296,17 +305,17 @@ func commandPath(root *cobra.Command, args []string) string {
 func newOptions(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "options",
-		Short: "List the flags that every command takes",
+		Short: "List the global flags",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all := pflag.NewFlagSet("", pflag.ContinueOnError)
 			all.SortFlags = true
 			cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
-				shown := *f
-				shown.Hidden = false
-				all.AddFlag(&shown)
+				visible := *f
+				visible.Hidden = false
+				all.AddFlag(&visible)
 			})
-			fmt.Fprintf(g.streams.Out, "Every command takes these flags, which mean what they mean to kubectl:\n\n%s", all.FlagUsagesWrapped(110))
+			fmt.Fprintf(g.streams.Out, "Global flags, with the same meaning as in kubectl:\n\n%s", all.FlagUsagesWrapped(110))
 			return nil
 		},
 	}

@@ -17,43 +17,43 @@ import (
 func newVerify(g *globals) *cobra.Command {
 	var (
 		node        string
-		given       givenAccount
+		explicit    credentialFlags
 		allNodes    bool
 		nodeTimeout time.Duration
 	)
 	c := &cobra.Command{
 		Use:   "verify CREDENTIALSPEC",
-		Short: "Follow the way of a credential from a credential spec to a Kerberos ticket as the gMSA",
-		Long: `Follows the way of a credential, one line a link: credential spec, plugin input, release, Secret, bind to Active Directory,
-the credential spec's domain, right to read, managed password, Kerberos ticket as the gMSA. The first link that is broken is named with
-what to do; what depends on it is "not reached". What you may not read is "not looked at", with the right that is missing.
+		Short: "Verify the credential path, from a credential spec to a Kerberos ticket",
+		Long: `Verifies the credential path: credential spec, plugin input, release, Secret, bind to Active Directory, domain of the credential
+spec, read permission, managed password, and a Kerberos ticket as the gMSA. It prints one line for each check, and a remedy for the
+first check that failed. A check that depends on a failed one is "not run". A check without the required permission is "skipped".
 
-CREDENTIALSPEC is the name of a GMSACredentialSpec, or a file if it has a slash, a backslash or an ending .yaml, .yml or .json.
+CREDENTIALSPEC is the name of a GMSACredentialSpec, or a file if it contains a slash or backslash or ends in .yaml, .yml or .json.
 
-The account's password is read from the Secret, which takes the right to get it. Or an account is given: --domain, --username and a
-password, which is asked for without echo, or comes from --password-file or --password-stdin. A file is then verified without a
-cluster too, as far as that goes. No domain but --domain gets to see that password, whatever the credential spec says.
+The command reads the account's password from the Secret. This requires permission to get the Secret. To use another account,
+specify --domain and --username. The command then prompts for the password, or reads it with --password-file or --password-stdin.
+Only the domain in --domain receives this password. A file can then be verified without a cluster.
 
-With --node, what runs on that node looks too, through kubectl exec's way into the pods of the charts: whether the plugin is
-registered and answers, whether the provider has the Secret, which domain controllers and ports (53, 88, 389, 636, 9389) the node
-reaches, and its clock against the domain controller's. --all-nodes does it for all Windows nodes that the release selects.`,
+With --node, the command also runs programs in the charts' pods on that node, like kubectl exec. They check the plugin's
+registration, the provider, the domain controllers and ports (53, 88, 389, 636, 9389) that the node can reach, and the node's clock.
+--all-nodes checks all Windows nodes that the release selects.`,
 		Example: g.examples(`
   gmsactl verify web01
   gmsactl verify web01 --node win-1
   gmsactl verify ./web01.yaml --domain corp.example.com --username gmsa-reader --password-file password.txt`),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usagef("name one credential spec: a GMSACredentialSpec of the cluster, or a file")
+				return usagef("specify one credential spec: the name of a GMSACredentialSpec, or a file")
 			}
 			return nil
 		},
 		ValidArgsFunction: g.completeCredentialSpecs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if node != "" && allNodes {
-				return usagef("--node and --all-nodes exclude each other")
+				return usagef("--node and --all-nodes cannot be used together")
 			}
-			if given.isGiven() {
-				if err := given.check(); err != nil {
+			if explicit.isSet() {
+				if err := explicit.validate(); err != nil {
 					return err
 				}
 			}
@@ -70,8 +70,8 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 			if o.NoCluster != nil && (o.File == "" || node != "" || allNodes) {
 				return o.NoCluster
 			}
-			if given.isGiven() {
-				if o.Credential, err = given.read(ctx, g); err != nil {
+			if explicit.isSet() {
+				if o.Credential, err = explicit.read(ctx, g); err != nil {
 					return err
 				}
 				defer o.Credential.Password.Wipe()
@@ -79,34 +79,34 @@ reaches, and its clock against the domain controller's. --all-nodes does it for 
 			result := verify.Verify(ctx, o)
 			if node != "" || allNodes {
 				if err := result.VerifyNodes(ctx, o, node, nodeTimeout); err != nil {
-					return unablef("Windows nodes: %s", inventory.NotSeen("nodes", err, inventory.Right("list", "nodes", "")))
+					return incompletef("%s", inventory.NewSkipped("Windows nodes", err, inventory.Permission("list", "nodes", "")))
 				}
 			}
 			if err := g.print(result, func(w io.Writer) { g.writeVerify(w, result, allNodes) }); err != nil {
 				return err
 			}
-			return endWith(codeOf(result))
+			return exitWith(codeOf(result))
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&node, "node", "", "look at this node too")
-	f.BoolVar(&allNodes, "all-nodes", false, "look at all Windows nodes too")
-	f.DurationVar(&nodeTimeout, "node-timeout", time.Minute, "how long one program on a node may take")
-	given.add(c)
+	f.StringVar(&node, "node", "", "check this node, too")
+	f.BoolVar(&allNodes, "all-nodes", false, "check all Windows nodes, too")
+	f.DurationVar(&nodeTimeout, "node-timeout", time.Minute, "timeout of one program on a node")
+	explicit.add(c)
 	g.addDirectoryFlags(c)
 	return c
 }
 
-// inventory is the cluster that the flags name, to read from.
+// inventory returns the cluster in the flags.
 func (g *globals) inventory() (*inventory.Cluster, error) {
 	config, err := g.config.ToRESTConfig()
 	if err != nil {
-		return nil, unablef("%w", err)
+		return nil, incompletef("%w", err)
 	}
 	return inventory.New(config)
 }
 
-// isFile tells a file from the name of an object, which has no slash.
+// isFile reports whether an argument is a file name. Names of objects contain no slash.
 func isFile(arg string) bool {
 	if strings.ContainsAny(arg, `/\`) {
 		return true
@@ -119,31 +119,37 @@ func isFile(arg string) bool {
 	return false
 }
 
-// codeOf is 1 if a link is broken, else 3 if one could not be looked at.
+// codeOf returns the exit code for the results.
 func codeOf(r *verify.Result) int {
-	broken, unseen := verify.Broken(r.Steps) != nil, verify.Unseen(r.Steps) != nil
+	failed, skipped := verify.FirstFailed(r.Steps) != nil, verify.FirstSkipped(r.Steps) != nil
 	for _, n := range r.Nodes {
-		broken = broken || verify.Broken(n.Steps) != nil
-		unseen = unseen || verify.Unseen(n.Steps) != nil
+		failed = failed || verify.FirstFailed(n.Steps) != nil
+		skipped = skipped || verify.FirstSkipped(n.Steps) != nil
 	}
 	switch {
-	case broken:
-		return exitWrong
-	case unseen:
-		return exitUnable
+	case failed:
+		return exitFault
+	case skipped:
+		return exitIncomplete
 	}
-	return exitGood
+	return exitOK
 }
 
 func (g *globals) paintState(s verify.State, width int) string {
-	style := map[verify.State]string{verify.OK: green, verify.Warning: yellow, verify.Failed: red, verify.NotReached: faint, verify.NotLookedAt: yellow}[s]
+	style := map[verify.State]string{
+		verify.OK:      green,
+		verify.Warning: yellow,
+		verify.Failed:  red,
+		verify.Skipped: yellow,
+		verify.NotRun:  faint,
+	}[s]
 	return g.paint(style, fmt.Sprintf("%-*s", width, s))
 }
 
 func (g *globals) writeVerify(w io.Writer, r *verify.Result, table bool) {
 	fmt.Fprintf(w, "%s %s\n\n", g.paint(bold, "credential spec"), r.CredentialSpec)
 	g.writeSteps(w, r.Steps)
-	g.writeVerdict(w, r.Steps, "")
+	g.writeSummary(w, r.Steps, "")
 	switch {
 	case table:
 		g.writeNodeTable(w, r.Nodes)
@@ -157,44 +163,47 @@ func (g *globals) writeVerify(w io.Writer, r *verify.Result, table bool) {
 func (g *globals) writeNode(w io.Writer, n verify.NodeResult) {
 	fmt.Fprintf(w, "\n%s %s\n\n", g.paint(bold, "node"), n.Node)
 	g.writeSteps(w, n.Steps)
-	g.writeVerdict(w, n.Steps, " on node "+n.Node)
+	g.writeSummary(w, n.Steps, " on node "+n.Node)
 }
 
 func (g *globals) writeSteps(w io.Writer, steps []verify.Step) {
 	name, state := 0, 0
 	for _, s := range steps {
-		name, state = max(name, len(s.Name)), max(state, len(s.State))
+		name, state = max(name, len(s.Name)), max(state, len(s.State.String()))
 	}
 	for _, s := range steps {
 		took := ""
-		if s.State != verify.NotReached && s.Ms >= 0.5 {
+		if s.State != verify.NotRun && s.Ms >= 0.5 {
 			took = fmt.Sprintf("%.0f ms", s.Ms)
 		}
 		fmt.Fprintf(w, "  %-*s  %s  %8s  %s\n", name, s.Name, g.paintState(s.State, state), took, s.Detail)
 	}
 }
 
-// writeVerdict names the first broken link, or what there is to be said where none is.
-func (g *globals) writeVerdict(w io.Writer, steps []verify.Step, where string) {
+// writeSummary writes the first check that failed or was skipped, and all warnings.
+func (g *globals) writeSummary(w io.Writer, steps []verify.Step, where string) {
 	fmt.Fprintln(w)
-	if b := verify.Broken(steps); b != nil {
-		fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  What to do: %s\n", g.paint(red, "Broken"), where, b.Name, b.Cause, b.Detail, b.Remedy)
-	} else if u := verify.Unseen(steps); u != nil {
-		fmt.Fprintf(w, "%s%s: %s; the rest was, as far as it does not depend on it, and nothing is broken\n  %s\n", g.paint(yellow, "Not looked at"), where, u.Name, u.Detail)
-		if u.Remedy != "" {
-			fmt.Fprintf(w, "  What to do: %s\n", u.Remedy)
+	write := func(style, title string, s *verify.Step) {
+		fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  Remedy: %s\n", g.paint(style, title), where, s.Name, s.Cause, s.Detail, s.Remedy)
+	}
+	if s := verify.FirstFailed(steps); s != nil {
+		write(red, "Failed", s)
+	} else if s := verify.FirstSkipped(steps); s != nil {
+		fmt.Fprintf(w, "%s%s: %s. All independent checks passed\n  %s\n", g.paint(yellow, "Skipped"), where, s.Name, s.Detail)
+		if s.Remedy != "" {
+			fmt.Fprintf(w, "  Remedy: %s\n", s.Remedy)
 		}
 	} else {
-		fmt.Fprintf(w, "%s%s\n", g.paint(green, "The whole way holds"), where)
+		fmt.Fprintf(w, "%s%s\n", g.paint(green, "All checks passed"), where)
 	}
-	for _, s := range steps {
-		if s.State == verify.Warning {
-			fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  What to do: %s\n", g.paint(yellow, "Warning"), where, s.Name, s.Cause, s.Detail, s.Remedy)
+	for i := range steps {
+		if steps[i].State == verify.Warning {
+			write(yellow, "Warning", &steps[i])
 		}
 	}
 }
 
-// tableSteps are the columns of the table of nodes: a heading and the steps that it sums up.
+// tableSteps are the columns of the table of nodes. Each column shows the worst state of its checks.
 var tableSteps = []struct {
 	heading string
 	steps   []string
@@ -222,14 +231,14 @@ func (g *globals) writeNodeTable(w io.Writer, nodes []verify.NodeResult) {
 	for _, n := range nodes {
 		fmt.Fprint(table, n.Node)
 		for _, column := range tableSteps {
-			fmt.Fprint(table, "\t"+string(worst(n.Steps, column.steps)))
+			fmt.Fprint(table, "\t"+worstState(n.Steps, column.steps).String())
 		}
 		fmt.Fprintln(table)
 	}
 	_ = table.Flush() // w is a buffer
 	for _, n := range nodes {
-		if verify.Broken(n.Steps) != nil || verify.Unseen(n.Steps) != nil || hasWarning(n.Steps) {
-			g.writeVerdict(w, n.Steps, " on node "+n.Node)
+		if verify.FirstFailed(n.Steps) != nil || verify.FirstSkipped(n.Steps) != nil || hasWarning(n.Steps) {
+			g.writeSummary(w, n.Steps, " on node "+n.Node)
 		}
 	}
 }
@@ -243,9 +252,9 @@ func hasWarning(steps []verify.Step) bool {
 	return false
 }
 
-// worst sums some steps up; "" if there are none of them.
-func worst(steps []verify.Step, names []string) verify.State {
-	order := []verify.State{"", verify.OK, verify.Warning, verify.NotLookedAt, verify.NotReached, verify.Failed}
+// worstState returns the worst state of the named checks, or "" if there are none.
+func worstState(steps []verify.Step, names []string) verify.State {
+	order := []verify.State{"", verify.OK, verify.Warning, verify.Skipped, verify.NotRun, verify.Failed}
 	rank := 0
 	for _, s := range steps {
 		for _, name := range names {

@@ -13,16 +13,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// WriteBundle packs a report, as text and as JSON, and the objects that it rests on into a .tgz. What goes in is listed field by
-// field, so that what is not thought of stays out: no values of Secrets, no environment, no command lines, no annotations.
+// WriteBundle writes a .tgz with a report, as text and as JSON, and the objects that the report is based on. It copies listed
+// fields only. Values of Secrets, environment variables, command lines and annotations are not among them.
 func WriteBundle(w io.Writer, o *Objects, r *Report, text []byte) error {
 	files := map[string]any{
 		"report.json":                   r,
 		"objects/releases.json":         releaseFacts(o),
-		"objects/nodes.json":            each(o.Nodes, nodeFacts),
-		"objects/pods-of-releases.json": each(o.Pods, podFacts),
-		"objects/pods-with-gmsa.json":   each(o.Users, podFacts),
-		"objects/events.json":           each(o.Events, eventFacts),
+		"objects/nodes.json":            mapAll(o.Nodes, nodeFacts),
+		"objects/pods-of-releases.json": mapAll(o.Pods, podFacts),
+		"objects/pods-with-gmsa.json":   mapAll(o.GMSAPods, podFacts),
+		"objects/events.json":           mapAll(o.Events, eventFacts),
 		"objects/secrets.json":          o.Secrets,
 		"objects/certificates.json":     o.Certificates,
 		"objects/credential-specs.json": o.Specs,
@@ -41,7 +41,13 @@ func WriteBundle(w io.Writer, o *Objects, r *Report, text []byte) error {
 	zip := gzip.NewWriter(w)
 	archive := tar.NewWriter(zip)
 	for _, name := range slices.Sorted(maps.Keys(contents)) {
-		header := &tar.Header{Name: "gmsactl-doctor/" + name, Mode: 0o600, Size: int64(len(contents[name])), ModTime: o.Now.Truncate(time.Second), Format: tar.FormatPAX}
+		header := &tar.Header{
+			Name:    "gmsactl-doctor/" + name,
+			Mode:    0o600,
+			Size:    int64(len(contents[name])),
+			ModTime: o.Now.Truncate(time.Second),
+			Format:  tar.FormatPAX,
+		}
 		if err := archive.WriteHeader(header); err != nil {
 			return err
 		}
@@ -55,7 +61,7 @@ func WriteBundle(w io.Writer, o *Objects, r *Report, text []byte) error {
 	return zip.Close()
 }
 
-func each[T any](list []T, facts func(*T) any) []any {
+func mapAll[T any](list []T, facts func(*T) any) []any {
 	all := make([]any, len(list))
 	for i := range list {
 		all[i] = facts(&list[i])
@@ -63,9 +69,17 @@ func each[T any](list []T, facts func(*T) any) []any {
 	return all
 }
 
-// names is of an object's metadata what says which it is.
-func names(m metav1.ObjectMeta) map[string]any {
-	return map[string]any{"namespace": m.Namespace, "name": m.Name, "uid": m.UID, "created": m.CreationTimestamp, "deleted": m.DeletionTimestamp, "labels": m.Labels, "owners": m.OwnerReferences}
+// metadataFacts returns the metadata that identifies an object.
+func metadataFacts(m metav1.ObjectMeta) map[string]any {
+	return map[string]any{
+		"namespace": m.Namespace,
+		"name":      m.Name,
+		"uid":       m.UID,
+		"created":   m.CreationTimestamp,
+		"deleted":   m.DeletionTimestamp,
+		"labels":    m.Labels,
+		"owners":    m.OwnerReferences,
+	}
 }
 
 func releaseFacts(o *Objects) []any {
@@ -77,27 +91,42 @@ func releaseFacts(o *Objects) []any {
 			images[c.Name] = c.Image
 		}
 		all = append(all, map[string]any{
-			"release": r.String(), "chart": r.Chart, "version": r.Version, "secret": r.Secret, "runAs": r.RunAs, "daemonSet": names(r.DaemonSet.ObjectMeta),
-			"images": images, "nodeSelector": template.NodeSelector, "tolerations": template.Tolerations, "affinity": template.Affinity,
-			"updateStrategy": r.DaemonSet.Spec.UpdateStrategy, "status": r.DaemonSet.Status,
+			"release":        r.String(),
+			"chart":          r.Chart,
+			"version":        r.Version,
+			"secret":         r.Secret,
+			"runAs":          r.RunAs,
+			"daemonSet":      metadataFacts(r.DaemonSet.ObjectMeta),
+			"images":         images,
+			"nodeSelector":   template.NodeSelector,
+			"tolerations":    template.Tolerations,
+			"affinity":       template.Affinity,
+			"updateStrategy": r.DaemonSet.Spec.UpdateStrategy,
+			"status":         r.DaemonSet.Status,
 		})
 	}
 	return all
 }
 
 func nodeFacts(n *corev1.Node) any {
-	return map[string]any{"node": names(n.ObjectMeta), "taints": n.Spec.Taints, "unschedulable": n.Spec.Unschedulable, "conditions": n.Status.Conditions, "info": n.Status.NodeInfo}
+	return map[string]any{
+		"node":          metadataFacts(n.ObjectMeta),
+		"taints":        n.Spec.Taints,
+		"unschedulable": n.Spec.Unschedulable,
+		"conditions":    n.Status.Conditions,
+		"info":          n.Status.NodeInfo,
+	}
 }
 
-// statuses leaves out what a program said last and what a hook printed, which is anything.
+// statuses removes the output of programs and hooks, which can contain secrets.
 func statuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 	list = slices.Clone(list)
 	for i := range list {
 		for _, state := range []*corev1.ContainerState{&list[i].State, &list[i].LastTerminationState} {
 			if t := state.Terminated; t != nil && !slices.Contains(startReasons, t.Reason) {
-				silent := *t
-				silent.Message = ""
-				state.Terminated = &silent
+				terminated := *t
+				terminated.Message = ""
+				state.Terminated = &terminated
 			}
 			if w := state.Waiting; w != nil && w.Reason == hookReason {
 				state.Waiting = &corev1.ContainerStateWaiting{Reason: w.Reason}
@@ -107,8 +136,12 @@ func statuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 	return list
 }
 
-// told are the events whose message is Kubernetes' own. That of a failed probe or hook is what the program printed.
-var told = []string{"FailedCreate", "FailedCreatePodSandBox", "FailedScheduling", "FailedMount", "FailedDaemonPod", "Failed", "BackOff", "Scheduled", "Pulled", "Created", "Started", "Killing"}
+// kubernetesReasons are the reasons of events whose message Kubernetes writes. The message of a failed probe or hook is the
+// program's output.
+var kubernetesReasons = []string{
+	"FailedCreate", "FailedCreatePodSandBox", "FailedScheduling", "FailedMount", "FailedDaemonPod", "Failed", "BackOff",
+	"Scheduled", "Pulled", "Created", "Started", "Killing",
+}
 
 func podFacts(p *corev1.Pod) any {
 	images := map[string]string{}
@@ -116,28 +149,43 @@ func podFacts(p *corev1.Pod) any {
 		images[c.Name] = c.Image
 	}
 	specs := []any{}
-	for _, u := range userSpecs(p) {
-		specs = append(specs, map[string]string{"of": u.where, "gmsaCredentialSpecName": u.name, "gmsaCredentialSpec": u.contents})
+	for _, u := range gmsaRefs(p) {
+		specs = append(specs, map[string]string{"of": u.where, "gmsaCredentialSpecName": u.name, "gmsaCredentialSpec": u.inline})
 	}
 	return map[string]any{
-		"pod": names(p.ObjectMeta), "node": p.Spec.NodeName, "serviceAccount": serviceAccount(p), "images": images, "credentialSpecs": specs,
-		"nodeSelector": p.Spec.NodeSelector, "tolerations": p.Spec.Tolerations, "phase": p.Status.Phase, "conditions": p.Status.Conditions,
-		"initContainerStatuses": statuses(p.Status.InitContainerStatuses), "containerStatuses": statuses(p.Status.ContainerStatuses),
+		"pod":                   metadataFacts(p.ObjectMeta),
+		"node":                  p.Spec.NodeName,
+		"serviceAccount":        serviceAccount(p),
+		"images":                images,
+		"credentialSpecs":       specs,
+		"nodeSelector":          p.Spec.NodeSelector,
+		"tolerations":           p.Spec.Tolerations,
+		"phase":                 p.Status.Phase,
+		"conditions":            p.Status.Conditions,
+		"initContainerStatuses": statuses(p.Status.InitContainerStatuses),
+		"containerStatuses":     statuses(p.Status.ContainerStatuses),
 	}
 }
 
 func eventFacts(e *corev1.Event) any {
 	message := e.Message
-	if !slices.Contains(told, e.Reason) {
+	if !slices.Contains(kubernetesReasons, e.Reason) {
 		message = ""
 	}
 	return map[string]any{
-		"object": e.InvolvedObject, "type": e.Type, "reason": e.Reason, "message": message, "count": e.Count, "first": e.FirstTimestamp, "last": e.LastTimestamp,
-		"source": e.Source,
+		"object":  e.InvolvedObject,
+		"type":    e.Type,
+		"reason":  e.Reason,
+		"message": message,
+		"count":   e.Count,
+		"first":   e.FirstTimestamp,
+		"last":    e.LastTimestamp,
+		"source":  e.Source,
 	}
 }
 
-// withoutAnnotations leaves out of an object's JSON what others wrote beside it; last-applied-configuration above all.
+// withoutAnnotations removes all metadata but name and labels from an object's JSON. The annotation last-applied-configuration,
+// for example, can contain secrets.
 func withoutAnnotations(content []byte) []byte {
 	var object map[string]any
 	if err := json.Unmarshal(content, &object); err != nil {

@@ -28,17 +28,17 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
-// ScopeCluster is the scope of a report that is not of one pod or node.
+// ScopeCluster is the scope of a report about the whole cluster.
 const ScopeCluster = "cluster"
 
-// Scope says what to look at.
+// Scope selects the objects to check.
 type Scope struct {
-	Pod       string // this pod of Namespace, and what it needs
-	Node      string // this node, from within too
-	Namespace string // pods with a gMSA of this namespace only; "": of all
-	Fallback  string // namespace to look at where all may not be listed
-	Inside    bool   // look at all Windows nodes from within
-	Timeout   time.Duration
+	Pod        string        // only this pod of Namespace, and the objects that it requires
+	Node       string        // only this node; its checks run programs on the node
+	Namespace  string        // only pods of this namespace; "" means all
+	Fallback   string        // the namespace to check if listing in all namespaces is denied
+	CheckNodes bool          // run programs on all Windows nodes
+	Timeout    time.Duration // of one program on a node
 }
 
 func (s Scope) String() string {
@@ -51,21 +51,28 @@ func (s Scope) String() string {
 	return ScopeCluster
 }
 
-// Collect reads what the rules need. What may not be read is noted and left out. The error is that the API server does not
-// answer, or that the pod or node of the scope does not exist.
+// Collect reads the objects for the rules. It records objects that it has no permission to read. It returns an error if the
+// API server does not answer, or if the pod or node of the scope does not exist.
 func Collect(ctx context.Context, cluster *inventory.Cluster, program string, scope Scope) (*Objects, error) {
-	c := &collector{Cluster: cluster, scope: scope, o: &Objects{Scope: scope.String(), Program: program, Now: time.Now(), Read: map[string]bool{}, ReleasesIn: map[string]bool{}}}
-	// One question first: if nobody answers, there is no report.
+	o := &Objects{
+		Scope:      scope.String(),
+		Program:    program,
+		Now:        time.Now(),
+		Read:       map[string]bool{},
+		ReleasesIn: map[string]bool{},
+	}
+	c := &collector{Cluster: cluster, scope: scope, o: o}
+	// Without an API server there is no report.
 	if _, err := cluster.Kube.Discovery().ServerVersion(ctx); err != nil && !apierrors.IsForbidden(err) && !apierrors.IsUnauthorized(err) {
 		return nil, fmt.Errorf("the API server %s does not answer: %w", cluster.Config.Host, err)
 	}
-	if err := c.first(ctx); err != nil {
+	if err := c.readScope(ctx); err != nil {
 		return nil, err
 	}
 	c.all(ctx, c.releases, c.specs, c.webhooks)
-	c.narrow()
-	c.all(ctx, c.pods, c.secrets, c.certificates, c.uses, c.events, c.refused, c.inside)
-	slices.SortFunc(c.o.Unseen, func(a, b inventory.Unseen) int { return strings.Compare(a.What, b.What) })
+	c.filterReleases()
+	c.all(ctx, c.pods, c.secrets, c.certificates, c.uses, c.events, c.deniedPods, c.checkNodes)
+	slices.SortFunc(c.o.Skipped, func(a, b inventory.Skipped) int { return strings.Compare(a.What, b.What) })
 	return c.o, nil
 }
 
@@ -85,36 +92,36 @@ func (c *collector) all(ctx context.Context, read ...func(context.Context)) {
 	wg.Wait()
 }
 
-func (c *collector) unseen(what string, err error, right string) {
+func (c *collector) skip(what string, err error, permission string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if u := inventory.NotSeen(what, err, right); !slices.Contains(c.o.Unseen, u) {
-		c.o.Unseen = append(c.o.Unseen, u)
+	if u := inventory.NewSkipped(what, err, permission); !slices.Contains(c.o.Skipped, u) {
+		c.o.Skipped = append(c.o.Skipped, u)
 	}
 }
 
-// put changes the objects; f may be called at once for several kinds.
-func (c *collector) put(f func(o *Objects)) {
+// update changes the objects. Several goroutines call it.
+func (c *collector) update(f func(o *Objects)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(c.o)
 }
 
-// wasRead tells whether all of a kind was read. Others may be reading theirs.
+// wasRead reports whether a list was read completely. Other goroutines can still be reading their lists.
 func (c *collector) wasRead(kind string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.o.Read[kind]
 }
 
-// first reads pods and nodes, by which the rest is narrowed.
-func (c *collector) first(ctx context.Context) error {
+// readScope reads the pods and nodes of the scope. They determine which other objects to read.
+func (c *collector) readScope(ctx context.Context) error {
 	if c.scope.Pod != "" {
 		pod, err := c.Kube.CoreV1().Pods(c.scope.Namespace).Get(ctx, c.scope.Pod, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		c.put(func(o *Objects) { o.Users = []corev1.Pod{*pod}; o.Read[ReadUsers] = true })
+		c.update(func(o *Objects) { o.GMSAPods = []corev1.Pod{*pod}; o.Read[ReadGMSAPods] = true })
 		if pod.Spec.NodeName != "" {
 			c.node(ctx, pod.Spec.NodeName)
 		}
@@ -127,53 +134,53 @@ func (c *collector) first(ctx context.Context) error {
 	} else {
 		c.nodes(ctx)
 	}
-	c.users(ctx)
+	c.gmsaPods(ctx)
 	return nil
 }
 
 func (c *collector) node(ctx context.Context, name string) error {
 	n, err := c.Kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		c.unseen("node "+name, err, inventory.Right("get", "nodes/"+name, ""))
+		c.skip("node "+name, err, inventory.Permission("get", "nodes/"+name, ""))
 		if apierrors.IsNotFound(err) {
 			return err
 		}
 		return nil
 	}
-	c.put(func(o *Objects) { o.Nodes = []corev1.Node{*n}; o.Read[ReadNodes] = true })
+	c.update(func(o *Objects) { o.Nodes = []corev1.Node{*n}; o.Read[ReadNodes] = true })
 	return nil
 }
 
 func (c *collector) nodes(ctx context.Context) {
 	list, err := c.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: corev1.LabelOSStable + "=windows"})
 	if err != nil {
-		c.unseen("Windows nodes", err, inventory.Right("list", "nodes", ""))
+		c.skip("Windows nodes", err, inventory.Permission("list", "nodes", ""))
 		return
 	}
-	c.put(func(o *Objects) { o.Nodes = list.Items; o.Read[ReadNodes] = true })
+	c.update(func(o *Objects) { o.Nodes = list.Items; o.Read[ReadNodes] = true })
 }
 
-// users reads the pods with a gMSA.
-func (c *collector) users(ctx context.Context) {
+// gmsaPods reads the pods that use a gMSA.
+func (c *collector) gmsaPods(ctx context.Context) {
 	options := metav1.ListOptions{Limit: 500}
 	if c.scope.Node != "" {
 		options.FieldSelector = "spec.nodeName=" + c.scope.Node
 	}
 	namespace := c.scope.Namespace
-	users, err := c.usersIn(ctx, namespace, options)
+	users, err := c.gmsaPodsIn(ctx, namespace, options)
 	if err != nil && namespace == "" && apierrors.IsForbidden(err) {
-		c.unseen("pods of all namespaces", err, inventory.Right("list", "pods", ""))
+		c.skip("pods of all namespaces", err, inventory.Permission("list", "pods", ""))
 		namespace = c.scope.Fallback
-		users, err = c.usersIn(ctx, namespace, options)
+		users, err = c.gmsaPodsIn(ctx, namespace, options)
 	}
 	if err != nil {
-		c.unseen("pods", err, inventory.Right("list", "pods", namespace))
+		c.skip("pods", err, inventory.Permission("list", "pods", namespace))
 		return
 	}
-	c.put(func(o *Objects) { o.Users = users; o.Read[ReadUsers] = true })
+	c.update(func(o *Objects) { o.GMSAPods = users; o.Read[ReadGMSAPods] = true })
 }
 
-func (c *collector) usersIn(ctx context.Context, namespace string, options metav1.ListOptions) ([]corev1.Pod, error) {
+func (c *collector) gmsaPodsIn(ctx context.Context, namespace string, options metav1.ListOptions) ([]corev1.Pod, error) {
 	var users []corev1.Pod
 	for {
 		list, err := c.Kube.CoreV1().Pods(namespace).List(ctx, options)
@@ -181,7 +188,7 @@ func (c *collector) usersIn(ctx context.Context, namespace string, options metav
 			return nil, err
 		}
 		for i := range list.Items {
-			if len(userSpecs(&list.Items[i])) > 0 {
+			if len(gmsaRefs(&list.Items[i])) > 0 {
 				users = append(users, list.Items[i])
 			}
 		}
@@ -194,15 +201,15 @@ func (c *collector) usersIn(ctx context.Context, namespace string, options metav
 func (c *collector) releases(ctx context.Context) {
 	all, err := c.Releases(ctx, "")
 	if err == nil {
-		c.put(func(o *Objects) { o.Releases = all; o.Read[ReadReleases] = true })
+		c.update(func(o *Objects) { o.Releases = all; o.Read[ReadReleases] = true })
 		return
 	}
-	c.unseen("releases of the charts", err, inventory.Right("list", "daemonsets.apps", ""))
+	c.skip("releases of the charts", err, inventory.Permission("list", "daemonsets.apps", ""))
 	if c.scope.Fallback == "" || !apierrors.IsForbidden(err) {
 		return
 	}
 	if some, err := c.Releases(ctx, c.scope.Fallback); err == nil {
-		c.put(func(o *Objects) { o.Releases = some; o.ReleasesIn[c.scope.Fallback] = true })
+		c.update(func(o *Objects) { o.Releases = some; o.ReleasesIn[c.scope.Fallback] = true })
 	}
 }
 
@@ -214,24 +221,24 @@ func (c *collector) specs(ctx context.Context) {
 	contents, err := c.CredentialSpecs(ctx)
 	switch {
 	case errors.Is(err, inventory.ErrNoCredentialSpecs):
-		c.put(func(o *Objects) { o.NoCRD = true; o.Read[ReadSpecs] = true })
+		c.update(func(o *Objects) { o.NoCRD = true; o.Read[ReadSpecs] = true })
 		return
 	case err != nil:
-		c.unseen("credential specs", err, inventory.Right("list", inventory.CredentialSpecResource, ""))
+		c.skip("credential specs", err, inventory.Permission("list", inventory.CredentialSpecResource, ""))
 		c.namedSpecs(ctx)
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(contents)) {
 		c.addSpec(name, contents[name])
 	}
-	c.put(func(o *Objects) { o.Read[ReadSpecs] = true })
+	c.update(func(o *Objects) { o.Read[ReadSpecs] = true })
 }
 
-// namedSpecs reads the credential specs that pods name.
+// namedSpecs reads the credential specs that pods reference.
 func (c *collector) namedSpecs(ctx context.Context) {
 	names := map[string]bool{}
-	for i := range c.o.Users {
-		for _, u := range userSpecs(&c.o.Users[i]) {
+	for i := range c.o.GMSAPods {
+		for _, u := range gmsaRefs(&c.o.GMSAPods[i]) {
 			names[u.name] = u.name != ""
 		}
 	}
@@ -246,10 +253,10 @@ func (c *collector) namedSpecs(ctx context.Context) {
 			c.addSpec(name, content)
 		case !apierrors.IsNotFound(err) && !errors.Is(err, inventory.ErrNoCredentialSpecs):
 			seen = false
-			c.unseen("GMSACredentialSpec "+name, err, inventory.Right("get", inventory.CredentialSpecResource+"/"+name, ""))
+			c.skip("GMSACredentialSpec "+name, err, inventory.Permission("get", inventory.CredentialSpecResource+"/"+name, ""))
 		}
 	}
-	c.put(func(o *Objects) { o.Read[ReadSpecs] = seen })
+	c.update(func(o *Objects) { o.Read[ReadSpecs] = seen })
 }
 
 func (c *collector) addSpec(name string, content []byte) {
@@ -259,17 +266,17 @@ func (c *collector) addSpec(name string, content []byte) {
 	if err == nil && len(docs) == 1 {
 		s.Document = docs[0]
 	} else {
-		s.Document.Problems = []credspec.Problem{{Text: "it cannot be read as a credential spec"}}
+		s.Document.Problems = []credspec.Problem{{Text: "is not a valid credential spec"}}
 	}
-	c.put(func(o *Objects) { o.Specs = append(o.Specs, s) })
+	c.update(func(o *Objects) { o.Specs = append(o.Specs, s) })
 }
 
-// gMSA webhooks are known by their name: SIG-Windows' is admission-webhook.windows-gmsa.sigs.k8s.io, whatever the configuration
-// is called.
+// isGMSA detects gMSA webhooks by their name. SIG Windows' webhook is always admission-webhook.windows-gmsa.sigs.k8s.io. The name
+// of its configuration varies.
 func isGMSA(name string) bool { return strings.Contains(strings.ToLower(name), "gmsa") }
 
-// CertificateSecretAnnotation is what the chart rancher-gmsa-webhook writes on its configurations: the name of the Secret, in
-// the namespace of the webhook's Service, with the certificate that it serves.
+// CertificateSecretAnnotation is an annotation that the chart rancher-gmsa-webhook adds to its webhook configurations. It
+// contains the name of the Secret with the serving certificate. The Secret is in the namespace of the webhook's Service.
 const CertificateSecretAnnotation = "ccgrkc.github.io/certificate-secret"
 
 func (c *collector) webhooks(ctx context.Context) {
@@ -279,24 +286,33 @@ func (c *collector) webhooks(ctx context.Context) {
 	api := c.Kube.AdmissionregistrationV1()
 	read := true
 	var found []Webhook
-	add := func(configuration metav1.ObjectMeta, name, resource string, mutating bool, client admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType) {
+	add := func(
+		configuration metav1.ObjectMeta, name, resource string, mutating bool,
+		client admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType,
+	) {
 		if !isGMSA(configuration.Name) && !isGMSA(name) {
 			return
 		}
-		w := Webhook{Configuration: configuration.Name, Resource: resource, Name: name, Mutating: mutating, Fails: policy == nil || *policy == admissionv1.Fail}
+		w := Webhook{
+			Configuration: configuration.Name,
+			Resource:      resource,
+			Name:          name,
+			Mutating:      mutating,
+			Fails:         policy == nil || *policy == admissionv1.Fail,
+		}
 		w.CABegins, w.CAExpires, w.CAProblem = validity(client.CABundle)
 		if s := client.Service; s != nil {
 			w.Service = s.Namespace + "/" + s.Name
 			w.Endpoints, w.Replicas = c.endpoints(ctx, s.Namespace, s.Name), c.replicas(ctx, s.Namespace, s.Name)
 			if secret := configuration.Annotations[CertificateSecretAnnotation]; secret != "" && w.CAProblem == "" {
-				c.served(ctx, &w, s.Namespace, secret, client.CABundle, s.Name+"."+s.Namespace+".svc")
+				c.readServingCertificate(ctx, &w, s.Namespace, secret, client.CABundle, s.Name+"."+s.Namespace+".svc")
 			}
 		}
 		found = append(found, w)
 	}
 	if list, err := api.MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{}); err != nil {
 		read = false
-		c.unseen("mutating webhooks", err, inventory.Right("list", "mutatingwebhookconfigurations.admissionregistration.k8s.io", ""))
+		c.skip("mutating webhooks", err, inventory.Permission("list", "mutatingwebhookconfigurations.admissionregistration.k8s.io", ""))
 	} else {
 		for _, configuration := range list.Items {
 			for _, w := range configuration.Webhooks {
@@ -305,7 +321,7 @@ func (c *collector) webhooks(ctx context.Context) {
 		}
 	}
 	if list, err := api.ValidatingWebhookConfigurations().List(ctx, metav1.ListOptions{}); err != nil {
-		c.unseen("validating webhooks", err, inventory.Right("list", "validatingwebhookconfigurations.admissionregistration.k8s.io", ""))
+		c.skip("validating webhooks", err, inventory.Permission("list", "validatingwebhookconfigurations.admissionregistration.k8s.io", ""))
 	} else {
 		for _, configuration := range list.Items {
 			for _, w := range configuration.Webhooks {
@@ -313,29 +329,30 @@ func (c *collector) webhooks(ctx context.Context) {
 			}
 		}
 	}
-	c.put(func(o *Objects) { o.Webhooks = found; o.Read[ReadWebhooks] = read })
+	c.update(func(o *Objects) { o.Webhooks = found; o.Read[ReadWebhooks] = read })
 }
 
-// served compares the certificate that a webhook serves with what the API server is told to trust.
-func (c *collector) served(ctx context.Context, w *Webhook, namespace, secret string, bundle []byte, host string) {
+// readServingCertificate reads a webhook's serving certificate and checks it against the CA bundle.
+func (c *collector) readServingCertificate(ctx context.Context, w *Webhook, namespace, secret string, bundle []byte, host string) {
 	chain, _, err := c.CertificateOf(ctx, namespace, secret)
 	switch {
 	case apierrors.IsNotFound(err):
-		w.Secret, w.Problem = namespace+"/"+secret, "the Secret "+namespace+"/"+secret+" with its certificate does not exist"
+		w.Secret = namespace + "/" + secret
+		w.Problem = "the Secret " + w.Secret + " with its certificate does not exist"
 		return
 	case err != nil:
-		c.unseen("Secret "+namespace+"/"+secret, err, inventory.Right("get", "secrets/"+secret, namespace))
+		c.skip("Secret "+namespace+"/"+secret, err, inventory.Permission("get", "secrets/"+secret, namespace))
 		return
 	}
 	w.Secret = namespace + "/" + secret
-	w.serves(chain, bundle, host, c.o.Now)
+	w.checkServingCertificate(chain, bundle, host, c.o.Now)
 }
 
-// serves reads the certificate that a webhook has in its Secret.
-func (w *Webhook) serves(chain, bundle []byte, host string, now time.Time) {
+// checkServingCertificate checks a serving certificate against the CA bundle and the Service's host name.
+func (w *Webhook) checkServingCertificate(chain, bundle []byte, host string, now time.Time) {
 	block, rest := pem.Decode(bytes.TrimSpace(chain))
 	if block == nil {
-		w.Problem = "the Secret " + w.Secret + " holds no certificate in tls.crt"
+		w.Problem = "the Secret " + w.Secret + " contains no certificate in tls.crt"
 		return
 	}
 	leaf, err := x509.ParseCertificate(block.Bytes)
@@ -344,26 +361,33 @@ func (w *Webhook) serves(chain, bundle []byte, host string, now time.Time) {
 		return
 	}
 	w.Begins, w.Expires = leaf.NotBefore, leaf.NotAfter
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
-	between.AppendCertsFromPEM(rest)
-	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between, CurrentTime: now}); err != nil {
-		w.Problem = "the certificate in the Secret " + w.Secret + " does not pass with its caBundle: " + err.Error()
+	intermediates.AppendCertsFromPEM(rest)
+	options := x509.VerifyOptions{
+		DNSName:       host,
+		Roots:         roots,
+		Intermediates: intermediates,
+		CurrentTime:   now,
+	}
+	if _, err := leaf.Verify(options); err != nil {
+		w.Problem = "the certificate in the Secret " + w.Secret + " does not match the caBundle: " + err.Error()
 	}
 }
 
-// replicas is how many pods the Deployment behind a Service is to have; nil: there is none, or it may not be read.
+// replicas returns the desired number of pods of the Deployment behind a Service. It returns nil if there is no Deployment or
+// if it cannot be read.
 func (c *collector) replicas(ctx context.Context, namespace, service string) *int {
 	s, err := c.Kube.CoreV1().Services(namespace).Get(ctx, service, metav1.GetOptions{})
 	if err != nil {
 		if !apierrors.IsNotFound(err) {
-			c.unseen("Service "+namespace+"/"+service, err, inventory.Right("get", "services/"+service, namespace))
+			c.skip("Service "+namespace+"/"+service, err, inventory.Permission("get", "services/"+service, namespace))
 		}
 		return nil
 	}
 	list, err := c.Kube.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		c.unseen("the webhook's Deployment in namespace "+namespace, err, inventory.Right("list", "deployments.apps", namespace))
+		c.skip("the webhook's Deployment in namespace "+namespace, err, inventory.Permission("list", "deployments.apps", namespace))
 		return nil
 	}
 	for _, d := range list.Items {
@@ -378,7 +402,8 @@ func (c *collector) replicas(ctx context.Context, namespace, service string) *in
 	return nil
 }
 
-// validity is that of the certificate of a CA bundle that ends last. An empty bundle is the machine's own CAs.
+// validity returns the validity of the certificate in a CA bundle that expires last. An empty bundle means the API server's
+// own CAs.
 func validity(bundle []byte) (begins, last time.Time, problem string) {
 	if len(bundle) == 0 {
 		return begins, last, ""
@@ -393,16 +418,16 @@ func validity(bundle []byte) (begins, last time.Time, problem string) {
 		}
 	}
 	if last.IsZero() {
-		return begins, last, "its caBundle holds no certificate"
+		return begins, last, "its caBundle contains no certificate"
 	}
 	return begins, last, ""
 }
 
-// endpoints counts a Service's ready endpoints; nil: they may not be read.
+// endpoints counts a Service's ready endpoints. It returns nil if they cannot be read.
 func (c *collector) endpoints(ctx context.Context, namespace, service string) *int {
 	list, err := c.Kube.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service})
 	if err != nil {
-		c.unseen("endpoints of the webhook's Service "+namespace+"/"+service, err, inventory.Right("list", "endpointslices.discovery.k8s.io", namespace))
+		c.skip("endpoints of the webhook's Service "+namespace+"/"+service, err, inventory.Permission("list", "endpointslices.discovery.k8s.io", namespace))
 		return nil
 	}
 	n := 0
@@ -416,12 +441,12 @@ func (c *collector) endpoints(ctx context.Context, namespace, service string) *i
 	return &n
 }
 
-// narrow leaves, of the releases, those that concern the pod of the scope.
-func (c *collector) narrow() {
+// filterReleases keeps the installer's releases and those that the pod of the scope requires.
+func (c *collector) filterReleases() {
 	if c.scope.Pod == "" {
 		return
 	}
-	wanted := c.o.inputs(&c.o.Users[0])
+	wanted := c.o.releasesFor(&c.o.GMSAPods[0])
 	var kept []inventory.Release
 	for _, r := range c.o.Releases {
 		if r.Chart == inventory.InstallerChart || slices.ContainsFunc(wanted, func(w inventory.Release) bool { return w.String() == r.String() }) {
@@ -442,12 +467,12 @@ func (c *collector) pods(ctx context.Context) {
 		list, err := c.Kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: inventory.PartOfLabel})
 		if err != nil {
 			read = false
-			c.unseen("pods of the releases in namespace "+namespace, err, inventory.Right("list", "pods", namespace))
+			c.skip("pods of the releases in namespace "+namespace, err, inventory.Permission("list", "pods", namespace))
 			continue
 		}
 		found = append(found, list.Items...)
 	}
-	c.put(func(o *Objects) { o.Pods = found; o.Read[ReadPods] = read && len(namespaces) > 0 })
+	c.update(func(o *Objects) { o.Pods = found; o.Read[ReadPods] = read && len(namespaces) > 0 })
 }
 
 func (c *collector) secrets(ctx context.Context) {
@@ -467,12 +492,12 @@ func (c *collector) secrets(ctx context.Context) {
 		case apierrors.IsNotFound(err):
 			s.Exists = false
 		case err != nil:
-			c.unseen("Secret "+s.Name, err, inventory.Right("get", "secrets/"+ref.Secret, ref.Namespace))
+			c.skip("Secret "+s.Name, err, inventory.Permission("get", "secrets/"+ref.Secret, ref.Namespace))
 			continue
 		}
-		c.put(func(o *Objects) { o.Secrets = append(o.Secrets, s) })
+		c.update(func(o *Objects) { o.Secrets = append(o.Secrets, s) })
 	}
-	c.put(func(o *Objects) {
+	c.update(func(o *Objects) {
 		slices.SortFunc(o.Secrets, func(a, b Secret) int { return strings.Compare(a.Name, b.Name) })
 	})
 }
@@ -487,21 +512,21 @@ func (c *collector) certificates(ctx context.Context) {
 			case apierrors.IsNotFound(err):
 				certificate.Exists = false
 			case err != nil:
-				c.unseen("Secret "+certificate.Secret, err, inventory.Right("get", "secrets/"+of[side], r.Namespace))
+				c.skip("Secret "+certificate.Secret, err, inventory.Permission("get", "secrets/"+of[side], r.Namespace))
 				continue
 			default:
 				certificate.read(chain, r.Reference())
 			}
-			c.put(func(o *Objects) { o.Certificates = append(o.Certificates, certificate) })
+			c.update(func(o *Objects) { o.Certificates = append(o.Certificates, certificate) })
 		}
 	}
 }
 
-// read looks at the leaf of a chain, as provider and plugin will (package mtls).
+// read checks the leaf of a chain as the provider and the plugin do (package mtls).
 func (c *Certificate) read(chain []byte, ref credential.Reference) {
 	block, _ := pem.Decode(bytes.TrimSpace(chain))
 	if block == nil {
-		c.Problem = "tls.crt holds no certificate in PEM"
+		c.Problem = "tls.crt contains no certificate in PEM"
 		return
 	}
 	leaf, err := x509.ParseCertificate(block.Bytes)
@@ -516,63 +541,68 @@ func (c *Certificate) read(chain []byte, ref credential.Reference) {
 	}
 	switch {
 	case !slices.Contains(leaf.DNSNames, ref.CertificateName()):
-		c.Problem = fmt.Sprintf("it has not the DNS name %s", ref.CertificateName())
+		c.Problem = fmt.Sprintf("it does not have the DNS name %s", ref.CertificateName())
 	case len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != use:
 		c.Problem = fmt.Sprintf("its extended key usage is not exactly %q", c.Side+" auth")
 	}
 }
 
-// uses asks for each ServiceAccount of a pod whether it may use what the pod names.
+// uses checks the use permission of each pod's ServiceAccount.
 func (c *collector) uses(ctx context.Context) {
-	asked := map[Use]bool{}
-	for i := range c.o.Users {
-		pod := &c.o.Users[i]
-		for _, u := range userSpecs(pod) {
+	uses := map[Use]bool{}
+	for i := range c.o.GMSAPods {
+		pod := &c.o.GMSAPods[i]
+		for _, u := range gmsaRefs(pod) {
 			if u.name != "" {
-				asked[Use{Namespace: pod.Namespace, ServiceAccount: serviceAccount(pod), CredentialSpec: u.name}] = true
+				uses[Use{Namespace: pod.Namespace, ServiceAccount: serviceAccount(pod), CredentialSpec: u.name}] = true
 			}
 		}
 	}
-	for u := range asked {
+	for u := range uses {
 		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 			User:   "system:serviceaccount:" + u.Namespace + ":" + u.ServiceAccount,
 			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + u.Namespace, "system:authenticated"},
 			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Verb: "use", Group: "windows.k8s.io", Resource: "gmsacredentialspecs", Name: u.CredentialSpec, Namespace: u.Namespace,
+				Verb:      "use",
+				Group:     "windows.k8s.io",
+				Resource:  "gmsacredentialspecs",
+				Name:      u.CredentialSpec,
+				Namespace: u.Namespace,
 			},
 		}}
 		answer, err := c.Kube.AuthorizationV1().SubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
 		if err != nil {
-			c.unseen("rights of the pods' ServiceAccounts to use their credential specs", err, inventory.Right("create", "subjectaccessreviews.authorization.k8s.io", ""))
+			c.skip("use permissions of the pods' ServiceAccounts", err,
+				inventory.Permission("create", "subjectaccessreviews.authorization.k8s.io", ""))
 			return
 		}
 		u.Allowed = answer.Status.Allowed
-		c.put(func(o *Objects) { o.Uses = append(o.Uses, u) })
+		c.update(func(o *Objects) { o.Uses = append(o.Uses, u) })
 	}
 }
 
-// A cluster may have hundreds of pods with one fault. So many tell it.
-const mostStuck = 50
+// maxEventPods limits the pods whose events are read. Hundreds of pods can have the same fault.
+const maxEventPods = 50
 
 // events reads the events of pods that do not run, and of the releases' DaemonSets.
 func (c *collector) events(ctx context.Context) {
 	read := func(kind, namespace, name string) {
-		list, err := c.Kube.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{
-			FieldSelector: fields.AndSelectors(fields.OneTermEqualSelector("involvedObject.kind", kind), fields.OneTermEqualSelector("involvedObject.name", name)).String(),
-		})
+		selector := fields.AndSelectors(
+			fields.OneTermEqualSelector("involvedObject.kind", kind), fields.OneTermEqualSelector("involvedObject.name", name))
+		list, err := c.Kube.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: selector.String()})
 		if err != nil {
-			c.unseen("events in namespace "+namespace, err, inventory.Right("list", "events", namespace))
+			c.skip("events in namespace "+namespace, err, inventory.Permission("list", "events", namespace))
 			return
 		}
-		c.put(func(o *Objects) { o.Events = append(o.Events, list.Items...) })
+		c.update(func(o *Objects) { o.Events = append(o.Events, list.Items...) })
 	}
-	stuck := 0
-	for i := range c.o.Users {
-		pod := &c.o.Users[i]
+	n := 0
+	for i := range c.o.GMSAPods {
+		pod := &c.o.GMSAPods[i]
 		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || inventory.Ready(pod) {
 			continue
 		}
-		if stuck++; stuck > mostStuck {
+		if n++; n > maxEventPods {
 			break
 		}
 		read("Pod", pod.Namespace, pod.Name)
@@ -582,8 +612,8 @@ func (c *collector) events(ctx context.Context) {
 	}
 }
 
-// refused reads what controllers tell of pods that were refused on account of a gMSA.
-func (c *collector) refused(ctx context.Context) {
+// deniedPods reads the events of controllers whose pods were denied because of a gMSA.
+func (c *collector) deniedPods(ctx context.Context) {
 	if c.scope.String() != ScopeCluster {
 		return
 	}
@@ -591,36 +621,40 @@ func (c *collector) refused(ctx context.Context) {
 	namespace := c.scope.Namespace
 	list, err := c.Kube.CoreV1().Events(namespace).List(ctx, options)
 	if err != nil && namespace == "" && apierrors.IsForbidden(err) {
-		c.unseen("events of all namespaces", err, inventory.Right("list", "events", ""))
+		c.skip("events of all namespaces", err, inventory.Permission("list", "events", ""))
 		namespace = c.scope.Fallback
 		list, err = c.Kube.CoreV1().Events(namespace).List(ctx, options)
 	}
 	if err != nil {
-		c.unseen("events in namespace "+namespace, err, inventory.Right("list", "events", namespace))
+		c.skip("events in namespace "+namespace, err, inventory.Permission("list", "events", namespace))
 		return
 	}
 	for _, e := range list.Items {
 		if isGMSA(e.Message) && e.InvolvedObject.Kind != "DaemonSet" {
-			c.put(func(o *Objects) { o.Events = append(o.Events, e) })
+			c.update(func(o *Objects) { o.Events = append(o.Events, e) })
 		}
 	}
 }
 
-// inside looks at nodes from within.
-func (c *collector) inside(ctx context.Context) {
-	if c.scope.Node == "" && !c.scope.Inside || !c.wasRead(ReadNodes) {
+// checkNodes runs programs on the nodes of the scope.
+func (c *collector) checkNodes(ctx context.Context) {
+	if c.scope.Node == "" && !c.scope.CheckNodes || !c.wasRead(ReadNodes) {
 		return
 	}
 	installers := inventory.Of(c.o.Releases, inventory.InstallerChart)
-	var unseen *inventory.Unseen
+	var skipped *inventory.Skipped
 	if !c.wasRead(ReadReleases) {
-		unseen = &inventory.Unseen{What: "the plugin installer's DaemonSet", Why: "forbidden", Right: inventory.Right("list", "daemonsets.apps", "")}
+		skipped = &inventory.Skipped{
+			What:       "the plugin installer's DaemonSet",
+			Why:        "forbidden",
+			Permission: inventory.Permission("list", "daemonsets.apps", ""),
+		}
 	}
-	results := verify.Each(c.o.Nodes, func(n *corev1.Node) verify.NodeResult {
+	results := verify.ForEachNode(c.o.Nodes, func(n *corev1.Node) verify.NodeResult {
 		result := verify.NodeResult{Node: n.Name}
 		providers := inventory.Of(c.o.Releases, inventory.ProviderChart)
 		if len(providers) == 0 {
-			result.Steps = verify.CheckNode(ctx, c.nodeOptions(n, installers, unseen, nil)).Steps
+			result.Steps = verify.CheckNode(ctx, c.nodeOptions(n, installers, skipped, nil)).Steps
 		}
 		seen := map[string]bool{}
 		for i := range providers {
@@ -628,8 +662,8 @@ func (c *collector) inside(ctx context.Context) {
 			if inventory.OutsideSelector(r.DaemonSet.Spec.Template.Spec, n) != "" && i < len(providers)-1 {
 				continue
 			}
-			for _, s := range verify.CheckNode(ctx, c.nodeOptions(n, installers, unseen, r)).Steps {
-				// What is of the node and not of a release is the same each time.
+			for _, s := range verify.CheckNode(ctx, c.nodeOptions(n, installers, skipped, r)).Steps {
+				// The checks of the node itself are the same for each release.
 				if key := s.Name + s.Detail; !seen[key] {
 					seen[key] = true
 					result.Steps = append(result.Steps, s)
@@ -640,23 +674,36 @@ func (c *collector) inside(ctx context.Context) {
 	})
 	for _, result := range results {
 		for _, s := range result.Steps {
-			if s.State == verify.NotLookedAt && s.Right != "" {
-				c.put(func(o *Objects) {
-					u := inventory.Unseen{What: "node " + result.Node + ", " + s.Name, Why: s.Detail, Right: s.Right}
-					o.Unseen = append(o.Unseen, u)
+			if s.State == verify.Skipped && s.Permission != "" {
+				c.update(func(o *Objects) {
+					o.Skipped = append(o.Skipped, inventory.Skipped{
+						What:       "node " + result.Node + ", " + s.Name,
+						Why:        s.Detail,
+						Permission: s.Permission,
+					})
 				})
 			}
 		}
 	}
-	c.put(func(o *Objects) { o.NodeResults = results })
+	c.update(func(o *Objects) { o.NodeResults = results })
 }
 
-func (c *collector) nodeOptions(n *corev1.Node, installers []inventory.Release, unseen *inventory.Unseen, provider *inventory.Release) verify.NodeOptions {
-	o := verify.NodeOptions{Cluster: c.Cluster, Program: c.o.Program, Node: n, Installers: installers, InstallersUnseen: unseen, Provider: provider, Timeout: c.scope.Timeout}
+func (c *collector) nodeOptions(
+	n *corev1.Node, installers []inventory.Release, skipped *inventory.Skipped, provider *inventory.Release,
+) verify.NodeOptions {
+	o := verify.NodeOptions{
+		Cluster:           c.Cluster,
+		Program:           c.o.Program,
+		Node:              n,
+		Installers:        installers,
+		InstallersSkipped: skipped,
+		Provider:          provider,
+		Timeout:           c.scope.Timeout,
+	}
 	if provider == nil {
 		return o
 	}
-	// The domain is the one of a credential spec of this account.
+	// The domain comes from a credential spec for this account.
 	for _, s := range c.o.Specs {
 		if ref, ours := inputOf(s.Document.Spec); ours && ref == provider.Reference() {
 			o.Domain = s.Document.Spec.DomainJoinConfig.DnsName

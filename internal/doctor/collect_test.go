@@ -16,9 +16,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
-// Nodes are looked at from within while the other kinds are read: go test -race sees whether they get in each other's way. The
-// API server is a fake, since the program that the lab runs is built without the race detector. It has nodes, and refuses the rest.
-func TestNodesAreLookedAtFromWithinWhileTheRestIsRead(t *testing.T) {
+// Collect runs programs on nodes while it reads the other kinds. go test -race detects data races between the two. The API
+// server is a fake, because the lab runs a program without the race detector. It returns nodes and denies everything else.
+func TestCollectChecksNodesWhileItReadsOtherKinds(t *testing.T) {
 	t.Parallel()
 	list := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}, Items: []corev1.Node{node("win-1", nil), node("win-2", nil)}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -42,7 +42,7 @@ func TestNodesAreLookedAtFromWithinWhileTheRestIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := Collect(t.Context(), cluster, "gmsactl", Scope{Inside: true, Timeout: time.Second})
+	o, err := Collect(t.Context(), cluster, "gmsactl", Scope{CheckNodes: true, Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestNodesAreLookedAtFromWithinWhileTheRestIsRead(t *testing.T) {
 	}
 	for _, result := range o.NodeResults {
 		for _, s := range result.Steps {
-			if s.Name == verify.StepInstaller && s.Right != inventory.Right("list", "daemonsets.apps", "") {
+			if s.Name == verify.StepInstaller && s.Permission != inventory.Permission("list", "daemonsets.apps", "") {
 				t.Errorf("node %s: %+v", result.Node, s)
 			}
 		}

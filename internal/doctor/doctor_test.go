@@ -107,13 +107,13 @@ func spec(t *testing.T, name, from, to string) Spec {
 	return Spec{Name: name, Content: []byte(content), Document: docs[0]}
 }
 
-func user(name, node, specName, contents string) corev1.Pod {
+func user(name, node, specName, inline string) corev1.Pod {
 	w := &corev1.WindowsSecurityContextOptions{}
 	if specName != "" {
 		w.GMSACredentialSpecName = &specName
 	}
-	if contents != "" {
-		w.GMSACredentialSpec = &contents
+	if inline != "" {
+		w.GMSACredentialSpec = &inline
 	}
 	return corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, CreationTimestamp: metav1.NewTime(now.Add(-time.Hour))},
@@ -128,11 +128,11 @@ func healthy(t *testing.T) *Objects {
 	one := 1
 	return &Objects{
 		Scope: ScopeCluster, Program: "gmsactl", Now: now,
-		Read:     map[string]bool{ReadReleases: true, ReadNodes: true, ReadPods: true, ReadUsers: true, ReadSpecs: true, ReadWebhooks: true},
+		Read:     map[string]bool{ReadReleases: true, ReadNodes: true, ReadPods: true, ReadGMSAPods: true, ReadSpecs: true, ReadWebhooks: true},
 		Releases: []inventory.Release{p, i},
 		Nodes:    []corev1.Node{node("win-1", map[string]string{"gmsa": "web"}), node("win-2", nil)},
 		Pods:     []corev1.Pod{podFor(i, "win-1", true), podFor(i, "win-2", true), podFor(p, "win-1", true)},
-		Users:    []corev1.Pod{user("web-0", "win-1", "web01", specJSON)},
+		GMSAPods: []corev1.Pod{user("web-0", "win-1", "web01", specJSON)},
 		Secrets:  []Secret{{Reference: credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}, Name: "gmsa-system/web-creds", Exists: true}},
 		Specs:    []Spec{spec(t, "web01", "", "")},
 		Webhooks: []Webhook{{Configuration: "gmsa-webhook", Resource: "mutatingwebhookconfigurations", Name: "w", Mutating: true, Fails: true, Service: "gmsa/webhook", Endpoints: &one, Replicas: &one, CABegins: now.AddDate(0, 0, -21), CAExpires: now.AddDate(0, 0, 9)}},
@@ -142,7 +142,7 @@ func healthy(t *testing.T) *Objects {
 
 func stuckWith(message string) func(o *Objects) {
 	return func(o *Objects) {
-		pod := &o.Users[0]
+		pod := &o.GMSAPods[0]
 		pod.Status = corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{Name: "app", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}}}}
 		if message != "" {
 			pod.Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "RunContainerError", Message: message}
@@ -150,14 +150,14 @@ func stuckWith(message string) func(o *Objects) {
 	}
 }
 
-// Each fault is the only one, is found as what it is, and names the object and what to do.
-func TestEachFaultIsFoundAndNoOther(t *testing.T) {
+// Each case has one fault. Diagnose finds it and nothing else, with its object and a remedy.
+func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 	t.Parallel()
 	zero, two := 0, 2
 	no := map[string]string{"gmsa": "no"}
 	for name, c := range map[string]struct {
 		breaks   func(o *Objects)
-		code     string // "": nothing is found
+		code     string // "": no finding
 		severity Severity
 		object   string
 		says     []string
@@ -168,9 +168,7 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 			second := installer()
 			second.Namespace, second.DaemonSet.Namespace = "other", "other"
 			o.Releases = append(o.Releases, second)
-			for _, n := range []string{"win-1", "win-2"} {
-				o.Pods = append(o.Pods, podFor(second, n, true))
-			}
+			o.Pods = append(o.Pods, podFor(second, "win-1", true), podFor(second, "win-2", true))
 		}, "installer-twice", Error, "release other/plugin", []string{"gmsa-system/plugin", "helm uninstall plugin --namespace other"}},
 		"other version":  {func(o *Objects) { o.Releases[0].Version = "v1.1.0" }, "versions-differ", Warning, "release gmsa-system/web", []string{"v1.1.0", "v1.0.0", "helm upgrade"}},
 		"other identity": {func(o *Objects) { o.Releases[0].RunAs = "local-service" }, "plugin-identity-differs", Error, "release gmsa-system/web", []string{"--set plugin.runAs=network-service"}},
@@ -180,7 +178,7 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 		}, "two-releases-of-one-secret", Error, "release gmsa-system/web2", []string{"gmsa-system/web "}},
 		"no node": {func(o *Objects) {
 			o.Releases[0].DaemonSet.Spec.Template.Spec.NodeSelector["gmsa"] = "nowhere"
-			o.Users = nil
+			o.GMSAPods = nil
 		}, "release-selects-no-node", Warning, "release gmsa-system/web", []string{"gmsa=nowhere"}},
 		"taint": {func(o *Objects) {
 			o.Nodes[0].Spec.Taints = []corev1.Taint{{Key: "apart", Effect: corev1.TaintEffectNoSchedule}}
@@ -212,21 +210,21 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 		"certificate expired": {func(o *Objects) {
 			o.Certificates = []Certificate{{Secret: "gmsa-system/c", Release: "gmsa-system/web", Side: "client", Exists: true, NotBefore: now.AddDate(0, 0, -2), NotAfter: now.Add(-time.Second)}}
 		}, "certificate-expired", Error, "Secret gmsa-system/c", []string{"2026-06-01T11:59:59Z"}},
-		"certificate at its end": {func(o *Objects) {
+		"certificate expires soon": {func(o *Objects) {
 			o.Certificates = []Certificate{{Secret: "gmsa-system/c", Exists: true, NotBefore: now.AddDate(0, 0, -99), NotAfter: now.AddDate(0, 0, 1)}}
 		}, "certificate-expires", Warning, "Secret gmsa-system/c", nil},
-		"certificate in its prime": {func(o *Objects) {
+		"valid certificate": {func(o *Objects) {
 			o.Certificates = []Certificate{{Secret: "gmsa-system/c", Exists: true, NotBefore: now.Add(-20 * time.Hour), NotAfter: now.Add(4 * time.Hour)}}
 		}, "", "", "", nil},
 		"spec with braces missing": {func(o *Objects) {
 			o.Specs[0] = spec(t, "web01", "{E4781092-F116-4B79-B55E-28EB6A224E26}", "E4781092-F116-4B79-B55E-28EB6A224E26")
-			o.Users = nil
+			o.GMSAPods = nil
 		},
 			"credential-spec-invalid", Error, "GMSACredentialSpec web01", []string{"PluginGUID", "gmsactl credspec check web01"}},
-		"spec of nobody": {func(o *Objects) { o.Specs = append(o.Specs, spec(t, "shop01", "web-creds", "shop-creds")) },
-			"release-not-found", Error, "GMSACredentialSpec shop01", []string{"gmsa-system:shop-creds", "gmsa-system/web serves gmsa-system:web-creds", "helm install shop"}},
+		"spec without release": {func(o *Objects) { o.Specs = append(o.Specs, spec(t, "shop01", "web-creds", "shop-creds")) },
+			"release-not-found", Error, "GMSACredentialSpec shop01", []string{"gmsa-system:shop-creds", "gmsa-system/web provides gmsa-system:web-creds", "helm install shop"}},
 		"webhook missing":      {func(o *Objects) { o.Webhooks = nil }, "webhook-missing", Error, "cluster", nil},
-		"webhook's CA expired": {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(-time.Hour) }, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"pods that it is asked about are refused"}},
+		"webhook's CA expired": {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(-time.Hour) }, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"denies pods that use a gMSA"}},
 		"webhook's CA ends":    {func(o *Objects) { o.Webhooks[0].CAExpires = now.Add(time.Hour) }, "webhook-certificate-expires", Warning, "mutatingwebhookconfigurations gmsa-webhook", nil},
 		"webhook's certificate ends": {func(o *Objects) {
 			w := &o.Webhooks[0]
@@ -237,51 +235,51 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 			w.Secret, w.CAExpires, w.Begins, w.Expires, w.Problem = "gmsa/tls", now.AddDate(3, 0, 0), now.AddDate(0, 0, -90), now.Add(-time.Hour), "has expired"
 		}, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"the certificate in its Secret gmsa/tls expired at"}},
 		"webhook's CA damaged": {func(o *Objects) { o.Webhooks[0].CAProblem = "its caBundle holds no certificate" }, "webhook-ca-invalid", Error, "mutatingwebhookconfigurations gmsa-webhook", nil},
-		"webhook's own":        {func(o *Objects) { o.Webhooks[0].Problem = "the certificate does not pass" }, "webhook-ca-mismatch", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"does not pass", "kubectl logs --namespace gmsa"}},
+		"webhook's CA differs":        {func(o *Objects) { o.Webhooks[0].Problem = "the certificate does not match" }, "webhook-ca-mismatch", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"does not match", "kubectl logs --namespace gmsa"}},
 		"one webhook of two":   {func(o *Objects) { o.Webhooks[0].Replicas = &two }, "webhook-degraded", Warning, "mutatingwebhookconfigurations gmsa-webhook", []string{"1 ready pods of 2"}},
 		"two webhooks": {func(o *Objects) {
 			o.Webhooks = append(o.Webhooks, Webhook{Configuration: "sig", Resource: "mutatingwebhookconfigurations", Name: "w", Mutating: true, Service: "sig/webhook"})
 		}, "webhook-twice", Warning, "cluster", []string{"gmsa/webhook, sig/webhook"}},
 		"webhook down": {func(o *Objects) { o.Webhooks[0].Endpoints = &zero }, "webhook-down", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"gmsa/webhook"}},
-		"no CRD":       {func(o *Objects) { o.NoCRD, o.Specs, o.Users = true, nil, nil }, "no-credential-specs", Warning, "cluster", nil},
+		"no CRD":       {func(o *Objects) { o.NoCRD, o.Specs, o.GMSAPods = true, nil, nil }, "no-credential-specs", Warning, "cluster", nil},
 		"use":          {func(o *Objects) { o.Uses[0].Allowed = false }, "use-forbidden", Error, "ServiceAccount shop/default", []string{`"resourceNames":["web01"]`, `"name":"default","namespace":"shop"`}},
-		"refused": {func(o *Objects) {
+		"denied": {func(o *Objects) {
 			o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "ReplicaSet", Namespace: "shop", Name: "web-1"}, Reason: "FailedCreate", Message: "not authorized to use gMSA cred spec"}}
 		}, "pod-refused", Error, "ReplicaSet shop/web-1", []string{"not authorized"}},
-		"not copied":        {func(o *Objects) { o.Users[0] = user("web-0", "win-1", "web01", "") }, "credential-spec-not-copied", Error, "pod shop/web-0", []string{"windows.k8s.io/disabled"}},
-		"names nothing":     {func(o *Objects) { o.Users[0] = user("web-0", "win-1", "web09", "") }, "credential-spec-not-found", Error, "pod shop/web-0", []string{"web09"}},
+		"not populated":        {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "web01", "") }, "credential-spec-not-copied", Error, "pod shop/web-0", []string{"windows.k8s.io/disabled"}},
+		"missing credential spec":     {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "web09", "") }, "credential-spec-not-found", Error, "pod shop/web-0", []string{"web09"}},
 		"changed since":     {func(o *Objects) { o.Specs[0] = spec(t, "web01", "CORP", "CORPS") }, "credential-spec-changed", Warning, "pod shop/web-0", nil},
-		"contents are junk": {func(o *Objects) { o.Users[0] = user("web-0", "win-1", "", "[") }, "credential-spec-invalid", Error, "pod shop/web-0", nil},
-		"contents of nobody": {func(o *Objects) {
-			o.Users[0] = user("web-0", "win-1", "", strings.ReplaceAll(specJSON, "web-creds", "shop-creds"))
+		"invalid inline spec": {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "", "[") }, "credential-spec-invalid", Error, "pod shop/web-0", nil},
+		"inline spec without release": {func(o *Objects) {
+			o.GMSAPods[0] = user("web-0", "win-1", "", strings.ReplaceAll(specJSON, "web-creds", "shop-creds"))
 		}, "release-not-found", Error, "pod shop/web-0", []string{"gmsa-system:shop-creds"}},
-		"outside": {func(o *Objects) { o.Users[0].Spec.NodeName = "win-2" }, "node-outside-selector", Error, "pod shop/web-0", []string{"win-2", "gmsa=web"}},
-		"a pod on a node with another label": {func(o *Objects) { o.Nodes[1] = node("win-2", no); o.Users[0].Spec.NodeName = "win-2" },
+		"outside": {func(o *Objects) { o.GMSAPods[0].Spec.NodeName = "win-2" }, "node-outside-selector", Error, "pod shop/web-0", []string{"win-2", "gmsa=web"}},
+		"a pod on a node with another label": {func(o *Objects) { o.Nodes[1] = node("win-2", no); o.GMSAPods[0].Spec.NodeName = "win-2" },
 			"node-outside-selector", Error, "pod shop/web-0", []string{"gmsa=no"}},
-		"plugin says why": {stuckWith("hcs::CreateComputeSystem x: winapi error #3489661095: ccg.exe: the plug-in returned 0xA0040007 (secret-not-found)"),
+		"error of the plugin": {stuckWith("hcs::CreateComputeSystem x: winapi error #3489661095: ccg.exe: the plug-in returned 0xA0040007 (secret-not-found)"),
 			"secret-not-found", Error, "pod shop/web-0", []string{"0xD00000A7", "kubectl create secret generic -n gmsa-system web-creds", "gmsactl verify web01 --node win-1"}},
-		"HCS alone": {stuckWith("hcs::CreateComputeSystem x: winapi error #3489792023"), "RPC_NT_SERVER_UNAVAILABLE", Error, "pod shop/web-0", []string{"0xD0020017", "doctor node win-1"}},
+		"error of HCS": {stuckWith("hcs::CreateComputeSystem x: winapi error #3489792023"), "RPC_NT_SERVER_UNAVAILABLE", Error, "pod shop/web-0", []string{"0xD0020017", "doctor node win-1"}},
 		"no number": {stuckWith("hcs::CreateComputeSystem x: failed"), "pod-does-not-start", Error, "pod shop/web-0", nil},
-		"an event says why": {func(o *Objects) {
+		"error in an event": {func(o *Objects) {
 			stuckWith("")(o)
 			o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "web-0"}, Type: "Warning", Reason: "FailedCreatePodSandBox", Message: "winapi error #3489661095"}}
 		}, "STATUS_BAD_VALIDATION_CLASS", Error, "pod shop/web-0", nil},
-		"nobody says why": {stuckWith(""), "pod-creating", Error, "pod shop/web-0", []string{"1h0m0s"}},
-		"just made":       {func(o *Objects) { stuckWith("")(o); o.Users[0].CreationTimestamp = metav1.NewTime(now) }, "", "", "", nil},
-		"another pull": {func(o *Objects) {
+		"no reason": {stuckWith(""), "pod-creating", Error, "pod shop/web-0", []string{"1h0m0s"}},
+		"just created":       {func(o *Objects) { stuckWith("")(o); o.GMSAPods[0].CreationTimestamp = metav1.NewTime(now) }, "", "", "", nil},
+		"image pull error": {func(o *Objects) {
 			stuckWith("")(o)
-			o.Users[0].Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such host"}
+			o.GMSAPods[0].Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such host"}
 		}, "", "", "", nil},
 		"unschedulable": {func(o *Objects) {
-			o.Users[0].Spec.NodeName = ""
-			o.Users[0].Status = corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/3 nodes"}}}
+			o.GMSAPods[0].Spec.NodeName = ""
+			o.GMSAPods[0].Status = corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/3 nodes"}}}
 		}, "pod-unschedulable", Error, "pod shop/web-0", []string{"0/3 nodes"}},
 		"ended": {func(o *Objects) {
 			stuckWith("winapi error #3489661095")(o)
-			o.Users[0].Status.Phase = corev1.PodSucceeded
+			o.GMSAPods[0].Status.Phase = corev1.PodSucceeded
 		}, "", "", "", nil},
 		"foreign plugin on a node": {func(o *Objects) {
-			o.NodeResults = []verify.NodeResult{{Node: "win-1", Steps: []verify.Step{{Name: "node", State: verify.OK}, {Name: verify.StepPlugin, State: verify.Failed, Cause: verify.CausePluginForeign, Detail: "COM+ application", Remedy: "uninstall it"}, {Name: "x", State: verify.NotReached}}}}
+			o.NodeResults = []verify.NodeResult{{Node: "win-1", Steps: []verify.Step{{Name: "node", State: verify.OK}, {Name: verify.StepPlugin, State: verify.Failed, Cause: verify.CausePluginForeign, Detail: "COM+ application", Remedy: "uninstall it"}, {Name: "x", State: verify.NotRun}}}}
 		}, "foreign-registration", Error, "node win-1", []string{"COM+ application"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -309,25 +307,25 @@ func TestEachFaultIsFoundAndNoOther(t *testing.T) {
 			}
 			for _, line := range f.Commands {
 				if strings.ContainsAny(line, "<>") {
-					t.Errorf("a shell does not take %q", line)
+					t.Errorf("a shell does not accept %q", line)
 				}
 			}
 		})
 	}
 }
 
-// What was not read is not found missing.
-func TestWhatWasNotReadIsNotFoundMissing(t *testing.T) {
+func TestUnreadObjectsAreNotReportedAsMissing(t *testing.T) {
 	t.Parallel()
 	o := healthy(t)
-	o.Read, o.Releases, o.Nodes, o.Pods, o.Secrets, o.Specs, o.Webhooks, o.Uses = map[string]bool{ReadUsers: true}, nil, nil, nil, nil, nil, nil, nil
-	o.Unseen = []inventory.Unseen{inventory.NotSeen("releases", errors.New("x"), "y")}
-	if r := Diagnose(o); len(r.Findings) > 0 || len(r.Unseen) != 1 {
+	o.Read = map[string]bool{ReadGMSAPods: true}
+	o.Releases, o.Nodes, o.Pods, o.Secrets, o.Specs, o.Webhooks, o.Uses = nil, nil, nil, nil, nil, nil, nil
+	o.Skipped = []inventory.Skipped{inventory.NewSkipped("releases", errors.New("x"), "y")}
+	if r := Diagnose(o); len(r.Findings) > 0 || len(r.Skipped) != 1 {
 		t.Errorf("%+v", r)
 	}
 }
 
-func TestErrorsComeFirstAndCausesBeforeWhatTheyCause(t *testing.T) {
+func TestErrorsPrecedeWarningsAndCausesPrecedeEffects(t *testing.T) {
 	t.Parallel()
 	o := healthy(t)
 	stuckWith("winapi error #3489661095: 0xA0040007")(o)
@@ -344,11 +342,11 @@ func TestErrorsComeFirstAndCausesBeforeWhatTheyCause(t *testing.T) {
 	}
 }
 
-// Where the node is the reason that the plugin has no endpoint, the node comes first.
-func TestThePodsNodeIsNamedBeforeWhatItCauses(t *testing.T) {
+// If the node is the reason for a missing endpoint, the finding about the node comes first.
+func TestTheNodesFindingPrecedesThePods(t *testing.T) {
 	t.Parallel()
 	o := healthy(t)
-	o.Users[0].Spec.NodeName = "win-2"
+	o.GMSAPods[0].Spec.NodeName = "win-2"
 	stuckWith("ccg.exe: the plug-in returned 0xA0040001 (endpoint-absent)")(o)
 	var codes []string
 	for _, f := range Diagnose(o).Findings {
@@ -380,7 +378,7 @@ func TestNumbersAreDecoded(t *testing.T) {
 		for _, m := range Decode(message) {
 			got = append(got, m.Name)
 			if m.Text == "" {
-				t.Errorf("%s: nothing is said of %s", message, m.Code)
+				t.Errorf("%s: %s has no explanation", message, m.Code)
 			}
 		}
 		if !slices.Equal(got, want) {
@@ -389,7 +387,7 @@ func TestNumbersAreDecoded(t *testing.T) {
 	}
 }
 
-func TestCommandsSurviveAShell(t *testing.T) {
+func TestCommandsAreQuotedForAShell(t *testing.T) {
 	t.Parallel()
 	if got := command("kubectl", "get", "pod", "a b", "it's", "", "-o=x"); got != `kubectl get pod 'a b' 'it'\''s' '' -o=x` {
 		t.Error(got)
@@ -410,7 +408,7 @@ func certificate(t *testing.T, name string, uses ...x509.ExtKeyUsage) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func TestCertificatesAreReadAsProviderAndPluginDo(t *testing.T) {
+func TestCertificatesAreCheckedAsProviderAndPluginDo(t *testing.T) {
 	t.Parallel()
 	ref := credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
 	server, client := x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth
@@ -444,10 +442,10 @@ func TestCertificatesAreReadAsProviderAndPluginDo(t *testing.T) {
 		"the webhook's":         {served, served, "a.b.svc", ""},
 		"of another Service":    {served, served, "c.b.svc", "a.b.svc"},
 		"of another CA":         {served, certificate(t, "a.b.svc", server), "a.b.svc", "unknown authority"},
-		"no certificate at all": {nil, served, "a.b.svc", "holds no certificate"},
+		"no certificate at all": {nil, served, "a.b.svc", "contains no certificate"},
 	} {
 		var w Webhook
-		w.serves(c.chain, c.bundle, c.host, now)
+		w.checkServingCertificate(c.chain, c.bundle, c.host, now)
 		if (c.says == "") != (w.Problem == "") || !strings.Contains(w.Problem, c.says) {
 			t.Errorf("%s: %+v", name, w)
 		}
@@ -459,18 +457,18 @@ func TestCertificatesAreReadAsProviderAndPluginDo(t *testing.T) {
 		t.Error(at, problem)
 	}
 	if _, _, problem := validity([]byte("x")); problem == "" {
-		t.Error("junk is a CA")
+		t.Error("invalid data was accepted as a CA")
 	}
 }
 
 const marker = "m4rker-Pässwörd"
 
-// A secret in any field where one can be does not get into a bundle, in any coding.
-func TestABundleHasNoSecretInIt(t *testing.T) {
+// The test puts a secret into every field that can contain one. The bundle must not contain it in any encoding.
+func TestABundleContainsNoSecret(t *testing.T) {
 	t.Parallel()
 	o := healthy(t)
 	stuckWith("winapi error #3489661095")(o)
-	for _, pods := range [][]corev1.Pod{o.Users, o.Pods} {
+	for _, pods := range [][]corev1.Pod{o.GMSAPods, o.Pods} {
 		for i := range pods {
 			p := &pods[i]
 			p.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": marker}
@@ -488,12 +486,12 @@ func TestABundleHasNoSecretInIt(t *testing.T) {
 		d.Spec.Template.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "P", Value: marker}}
 	}
 	o.Nodes[0].Annotations = map[string]string{"x": marker}
-	// These do not run either, and what is told of them speaks of a gMSA: it could be taken for the reason.
+	// These pods do not run either. Their messages mention a gMSA, so they look like the reason.
 	probed, hooked := user("probed", "win-1", "web01", specJSON), user("hooked", "win-1", "web01", specJSON)
 	probed.Status = corev1.PodStatus{Phase: corev1.PodRunning}
 	hooked.Status = corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{Name: "app",
 		State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "PostStartHookError", Message: "gmsa login with " + marker}}}}}
-	o.Users = append(o.Users, probed, hooked)
+	o.GMSAPods = append(o.GMSAPods, probed, hooked)
 	for _, reason := range []string{"Unhealthy", "FailedPostStartHook", "FailedPreStopHook", "ProbeWarning"} {
 		o.Events = append(o.Events, corev1.Event{InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "probed"}, Type: "Warning", Reason: reason,
 			Message: "Readiness probe failed: gmsa login failed, password " + marker})
@@ -527,7 +525,7 @@ func TestABundleHasNoSecretInIt(t *testing.T) {
 	for name, content := range all {
 		for _, coded := range []string{marker, "m4rker", hex.EncodeToString([]byte(marker)), base64.StdEncoding.EncodeToString([]byte(marker)), "m\x004\x00r\x00k"} {
 			if strings.Contains(content, coded) {
-				t.Errorf("%s has the marker as %q:\n%s", name, coded, content)
+				t.Errorf("%s contains the marker as %q:\n%s", name, coded, content)
 			}
 		}
 	}
@@ -537,13 +535,13 @@ func TestABundleHasNoSecretInIt(t *testing.T) {
 		"objects/credential-specs.json": "S-1-5-21-1004336348", "objects/events.json": "Unhealthy", "objects/webhooks.json": "gmsa-webhook", "objects/uses.json": "shop",
 	} {
 		if !strings.Contains(all["gmsactl-doctor/"+name], want) {
-			t.Errorf("%s has no %q:\n%s", name, want, all["gmsactl-doctor/"+name])
+			t.Errorf("%s does not contain %q:\n%s", name, want, all["gmsactl-doctor/"+name])
 		}
 	}
 }
 
-// docs/troubleshooting.md says of CCG's events what Decode says, and has the numbers that people see.
-func TestThePageOnTroubleshootingSaysTheSame(t *testing.T) {
+// docs/troubleshooting.md explains CCG's events as Decode does, and Decode explains its numbers.
+func TestTroubleshootingPageMatchesDecode(t *testing.T) {
 	t.Parallel()
 	content, err := os.ReadFile("../../docs/troubleshooting.md")
 	if err != nil {
@@ -552,7 +550,7 @@ func TestThePageOnTroubleshootingSaysTheSame(t *testing.T) {
 	page := string(content)
 	for id, e := range ccgEvents {
 		if !strings.Contains(page, fmt.Sprintf("| %d | %s |", id, e.text)) {
-			t.Errorf("docs/troubleshooting.md has not: event %d, %s", id, e.text)
+			t.Errorf("docs/troubleshooting.md does not contain event %d, %s", id, e.text)
 		}
 	}
 	for _, m := range regexp.MustCompile("#(\\d{10})` \\| `(0x[0-9A-F]{8})`").FindAllStringSubmatch(page, -1) {
@@ -561,7 +559,7 @@ func TestThePageOnTroubleshootingSaysTheSame(t *testing.T) {
 			t.Errorf("#%s is not %s", m[1], m[2])
 		}
 		if _, known := Explain(uint32(n)); !known {
-			t.Errorf("%s is not explained", m[2])
+			t.Errorf("%s has no explanation", m[2])
 		}
 	}
 }

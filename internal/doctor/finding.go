@@ -1,6 +1,5 @@
-// Package doctor names what is wrong with an installation: rules over objects that were read, each of which finds one kind of
-// fault and says what to do. Collect reads the objects, Diagnose applies the rules and reads nothing more, so that a bundle
-// shows all that a report rests on.
+// Package doctor diagnoses an installation. Collect reads the objects. Diagnose applies rules to them and reads nothing else, so
+// a bundle contains everything that a report is based on. Each rule finds one kind of fault and has a remedy.
 package doctor
 
 import (
@@ -11,27 +10,27 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/shell"
 )
 
-// Severity is how bad a finding is.
+// Severity is the severity of a finding.
 type Severity string
 
 const (
 	Error   Severity = "error"   // something does not work
-	Warning Severity = "warning" // it works, and will not always, or not everywhere
+	Warning Severity = "warning" // it works now, but not permanently or not on all nodes
 )
 
-// Finding is one thing that is wrong.
+// Finding is one fault or warning.
 type Finding struct {
 	Severity Severity `json:"severity"`
 	Code     string   `json:"code"`   // stable, kebab-case
 	Object   string   `json:"object"` // kind and name: Secret gmsa-system/web-creds
-	Text     string   `json:"text"`   // what is wrong
+	Text     string   `json:"text"`   // the fault
 	Remedy   string   `json:"remedy"` // what to do
 	Commands []string `json:"commands,omitempty"`
 
-	order int // causes before what they cause
+	order int // causes precede their effects
 }
 
-// Where a finding stands on the way from the installation to a pod.
+// The order of findings, from the installation to a pod.
 const (
 	orderCharts = iota
 	orderNodes
@@ -40,33 +39,43 @@ const (
 	orderSpecs
 	orderWebhooks
 	orderUse
-	orderPods  // what is wrong with a pod
-	orderStuck // that it does not start for it
+	orderPods        // the fault of a pod
+	orderNotStarting // the pod does not start
 )
 
-// Report is what doctor tells.
+// Report is the result of Diagnose.
 type Report struct {
-	Scope    string             `json:"scope"` // what was looked at: the cluster, one pod, one node
-	Findings []Finding          `json:"findings"`
-	Unseen   []inventory.Unseen `json:"notLookedAt"` // what could not be looked at
-	Looked   []string           `json:"lookedAt"`
+	Scope    string              `json:"scope"` // the cluster, one pod or one node
+	Findings []Finding           `json:"findings"`
+	Skipped  []inventory.Skipped `json:"skipped"` // objects that could not be checked
+	Checked  []string            `json:"checked"`
 }
 
 var rules = []func(o *Objects) []Finding{
-	charts, daemonSets, nodes, secrets, certificates, credentialSpecs, webhooks, refusals, uses, pods,
+	charts, daemonSets, nodes, secrets, certificates, credentialSpecs, webhooks, denials, uses, pods,
 }
 
-// Diagnose applies the rules. What is worst comes first, and a cause before what it causes.
+// Diagnose applies the rules. Errors precede warnings, and causes precede their effects.
 func Diagnose(o *Objects) *Report {
-	r := &Report{Scope: o.Scope, Findings: []Finding{}, Unseen: o.Unseen, Looked: o.looked()}
+	r := &Report{
+		Scope:    o.Scope,
+		Findings: []Finding{},
+		Skipped:  o.Skipped,
+		Checked:  o.checked(),
+	}
 	for _, rule := range rules {
 		r.Findings = append(r.Findings, rule(o)...)
 	}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(a.order, b.order), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Code, b.Code))
+		return cmp.Or(
+			cmp.Compare(a.Severity, b.Severity),
+			cmp.Compare(a.order, b.order),
+			cmp.Compare(a.Object, b.Object),
+			cmp.Compare(a.Code, b.Code),
+		)
 	})
-	if r.Unseen == nil {
-		r.Unseen = []inventory.Unseen{}
+	if r.Skipped == nil {
+		r.Skipped = []inventory.Skipped{}
 	}
 	return r
 }

@@ -13,41 +13,41 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
-// Objects is what was read, and nothing secret. Lists that were not read are absent from Read.
+// Objects are the objects that Collect read. They contain no secrets.
 type Objects struct {
 	Scope   string
 	Program string // how the user calls gmsactl
 	Now     time.Time
-	Read    map[string]bool
-	// ReleasesIn names the namespaces whose releases were read where all could not be.
+	Read    map[string]bool // the lists that were read completely
+	// ReleasesIn contains the namespaces whose releases were read, if not all namespaces could be read.
 	ReleasesIn map[string]bool
-	NoCRD      bool // the cluster does not know GMSACredentialSpecs
+	NoCRD      bool // the CustomResourceDefinition of GMSACredentialSpecs is not installed
 
 	Releases     []inventory.Release
 	Nodes        []corev1.Node  // Windows nodes
 	Pods         []corev1.Pod   // pods of the releases
-	Users        []corev1.Pod   // pods that are to take on a gMSA
-	Events       []corev1.Event // of Users that do not run, of DaemonSets of the releases, and refusals that speak of a gMSA
+	GMSAPods     []corev1.Pod   // pods that use a gMSA
+	Events       []corev1.Event // of GMSAPods that do not run, of the releases' DaemonSets, and of denied pods
 	Secrets      []Secret
 	Certificates []Certificate
 	Specs        []Spec
 	Webhooks     []Webhook
 	Uses         []Use
 	NodeResults  []verify.NodeResult
-	Unseen       []inventory.Unseen
+	Skipped      []inventory.Skipped
 }
 
-// What Read may name.
+// The keys of Read.
 const (
 	ReadReleases = "releases"
 	ReadNodes    = "nodes"
 	ReadPods     = "pods of releases"
-	ReadUsers    = "pods with a gMSA"
+	ReadGMSAPods = "pods that use a gMSA"
 	ReadSpecs    = "credential specs"
 	ReadWebhooks = "webhooks"
 )
 
-// Secret is what is told of a Secret: never a value, and not its length.
+// Secret describes a credentials Secret. It contains no values and no lengths.
 type Secret struct {
 	Reference credential.Reference `json:"-"`
 	Name      string               `json:"name"` // namespace/name
@@ -56,7 +56,7 @@ type Secret struct {
 	Warnings  []string             `json:"warnings,omitempty"`
 }
 
-// Certificate is a certificate of a provider's that is in a Secret.
+// Certificate is a provider's certificate in a Secret.
 type Certificate struct {
 	Secret    string    `json:"secret"`  // namespace/name
 	Release   string    `json:"release"` // namespace/release
@@ -67,36 +67,36 @@ type Certificate struct {
 	NotAfter  time.Time `json:"notAfter,omitzero"`
 }
 
-// Spec is a GMSACredentialSpec. Nothing in it is secret.
+// Spec is a GMSACredentialSpec. It contains no secrets.
 type Spec struct {
 	Name     string            `json:"name"`
 	Content  json.RawMessage   `json:"content"`
 	Document credspec.Document `json:"-"`
 }
 
-// Webhook is one webhook of a configuration that is about gMSAs.
+// Webhook is a webhook for gMSAs from a webhook configuration.
 type Webhook struct {
 	Configuration string    `json:"configuration"` // kind and name
-	Resource      string    `json:"resource"`      // as kubectl takes it
+	Resource      string    `json:"resource"`      // kubectl's name of the kind
 	Name          string    `json:"name"`
 	Mutating      bool      `json:"mutating"`
 	Service       string    `json:"service,omitempty"` // namespace/name
 	Fails         bool      `json:"failsClosed"`       // failurePolicy Fail
 	CAProblem     string    `json:"caProblem,omitempty"`
-	CABegins      time.Time `json:"caBegins,omitzero"` // of the one that ends last
+	CABegins      time.Time `json:"caBegins,omitzero"` // of the CA certificate that expires last
 	CAExpires     time.Time `json:"caExpires,omitzero"`
-	// Secret is the one with the certificate that it serves, namespace/name; empty: not known or not looked at.
+	// Secret contains the serving certificate: namespace/name. It is empty if the Secret is unknown or was not read.
 	Secret  string    `json:"secret,omitempty"`
-	Begins  time.Time `json:"begins,omitzero"` // that certificate
+	Begins  time.Time `json:"begins,omitzero"` // of the serving certificate
 	Expires time.Time `json:"expires,omitzero"`
-	Problem string    `json:"problem,omitempty"` // why the API server will refuse that certificate
-	// Endpoints is how many ready ones the Service has; nil: not looked at.
+	Problem string    `json:"problem,omitempty"` // why the API server does not accept the serving certificate
+	// Endpoints is the number of the Service's ready endpoints. It is nil if they were not read.
 	Endpoints *int `json:"endpoints,omitempty"`
-	// Replicas is how many pods the Deployment behind the Service is to have; nil: not looked at.
+	// Replicas is the desired number of pods of the Deployment behind the Service. It is nil if it was not read.
 	Replicas *int `json:"replicas,omitempty"`
 }
 
-// Use is whether a ServiceAccount may use a GMSACredentialSpec.
+// Use reports whether a ServiceAccount has the use permission for a GMSACredentialSpec.
 type Use struct {
 	Namespace      string `json:"namespace"`
 	ServiceAccount string `json:"serviceAccount"`
@@ -104,12 +104,12 @@ type Use struct {
 	Allowed        bool   `json:"allowed"`
 }
 
-// sawReleases tells whether the releases of a namespace are all known.
-func (o *Objects) sawReleases(namespace string) bool {
+// knowsReleases reports whether all releases of a namespace were read.
+func (o *Objects) knowsReleases(namespace string) bool {
 	return o.Read[ReadReleases] || o.ReleasesIn[namespace]
 }
 
-func (o *Objects) looked() []string {
+func (o *Objects) checked() []string {
 	looked := []string{}
 	for _, l := range []struct {
 		what string
@@ -119,13 +119,13 @@ func (o *Objects) looked() []string {
 		{"releases of the charts", len(o.Releases), o.Read[ReadReleases] || len(o.ReleasesIn) > 0},
 		{"Windows nodes", len(o.Nodes), o.Read[ReadNodes]},
 		{"pods of the releases", len(o.Pods), o.Read[ReadPods]},
-		{"pods with a gMSA", len(o.Users), o.Read[ReadUsers]},
+		{"pods that use a gMSA", len(o.GMSAPods), o.Read[ReadGMSAPods]},
 		{"credential specs", len(o.Specs), o.Read[ReadSpecs]},
-		{"Secrets of accounts", len(o.Secrets), len(o.Secrets) > 0},
+		{"credentials Secrets", len(o.Secrets), len(o.Secrets) > 0},
 		{"certificates", len(o.Certificates), len(o.Certificates) > 0},
 		{"webhooks for gMSAs", len(o.Webhooks), o.Read[ReadWebhooks]},
-		{"rights to use a credential spec", len(o.Uses), len(o.Uses) > 0},
-		{"nodes from within", len(o.NodeResults), len(o.NodeResults) > 0},
+		{"use permissions", len(o.Uses), len(o.Uses) > 0},
+		{"nodes checked with exec", len(o.NodeResults), len(o.NodeResults) > 0},
 	} {
 		if l.show {
 			looked = append(looked, fmt.Sprintf("%s: %d", l.what, l.n))
@@ -134,26 +134,26 @@ func (o *Objects) looked() []string {
 	return looked
 }
 
-// userSpec is what one container, or the pod itself, has of a gMSA.
-type userSpec struct {
-	where    string // the pod, or container app
-	name     string // gmsaCredentialSpecName
-	contents string // gmsaCredentialSpec
+// gmsaRef is a reference to a credential spec in a pod or container.
+type gmsaRef struct {
+	where  string // such as "the pod" or "container app"
+	name   string // gmsaCredentialSpecName
+	inline string // gmsaCredentialSpec
 }
 
-// userSpecs lists what a pod and its containers name.
-func userSpecs(pod *corev1.Pod) []userSpec {
-	var list []userSpec
+// gmsaRefs returns the references in a pod and its containers.
+func gmsaRefs(pod *corev1.Pod) []gmsaRef {
+	var list []gmsaRef
 	add := func(where string, w *corev1.WindowsSecurityContextOptions) {
 		if w == nil || w.GMSACredentialSpecName == nil && w.GMSACredentialSpec == nil {
 			return
 		}
-		u := userSpec{where: where}
+		u := gmsaRef{where: where}
 		if w.GMSACredentialSpecName != nil {
 			u.name = *w.GMSACredentialSpecName
 		}
 		if w.GMSACredentialSpec != nil {
-			u.contents = *w.GMSACredentialSpec
+			u.inline = *w.GMSACredentialSpec
 		}
 		list = append(list, u)
 	}

@@ -4,6 +4,7 @@
 package inventory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,10 +31,10 @@ type Cluster struct {
 	Config  *rest.Config // for exec
 }
 
-// New makes the clients for a configuration.
+// New creates the clients for a configuration. It sends no request.
 func New(config *rest.Config) (*Cluster, error) {
 	config = rest.CopyConfig(config)
-	// The default of 5 calls a second is for controllers that go on for ever.
+	// The default of 5 requests a second suits controllers, which run permanently.
 	config.QPS, config.Burst = 100, 200
 	client, err := kubeclient.New(config)
 	if err != nil {
@@ -43,38 +44,40 @@ func New(config *rest.Config) (*Cluster, error) {
 	return &Cluster{Kube: client, Dynamic: dyn, Config: config}, err
 }
 
-// Unseen is something that could not be looked at.
-type Unseen struct {
-	What  string `json:"what"`            // such as Secret gmsa-system/web-creds
-	Why   string `json:"why"`             // what the API server said
-	Right string `json:"right,omitempty"` // the right that is missing, if that is why: get secrets/web-creds in namespace gmsa-system
+// Skipped is an object that could not be checked.
+type Skipped struct {
+	What string `json:"what"` // such as Secret gmsa-system/web-creds
+	Why  string `json:"why"`  // the error
+	// Permission is the missing permission, if that is the reason: get secrets/web-creds in namespace gmsa-system.
+	Permission string `json:"permission,omitempty"`
 }
 
-func (u Unseen) String() string {
-	if u.Right != "" {
-		return u.What + ": needs the right to " + u.Right
+func (u Skipped) String() string {
+	if u.Permission != "" {
+		return u.What + ": requires permission: " + u.Permission
 	}
 	return u.What + ": " + u.Why
 }
 
-// Right says which right a call needs. resource may have a group and a name: daemonsets.apps, secrets/web-creds.
-func Right(verb, resource, namespace string) string {
+// Permission describes the permission that a request requires. resource can contain a group and a name: daemonsets.apps,
+// secrets/web-creds.
+func Permission(verb, resource, namespace string) string {
 	if namespace == "" {
 		return verb + " " + resource + " in the whole cluster"
 	}
 	return verb + " " + resource + " in namespace " + namespace
 }
 
-// NotSeen makes an Unseen of an error.
-func NotSeen(what string, err error, right string) Unseen {
-	u := Unseen{What: what, Why: err.Error()}
+// NewSkipped returns a Skipped for an error of the API server.
+func NewSkipped(what string, err error, permission string) Skipped {
+	u := Skipped{What: what, Why: err.Error()}
 	if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
-		u.Right = right
+		u.Permission = permission
 	}
 	return u
 }
 
-// What the charts' objects are found by.
+// The names and labels of the charts' objects.
 const (
 	PartOfLabel    = "app.kubernetes.io/part-of=ccgrkc"
 	InstallerChart = "rancher-gmsa-plugin-installer"
@@ -92,26 +95,31 @@ const (
 	providerContainer  = "provider"
 )
 
-// Release is a release of one of the charts, as its DaemonSet tells.
+// InstallerCommand installs the plugin installer.
+const InstallerCommand = "helm install " + InstallerChart + " ./charts/" + InstallerChart +
+	" --namespace cattle-windows-gmsa-system --create-namespace --wait"
+
+// Release is a release of one of the charts, read from its DaemonSet.
 type Release struct {
 	Chart     string
 	Namespace string
 	Name      string
 	Version   string
-	Secret    string // of a provider: the name of the Secret that it serves
-	RunAs     string // the account that the plugin runs as, or is expected to
+	Secret    string // the name of the credentials Secret; only for a provider
+	RunAs     string // the plugin identity that the release expects
 	DaemonSet appsv1.DaemonSet
 }
 
-// String is the name of a release for people: <namespace>/<release>.
+// String returns <namespace>/<release>.
 func (r Release) String() string { return r.Namespace + "/" + r.Name }
 
-// Reference is what a plugin input must say to reach a provider's release.
+// Reference returns the plugin input for a provider's release.
 func (r Release) Reference() credential.Reference {
 	return credential.Reference{Namespace: r.Namespace, Secret: r.Secret}
 }
 
-// CertificateSecrets are the names of the Secrets that hold a provider's certificates, by side; none if it makes its own.
+// CertificateSecrets returns the names of the Secrets with a provider's certificates, by side (server or client). The map is
+// empty if the provider issues its own certificates.
 func (r Release) CertificateSecrets() map[string]string {
 	secrets := map[string]string{}
 	for _, v := range r.DaemonSet.Spec.Template.Spec.Volumes {
@@ -122,7 +130,7 @@ func (r Release) CertificateSecrets() map[string]string {
 	return secrets
 }
 
-// Container is the container that runs the release's program.
+// Container returns the name of the container that runs the release's program.
 func (r Release) Container() string {
 	if r.Chart == InstallerChart {
 		return installerContainer
@@ -130,10 +138,14 @@ func (r Release) Container() string {
 	return providerContainer
 }
 
-// ReleaseOf reads a DaemonSet of the charts. A DaemonSet of anything else, an uninstall's included, is none.
-func ReleaseOf(d appsv1.DaemonSet) (Release, bool) {
-	r := Release{
-		Chart: d.Labels[labelName], Namespace: d.Namespace, Name: d.Labels[labelInstance], Version: d.Labels[labelVersion], DaemonSet: d,
+// ReleaseOf reads a DaemonSet of the charts. ok is false for any other DaemonSet, such as the uninstall hook's.
+func ReleaseOf(d appsv1.DaemonSet) (r Release, ok bool) {
+	r = Release{
+		Chart:     d.Labels[labelName],
+		Namespace: d.Namespace,
+		Name:      d.Labels[labelInstance],
+		Version:   d.Labels[labelVersion],
+		DaemonSet: d,
 	}
 	switch {
 	case r.Chart == InstallerChart && d.Labels[labelComponent] == InstallerComponent:
@@ -161,7 +173,7 @@ func argument(d appsv1.DaemonSet, container, prefix string) string {
 	return ""
 }
 
-// Releases returns the releases of both charts in a namespace, or in all if it is "".
+// Releases returns the releases of both charts in a namespace or, if namespace is "", in all.
 func (c *Cluster) Releases(ctx context.Context, namespace string) ([]Release, error) {
 	list, err := c.Kube.AppsV1().DaemonSets(namespace).List(ctx, metav1.ListOptions{LabelSelector: PartOfLabel})
 	if err != nil {
@@ -173,7 +185,9 @@ func (c *Cluster) Releases(ctx context.Context, namespace string) ([]Release, er
 			releases = append(releases, r)
 		}
 	}
-	slices.SortFunc(releases, func(a, b Release) int { return strings.Compare(a.Chart+"\x00"+a.String(), b.Chart+"\x00"+b.String()) })
+	slices.SortFunc(releases, func(a, b Release) int {
+		return cmp.Or(strings.Compare(a.Chart, b.Chart), strings.Compare(a.String(), b.String()))
+	})
 	return releases, nil
 }
 
@@ -188,14 +202,14 @@ func Of(releases []Release, chart string) []Release {
 	return of
 }
 
-// CredentialSpecs is the resource of GMSACredentialSpecs. They are in no namespace.
+// CredentialSpecs is the resource of GMSACredentialSpecs. It is cluster-scoped.
 var CredentialSpecs = schema.GroupVersionResource{Group: "windows.k8s.io", Version: "v1", Resource: "gmsacredentialspecs"}
 
-// CredentialSpecResource is the resource's name as RBAC knows it.
+// CredentialSpecResource is the resource's name in RBAC rules.
 const CredentialSpecResource = "gmsacredentialspecs.windows.k8s.io"
 
-// ErrNoCredentialSpecs is that the cluster does not know the resource at all.
-var ErrNoCredentialSpecs = errors.New("this cluster does not know GMSACredentialSpecs: the CustomResourceDefinition " + CredentialSpecResource + " is not installed")
+// ErrNoCredentialSpecs reports that the cluster does not have the resource.
+var ErrNoCredentialSpecs = errors.New("the CustomResourceDefinition " + CredentialSpecResource + " is not installed in this cluster")
 
 // CredentialSpec returns a GMSACredentialSpec as JSON.
 func (c *Cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
@@ -223,17 +237,23 @@ func (c *Cluster) CredentialSpecs(ctx context.Context) (map[string][]byte, error
 	return specs, nil
 }
 
-// The API server answers 404 both where the resource is unknown and where the object is; only the former's has no name in it.
+// unknownResource detects a missing resource. The API server returns 404 both for a missing resource and for a missing object;
+// only for an object does it contain a name.
 func unknownResource(err error) error {
 	var status apierrors.APIStatus
-	if meta.IsNoMatchError(err) || errors.As(err, &status) && apierrors.IsNotFound(err) && (status.Status().Details == nil || status.Status().Details.Name == "") {
+	if meta.IsNoMatchError(err) {
 		return ErrNoCredentialSpecs
+	}
+	if errors.As(err, &status) && apierrors.IsNotFound(err) {
+		if details := status.Status().Details; details == nil || details.Name == "" {
+			return ErrNoCredentialSpecs
+		}
 	}
 	return err
 }
 
-// Secret reads the credentials of an impersonation account. A Secret that is there and no good is an error of the type
-// *InvalidSecret. The caller wipes the password.
+// Secret reads the credentials of an impersonation account, and warnings about them. For a Secret without valid credentials
+// the error is an *InvalidSecret. The caller wipes the password.
 func (c *Cluster) Secret(ctx context.Context, ref credential.Reference) (credential.Credential, []string, error) {
 	s, err := c.Kube.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Secret, metav1.GetOptions{})
 	if err != nil {
@@ -247,7 +267,7 @@ func (c *Cluster) Secret(ctx context.Context, ref credential.Reference) (credent
 	return cred, warnings, nil
 }
 
-// InvalidSecret is what is wrong in a Secret. It quotes no value.
+// InvalidSecret reports a Secret without valid credentials. It contains no value of the Secret.
 type InvalidSecret struct {
 	Reference credential.Reference
 	Err       error
@@ -259,14 +279,14 @@ func (e *InvalidSecret) Error() string {
 
 func (e *InvalidSecret) Unwrap() error { return e.Err }
 
-// Wipe overwrites what a Secret holds.
+// Wipe overwrites the data of a Secret.
 func Wipe(s *corev1.Secret) {
 	for _, v := range s.Data {
 		clear(v)
 	}
 }
 
-// CertificateOf returns tls.crt and ca.crt of a Secret. The private key is wiped here.
+// CertificateOf returns tls.crt and ca.crt of a Secret. It wipes the private key.
 func (c *Cluster) CertificateOf(ctx context.Context, namespace, name string) (certificate, ca []byte, _ error) {
 	s, err := c.Kube.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
@@ -277,14 +297,14 @@ func (c *Cluster) CertificateOf(ctx context.Context, namespace, name string) (ce
 	return certificate, ca, nil
 }
 
-// PodOn returns the running pod of a release on a node; nil if there is none that runs. Another that is there but does not
-// run is returned as waiting.
+// PodOn returns the release's pods on a node: one that runs, and one that does not. Either can be nil.
 func (c *Cluster) PodOn(ctx context.Context, r Release, node string) (running, waiting *corev1.Pod, _ error) {
 	selector, err := metav1.LabelSelectorAsSelector(r.DaemonSet.Spec.Selector)
 	if err != nil {
 		return nil, nil, err
 	}
-	pods, err := c.Kube.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String(), FieldSelector: "spec.nodeName=" + node})
+	options := metav1.ListOptions{LabelSelector: selector.String(), FieldSelector: "spec.nodeName=" + node}
+	pods, err := c.Kube.CoreV1().Pods(r.Namespace).List(ctx, options)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -293,7 +313,7 @@ func (c *Cluster) PodOn(ctx context.Context, r Release, node string) (running, w
 		switch {
 		case pod.DeletionTimestamp != nil:
 		case pod.Status.Phase == corev1.PodRunning && containerRuns(pod, r.Container()):
-			// In a rolling update there are two; the one that is ready serves.
+			// During a rolling update two pods can run. The ready one is active.
 			if running == nil || Ready(pod) {
 				running = pod
 			}
@@ -313,7 +333,7 @@ func containerRuns(pod *corev1.Pod, container string) bool {
 	return false
 }
 
-// Ready tells whether a pod counts as ready.
+// Ready reports whether a pod is ready.
 func Ready(pod *corev1.Pod) bool {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReady {
@@ -323,7 +343,7 @@ func Ready(pod *corev1.Pod) bool {
 	return false
 }
 
-// IsWindows tells whether a node is a Windows node.
+// IsWindows reports whether a node runs Windows.
 func IsWindows(n *corev1.Node) bool {
 	return n.Labels[corev1.LabelOSStable] == "windows" || n.Status.NodeInfo.OperatingSystem == "windows"
 }

@@ -16,7 +16,7 @@ func expression(key string, operator corev1.NodeSelectorOperator, values ...stri
 	return corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: key, Operator: operator, Values: values}}}
 }
 
-func TestNodesAreSelectedAsTheSchedulerDoes(t *testing.T) {
+func TestOutsideSelectorMatchesLikeTheScheduler(t *testing.T) {
 	t.Parallel()
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "win-1", Labels: map[string]string{"kubernetes.io/os": "windows", "gmsa": "web", "size": "5"}}}
 	field := corev1.NodeSelectorTerm{MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{"win-1"}}}}
@@ -26,8 +26,8 @@ func TestNodesAreSelectedAsTheSchedulerDoes(t *testing.T) {
 	}{
 		"nothing":        {corev1.PodSpec{}, ""},
 		"both labels":    {corev1.PodSpec{NodeSelector: map[string]string{"kubernetes.io/os": "windows", "gmsa": "web"}}, ""},
-		"another value":  {corev1.PodSpec{NodeSelector: map[string]string{"gmsa": "shop"}}, "gmsa=shop, and the node has gmsa=web"},
-		"no such label":  {corev1.PodSpec{NodeSelector: map[string]string{"zone": "a"}}, "no such label"},
+		"another value":  {corev1.PodSpec{NodeSelector: map[string]string{"gmsa": "shop"}}, "gmsa=shop, but the node has gmsa=web"},
+		"no such label":  {corev1.PodSpec{NodeSelector: map[string]string{"zone": "a"}}, "does not have this label"},
 		"in":             {affinity(expression("gmsa", corev1.NodeSelectorOpIn, "web", "shop")), ""},
 		"not in":         {affinity(expression("gmsa", corev1.NodeSelectorOpNotIn, "web")), "affinity"},
 		"not in, absent": {affinity(expression("zone", corev1.NodeSelectorOpNotIn, "a")), ""},
@@ -45,7 +45,7 @@ func TestNodesAreSelectedAsTheSchedulerDoes(t *testing.T) {
 	}
 }
 
-func TestTaintsRepelAsTheyDoInADaemonSet(t *testing.T) {
+func TestUntoleratedTaintMatchesLikeTheDaemonSetController(t *testing.T) {
 	t.Parallel()
 	taint := func(key, value string, effect corev1.TaintEffect) *corev1.Node {
 		return &corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: key, Value: value, Effect: effect}}}}
@@ -70,7 +70,7 @@ func TestTaintsRepelAsTheyDoInADaemonSet(t *testing.T) {
 		"an unknown operator":  {tolerates(corev1.Toleration{Key: "os", Operator: "Like"}), taint("os", "", corev1.TaintEffectNoSchedule), true},
 		"numbers that are not": {tolerates(corev1.Toleration{Key: "os", Operator: corev1.TolerationOpGt, Value: "x"}), taint("os", "y", corev1.TaintEffectNoSchedule), true},
 	} {
-		if got := Repelled(c.spec, c.node); (got != nil) != c.repelled {
+		if got := UntoleratedTaint(c.spec, c.node); (got != nil) != c.repelled {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

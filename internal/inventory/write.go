@@ -14,16 +14,16 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 )
 
-// Manager is the field manager of everything that gmsactl writes, and the value of managedByLabel.
+// Manager is the field manager of the objects that gmsactl writes, and the value of managedByLabel.
 const (
 	Manager        = "gmsactl"
 	managedByLabel = "app.kubernetes.io/managed-by"
 )
 
-// LastApplied is where client-side kubectl apply keeps what it applied: of a Secret, its values.
+// LastApplied is the annotation in which client-side kubectl apply keeps the applied object. For a Secret, it contains the data.
 const LastApplied = corev1.LastAppliedConfigAnnotation
 
-// CreateSecret writes the Secret of an impersonation account. It does not replace one. Errors are the API server's.
+// CreateSecret creates the Secret of an impersonation account. Errors are the API server's.
 func (c *Cluster) CreateSecret(ctx context.Context, ref credential.Reference, cred credential.Credential) error {
 	s := newSecret(ref)
 	s.Data = map[string][]byte{
@@ -31,17 +31,18 @@ func (c *Cluster) CreateSecret(ctx context.Context, ref credential.Reference, cr
 		credential.KeyUsername:   []byte(cred.Username),
 		credential.KeyPassword:   cred.Password.Reveal(),
 	}
-	made, err := c.Kube.CoreV1().Secrets(ref.Namespace).Create(ctx, s, metav1.CreateOptions{FieldManager: Manager})
+	created, err := c.Kube.CoreV1().Secrets(ref.Namespace).Create(ctx, s, metav1.CreateOptions{FieldManager: Manager})
 	if err != nil {
 		return err
 	}
-	Wipe(made)
+	Wipe(created)
 	return nil
 }
 
-// TryCreateSecret asks the API server whether CreateSecret would succeed, and sends it no value.
+// TryCreateSecret checks with a dry run whether CreateSecret would succeed. It sends no values.
 func (c *Cluster) TryCreateSecret(ctx context.Context, ref credential.Reference) error {
-	_, err := c.Kube.CoreV1().Secrets(ref.Namespace).Create(ctx, newSecret(ref), metav1.CreateOptions{FieldManager: Manager, DryRun: []string{metav1.DryRunAll}})
+	dryRun := metav1.CreateOptions{FieldManager: Manager, DryRun: []string{metav1.DryRunAll}}
+	_, err := c.Kube.CoreV1().Secrets(ref.Namespace).Create(ctx, newSecret(ref), dryRun)
 	return err
 }
 
@@ -61,8 +62,8 @@ func (c *Cluster) GetSecret(ctx context.Context, ref credential.Reference) (*cor
 	return c.Kube.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Secret, metav1.GetOptions{})
 }
 
-// SetPassword writes a new password into the Secret that was read as it is in s, and leaves all else but LastApplied as it
-// is. If the Secret has changed since, that is a conflict.
+// SetPassword writes a new password into the Secret s. It removes the annotation LastApplied and keeps everything else. It
+// returns a conflict if the Secret has changed since s was read.
 func (c *Cluster) SetPassword(ctx context.Context, s *corev1.Secret, password credential.Password) error {
 	s = s.DeepCopy()
 	clear(s.Data[credential.KeyPassword])
@@ -78,8 +79,8 @@ func (c *Cluster) SetPassword(ctx context.Context, s *corev1.Secret, password cr
 	return nil
 }
 
-// ApplyCredentialSpec writes a GMSACredentialSpec by server-side apply as Manager. Fields that another manager set to
-// something else are a conflict. It reports whether the object is new. Errors are the API server's.
+// ApplyCredentialSpec writes a GMSACredentialSpec by server-side apply as Manager. It returns a conflict if another manager
+// set a field to a different value. It reports whether the object is new. Errors are the API server's.
 func (c *Cluster) ApplyCredentialSpec(ctx context.Context, name string, spec credspec.Spec) (created bool, _ error) {
 	content, err := credspec.Object(name, spec)
 	if err != nil {
@@ -89,7 +90,8 @@ func (c *Cluster) ApplyCredentialSpec(ctx context.Context, name string, spec cre
 	if err := yaml.Unmarshal(content, &object); err != nil {
 		return false, fmt.Errorf("GMSACredentialSpec %s: %w", name, err)
 	}
-	u, err := c.Dynamic.Resource(CredentialSpecs).Apply(ctx, name, &unstructured.Unstructured{Object: object}, metav1.ApplyOptions{FieldManager: Manager})
+	u, err := c.Dynamic.Resource(CredentialSpecs).
+		Apply(ctx, name, &unstructured.Unstructured{Object: object}, metav1.ApplyOptions{FieldManager: Manager})
 	if err != nil {
 		return false, err
 	}

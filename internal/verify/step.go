@@ -1,5 +1,5 @@
-// Package verify follows the way of a credential from a credential spec to a Kerberos ticket as the gMSA, link by link, as
-// ccg.exe and the plugin go it, and says of each link whether it holds, how long it took, and what to do if it does not. It
+// Package verify checks the path of a credential from a credential spec to a Kerberos ticket as the gMSA. The checks follow the
+// order in which ccg.exe and the plugin work. Each check has a state, a duration and, on failure, a remedy. The package
 // changes nothing.
 package verify
 
@@ -18,29 +18,37 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/inventory"
 )
 
-// State is how a step ended.
+// State is the result of a check.
 type State string
 
 const (
-	OK          State = "ok"
-	Warning     State = "warning"       // it holds, and something about it is to be looked after
-	Failed      State = "failed"        // it is broken
-	NotReached  State = "not reached"   // a link before it is broken
-	NotLookedAt State = "not looked at" // it could not be looked at, so it may be good or bad
+	OK      State = "ok"
+	Warning State = "warning" // the check passed, but something needs attention
+	Failed  State = "failed"  // the check found a fault
+	Skipped State = "skipped" // the check could not run here
+	NotRun  State = "notRun"  // the check depends on one that failed
 )
 
-// Step is one link.
-type Step struct {
-	Name   string  `json:"name"`
-	State  State   `json:"state"`
-	Detail string  `json:"detail,omitempty"` // what was found, in one sentence
-	Cause  string  `json:"cause,omitempty"`  // stable name of what is wrong: one of package directory's, or of this package's
-	Remedy string  `json:"remedy,omitempty"` // what to do
-	Right  string  `json:"right,omitempty"`  // the right that is missing to look at it
-	Ms     float64 `json:"ms"`               // how long it took
+// String returns the state as text output shows it.
+func (s State) String() string {
+	if s == NotRun {
+		return "not run"
+	}
+	return string(s)
 }
 
-// Causes of this package, beside those of package directory.
+// Step is one check and its result.
+type Step struct {
+	Name       string  `json:"name"`
+	State      State   `json:"state"`
+	Detail     string  `json:"detail,omitempty"`     // one sentence
+	Cause      string  `json:"cause,omitempty"`      // stable name of the fault, from package directory or from this package
+	Remedy     string  `json:"remedy,omitempty"`     // what to do
+	Permission string  `json:"permission,omitempty"` // the missing permission, if that is why the check was skipped
+	Ms         float64 `json:"ms"`                   // duration
+}
+
+// Causes of this package. Package directory has its own.
 const (
 	causeSpecNotFound      = "credential-spec-not-found"
 	causeSpecInvalid       = "credential-spec-invalid"
@@ -79,123 +87,119 @@ func failed(cause, detail, remedy string) Step {
 	return Step{State: Failed, Cause: cause, Detail: detail, Remedy: remedy}
 }
 
-// unseen is a step that an API server's answer kept from being looked at.
-func unseen(what string, err error, right string) Step {
-	u := inventory.NotSeen(what, err, right)
-	s := Step{State: NotLookedAt, Detail: what + ": " + u.Why, Right: u.Right}
-	if u.Right != "" {
-		s.Detail = "needs the right to " + u.Right
+// skipped returns a check that could not run because of an error of the API server.
+func skipped(what string, err error, permission string) Step {
+	u := inventory.NewSkipped(what, err, permission)
+	s := Step{State: Skipped, Detail: what + ": " + u.Why, Permission: u.Permission}
+	if u.Permission != "" {
+		s.Detail = "requires permission: " + u.Permission
 	}
 	return s
 }
 
-// cannotLook tells whether the API server did not answer, or refused who asked and not what was asked for.
-func cannotLook(err error) bool {
+// isAccessError reports whether the API server is unreachable or denied the caller access. Such an error says nothing about
+// the object.
+func isAccessError(err error) bool {
 	if _, ok := errors.AsType[*url.Error](err); ok {
 		return true
 	}
 	if _, ok := errors.AsType[net.Error](err); ok {
 		return true
 	}
-	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
-		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err) || apierrors.IsTooManyRequests(err) ||
-		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsTimeout(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err) ||
+		apierrors.IsTooManyRequests(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// What lies between here and the domain, or is no answer at all, says nothing about what was asked for. docs/gmsactl.md
-// lists these.
-var unableCauses = []*directory.Cause{
+// inconclusiveCauses are about the connection from this machine to the domain. They say nothing about the checked object.
+// docs/gmsactl.md lists them.
+var inconclusiveCauses = []*directory.Cause{
 	directory.DNSUnreachable, directory.DNSNotFound, directory.DCUnreachable, directory.Timeout, directory.WrongDomain,
 	directory.CertificateNotTrusted, directory.EncryptionRefused, directory.ClockSkew, directory.AnswerInvalid,
 	directory.Referral, directory.SizeLimit, directory.Unexpected,
 }
 
-// IsUnable reports whether Active Directory could not be asked for a cause, so that nothing is known to be wrong.
-func IsUnable(cause *directory.Cause) bool { return slices.Contains(unableCauses, cause) }
+// IsInconclusive reports whether a cause says nothing about the checked object.
+func IsInconclusive(cause *directory.Cause) bool { return slices.Contains(inconclusiveCauses, cause) }
 
-// fromDirectory is a step that Active Directory's answer ended.
-func fromDirectory(err error) Step {
+// directoryStep returns a check that failed or was skipped because of an error of package directory.
+func directoryStep(err error) Step {
 	if errors.Is(err, context.Canceled) {
-		return Step{State: NotLookedAt, Detail: err.Error()}
+		return Step{State: Skipped, Detail: err.Error()}
 	}
 	cause := directory.CauseOf(err)
 	if cause == nil {
 		cause = directory.Unexpected
 	}
 	s := failed(cause.Name, err.Error(), cause.Remedy)
-	if IsUnable(cause) {
-		s.State = NotLookedAt
-		s.Remedy += " This was tried from here; --node tells what a node reaches."
+	if IsInconclusive(cause) {
+		s.State = Skipped
+		s.Remedy += " This check ran on your machine. To check from a node, add --node."
 	}
 	return s
 }
 
-// walk takes steps one after another.
-type walk struct{ steps []Step }
+// checklist runs checks one after another.
+type checklist struct{ steps []Step }
 
-// take takes a step, unless one that it needs did not hold: then it is not reached, or cannot be looked at either.
-func (w *walk) take(name string, needs []string, f func() Step) {
+// check runs f, unless a check in needs did not pass. The result is then NotRun, or Skipped if that check was skipped.
+func (c *checklist) check(name string, needs []string, f func() Step) {
 	var s Step
-	if before := w.missing(needs); before != nil {
-		s = Step{State: NotReached, Detail: "needs: " + before.Name}
-		if before.State == NotLookedAt {
-			s.State = NotLookedAt
+	if unmet := c.unmet(needs); unmet != nil {
+		s = Step{State: NotRun, Detail: "needs: " + unmet.Name}
+		if unmet.State == Skipped {
+			s.State = Skipped
 		}
 	} else {
-		begin := time.Now()
+		start := time.Now()
 		s = f()
-		s.Ms = float64(time.Since(begin).Microseconds()) / 1000
+		s.Ms = float64(time.Since(start).Microseconds()) / 1000
 	}
 	s.Name = name
-	w.steps = append(w.steps, s)
+	c.steps = append(c.steps, s)
 }
 
-// missing returns the first of the needed steps that did not hold, a broken one before one that was not looked at.
-func (w *walk) missing(needs []string) *Step {
-	var unseen *Step
+// unmet returns the first needed check that did not pass. Failed checks precede skipped ones.
+func (c *checklist) unmet(needs []string) *Step {
+	var skipped *Step
 	for _, need := range needs {
-		s := w.step(need)
+		s := c.step(need)
 		switch {
 		case s == nil:
-		case s.State == Failed || s.State == NotReached:
+		case s.State == Failed || s.State == NotRun:
 			return s
-		case s.State == NotLookedAt && unseen == nil:
-			unseen = s
+		case s.State == Skipped && skipped == nil:
+			skipped = s
 		}
 	}
-	return unseen
+	return skipped
 }
 
-func (w *walk) step(name string) *Step {
-	for i := range w.steps {
-		if w.steps[i].Name == name {
-			return &w.steps[i]
+func (c *checklist) step(name string) *Step {
+	for i := range c.steps {
+		if c.steps[i].Name == name {
+			return &c.steps[i]
 		}
 	}
 	return nil
 }
 
-// Broken returns the first step that failed, or nil.
-func Broken(steps []Step) *Step {
+// FirstFailed returns the first check that failed, or nil.
+func FirstFailed(steps []Step) *Step { return first(steps, Failed) }
+
+// FirstSkipped returns the first check that was skipped, or nil.
+func FirstSkipped(steps []Step) *Step { return first(steps, Skipped) }
+
+func first(steps []Step, state State) *Step {
 	for i := range steps {
-		if steps[i].State == Failed {
+		if steps[i].State == state {
 			return &steps[i]
 		}
 	}
 	return nil
 }
 
-// Unseen returns the first step that could not be looked at, or nil.
-func Unseen(steps []Step) *Step {
-	for i := range steps {
-		if steps[i].State == NotLookedAt {
-			return &steps[i]
-		}
-	}
-	return nil
-}
-
-// firstLine is what a program said, short enough for a line.
+// firstLine shortens a program's output to its first line.
 func firstLine(text string) string {
 	text = strings.TrimSpace(text)
 	line, _, more := strings.Cut(text, "\n")
