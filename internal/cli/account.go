@@ -334,7 +334,7 @@ func (g *globals) resolveSecret(
 	if err != nil {
 		return credential.Reference{}, 0, err
 	}
-	defaultSecret := release + "-creds"
+	defaultSecret := credential.SecretName(release)
 	permission := inventory.Permission("list", "daemonsets.apps", namespace)
 	state := releaseMissing
 	releases, err := c.Releases(ctx, namespace)
@@ -372,8 +372,7 @@ func (g *globals) resolveSecret(
 
 func parseRelease(arg string) (namespace, release string, _ error) {
 	if ref, err := credential.ParseReference(arg); err == nil {
-		return "", "", usagef("%s is a plugin input; specify the release: %s/%s",
-			arg, ref.Namespace, strings.TrimSuffix(ref.Secret, "-creds"))
+		return "", "", usagef("%s is a plugin input; specify the release: %s", arg, ref.Release())
 	}
 	namespace, release, ok := strings.Cut(arg, "/")
 	if !ok {

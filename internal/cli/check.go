@@ -353,7 +353,7 @@ func (k *checker) checkRelease(ctx context.Context, c *inventory.Cluster, ref cr
 
 // findCredential returns the account for the checks in Active Directory. ok is false if there is none.
 func (k *checker) findCredential(ctx context.Context, c *inventory.Cluster, ref credential.Reference, domain string, a *accountCheck) (credential.Credential, bool) {
-	release := ref.Namespace + "/" + strings.TrimSuffix(ref.Secret, "-creds")
+	release := ref.Release()
 	what := fmt.Sprintf("Secret %s/%s", ref.Namespace, ref.Secret)
 	var cred credential.Credential
 	var err error

@@ -113,7 +113,7 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 		name = strings.ToLower(gmsa)
 	}
 	// The name must be an RFC 1123 subdomain, like the name of a Secret.
-	if _, err := credential.NewReference("x", name); err != nil && f.format == formatKubernetes {
+	if err := credential.ValidateName(name); err != nil && f.format == formatKubernetes {
 		return usagef("%q is not a valid name for a GMSACredentialSpec; specify --name with lower-case letters, digits and hyphens", name)
 	}
 	// An error of the cluster connection must precede the requests to Active Directory.

@@ -235,7 +235,7 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 			w.Secret, w.CAExpires, w.Begins, w.Expires, w.Problem = "gmsa/tls", now.AddDate(3, 0, 0), now.AddDate(0, 0, -90), now.Add(-time.Hour), "has expired"
 		}, "webhook-certificate-expired", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"the certificate in its Secret gmsa/tls expired at"}},
 		"webhook's CA damaged": {func(o *Objects) { o.Webhooks[0].CAProblem = "its caBundle holds no certificate" }, "webhook-ca-invalid", Error, "mutatingwebhookconfigurations gmsa-webhook", nil},
-		"webhook's CA differs":        {func(o *Objects) { o.Webhooks[0].Problem = "the certificate does not match" }, "webhook-ca-mismatch", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"does not match", "kubectl logs --namespace gmsa"}},
+		"webhook's CA differs": {func(o *Objects) { o.Webhooks[0].Problem = "the certificate does not match" }, "webhook-ca-mismatch", Error, "mutatingwebhookconfigurations gmsa-webhook", []string{"does not match", "kubectl logs --namespace gmsa"}},
 		"one webhook of two":   {func(o *Objects) { o.Webhooks[0].Replicas = &two }, "webhook-degraded", Warning, "mutatingwebhookconfigurations gmsa-webhook", []string{"1 ready pods of 2"}},
 		"two webhooks": {func(o *Objects) {
 			o.Webhooks = append(o.Webhooks, Webhook{Configuration: "sig", Resource: "mutatingwebhookconfigurations", Name: "w", Mutating: true, Service: "sig/webhook"})
@@ -246,10 +246,10 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 		"denied": {func(o *Objects) {
 			o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "ReplicaSet", Namespace: "shop", Name: "web-1"}, Reason: "FailedCreate", Message: "not authorized to use gMSA cred spec"}}
 		}, "pod-refused", Error, "ReplicaSet shop/web-1", []string{"not authorized"}},
-		"not populated":        {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "web01", "") }, "credential-spec-not-copied", Error, "pod shop/web-0", []string{"windows.k8s.io/disabled"}},
-		"missing credential spec":     {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "web09", "") }, "credential-spec-not-found", Error, "pod shop/web-0", []string{"web09"}},
-		"changed since":     {func(o *Objects) { o.Specs[0] = spec(t, "web01", "CORP", "CORPS") }, "credential-spec-changed", Warning, "pod shop/web-0", nil},
-		"invalid inline spec": {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "", "[") }, "credential-spec-invalid", Error, "pod shop/web-0", nil},
+		"not populated":           {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "web01", "") }, "credential-spec-not-copied", Error, "pod shop/web-0", []string{"windows.k8s.io/disabled"}},
+		"missing credential spec": {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "web09", "") }, "credential-spec-not-found", Error, "pod shop/web-0", []string{"web09"}},
+		"changed since":           {func(o *Objects) { o.Specs[0] = spec(t, "web01", "CORP", "CORPS") }, "credential-spec-changed", Warning, "pod shop/web-0", nil},
+		"invalid inline spec":     {func(o *Objects) { o.GMSAPods[0] = user("web-0", "win-1", "", "[") }, "credential-spec-invalid", Error, "pod shop/web-0", nil},
 		"inline spec without release": {func(o *Objects) {
 			o.GMSAPods[0] = user("web-0", "win-1", "", strings.ReplaceAll(specJSON, "web-creds", "shop-creds"))
 		}, "release-not-found", Error, "pod shop/web-0", []string{"gmsa-system:shop-creds"}},
@@ -259,13 +259,13 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 		"error of the plugin": {stuckWith("hcs::CreateComputeSystem x: winapi error #3489661095: ccg.exe: the plug-in returned 0xA0040007 (secret-not-found)"),
 			"secret-not-found", Error, "pod shop/web-0", []string{"0xD00000A7", "kubectl create secret generic -n gmsa-system web-creds", "gmsactl verify web01 --node win-1"}},
 		"error of HCS": {stuckWith("hcs::CreateComputeSystem x: winapi error #3489792023"), "RPC_NT_SERVER_UNAVAILABLE", Error, "pod shop/web-0", []string{"0xD0020017", "doctor node win-1"}},
-		"no number": {stuckWith("hcs::CreateComputeSystem x: failed"), "pod-does-not-start", Error, "pod shop/web-0", nil},
+		"no number":    {stuckWith("hcs::CreateComputeSystem x: failed"), "pod-does-not-start", Error, "pod shop/web-0", nil},
 		"error in an event": {func(o *Objects) {
 			stuckWith("")(o)
 			o.Events = []corev1.Event{{InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "web-0"}, Type: "Warning", Reason: "FailedCreatePodSandBox", Message: "winapi error #3489661095"}}
 		}, "STATUS_BAD_VALIDATION_CLASS", Error, "pod shop/web-0", nil},
-		"no reason": {stuckWith(""), "pod-creating", Error, "pod shop/web-0", []string{"1h0m0s"}},
-		"just created":       {func(o *Objects) { stuckWith("")(o); o.GMSAPods[0].CreationTimestamp = metav1.NewTime(now) }, "", "", "", nil},
+		"no reason":    {stuckWith(""), "pod-creating", Error, "pod shop/web-0", []string{"1h0m0s"}},
+		"just created": {func(o *Objects) { stuckWith("")(o); o.GMSAPods[0].CreationTimestamp = metav1.NewTime(now) }, "", "", "", nil},
 		"image pull error": {func(o *Objects) {
 			stuckWith("")(o)
 			o.GMSAPods[0].Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such host"}

@@ -236,13 +236,13 @@ func (v *verify) withoutCluster(what string) Step {
 
 // InstallCommand returns the command that installs a release for a Secret. The release name comes from the Secret name.
 func InstallCommand(ref credential.Reference) string {
-	return InstallReleaseCommand(strings.TrimSuffix(ref.Secret, "-creds"), ref)
+	return InstallReleaseCommand(credential.ReleaseName(ref.Secret), ref)
 }
 
 // InstallReleaseCommand returns the command that installs a release with this name for a Secret.
 func InstallReleaseCommand(release string, ref credential.Reference) string {
 	words := []string{"helm", "install", release, "./charts/" + inventory.ProviderChart, "--namespace", ref.Namespace, "--wait"}
-	if ref.Secret != release+"-creds" {
+	if ref.Secret != credential.SecretName(release) {
 		words = append(words, "--set", "credentials.secretName="+ref.Secret)
 	}
 	return shell.Command(words...)
@@ -293,7 +293,7 @@ func (v *verify) account() string {
 	if v.result.release != nil {
 		return v.result.release.String()
 	}
-	return v.ref.Namespace + "/" + strings.TrimSuffix(v.ref.Secret, "-creds")
+	return v.ref.Release()
 }
 
 func (v *verify) checkDirectory(ctx context.Context) {
