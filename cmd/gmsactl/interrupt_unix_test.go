@@ -104,7 +104,8 @@ func TestTheSecondCtrlCKills(t *testing.T) {
 		}
 		select {
 		case <-ended:
-			if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGINT {
+			if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() ||
+				status.Signal() != syscall.SIGINT {
 				t.Errorf("%v\n%s", cmd.ProcessState, out)
 			}
 			return

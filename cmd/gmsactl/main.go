@@ -1,6 +1,6 @@
 // Command gmsactl is the operator's tool. It creates credential specs from Active Directory, manages the Secrets of
-// impersonation accounts, verifies the credential path, and diagnoses an installation. Under the name kubectl-gmsa it is a
-// kubectl plugin.
+// impersonation accounts, verifies the credential path, and diagnoses an installation. Under the name kubectl-gmsa it
+// is a kubectl plugin.
 package main
 
 import (

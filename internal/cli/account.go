@@ -21,8 +21,8 @@ func newAccount(g *globals) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "account",
 		Short: "Manage the Secrets of impersonation accounts",
-		Long: `An impersonation account is the Active Directory user that can read a gMSA's password. Its credentials are in one Secret. A
-release of the chart rancher-gmsa-account-provider provides that Secret to Windows nodes.`,
+		Long: `An impersonation account is the Active Directory user that can read a gMSA's password. Its credentials
+are in one Secret. A release of the chart rancher-gmsa-account-provider provides that Secret to Windows nodes.`,
 	})
 	c.AddCommand(newAccountCreate(g), newAccountRotate(g))
 	return c
@@ -78,11 +78,11 @@ func newAccountCreate(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create <namespace>/<release>",
 		Short: "Create the Secret of an account, after verifying its credentials",
-		Long: `Verifies an account's credentials with Active Directory and creates the Secret for the release. The command fails if the Secret
-exists. To change a password, use "account rotate".
+		Long: `Verifies an account's credentials with Active Directory and creates the Secret for the release. The
+command fails if the Secret exists. To change a password, use "account rotate".
 
-The command prompts for the password. Alternatively, use --password-file or --password-stdin. A password is not accepted on the
-command line. The namespace must exist. The release is not required yet.`,
+The command prompts for the password. Alternatively, use --password-file or --password-stdin. A password is not
+accepted on the command line. The namespace must exist. The release is not required yet.`,
 		Example: g.examples(`
   # Prompt for the password
   gmsactl account create gmsa-system/web --domain corp.example.com --username gmsa-reader
@@ -125,7 +125,8 @@ command line. The namespace must exist. The release is not required yet.`,
 			}
 			if release == releaseMissing {
 				_, name, _ := strings.Cut(args[0], "/")
-				g.notef("The release %s does not exist yet. Install it:\n  %s", args[0], verify.InstallReleaseCommand(name, ref))
+				g.notef("The release %s does not exist yet. Install it:\n  %s", args[0],
+					verify.InstallReleaseCommand(name, ref))
 			}
 			return g.printAccount(result)
 		},
@@ -141,9 +142,10 @@ func newAccountRotate(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rotate <namespace>/<release>",
 		Short: "Write an account's new password to its Secret, after verifying it",
-		Long: `Writes the account's current password to the Secret. The domain and the user name remain. The command does not change the
-password in Active Directory: set the new password there first, then run the command immediately. Until then, nodes use the old
-password, which the domain rejects. Providers use the new password within 5 seconds, without a restart.
+		Long: `Writes the account's current password to the Secret. The domain and the user name remain. The command
+does not change the password in Active Directory: set the new password there first, then run the command immediately.
+Until then, nodes use the old password, which the domain rejects. Providers use the new password within 5 seconds,
+without a restart.
 
 If the Secret already contains the password, the command changes nothing.`,
 		Example: g.examples(`
@@ -168,7 +170,8 @@ If the Secret already contains the password, the command changes nothing.`,
 			}
 			defer old.Password.Wipe()
 			if s.Immutable != nil && *s.Immutable {
-				return faultf("Secret %s/%s is immutable\n%s", ref.Namespace, ref.Secret, g.recreateSecret(ref, args[0]))
+				return faultf("Secret %s/%s is immutable\n%s", ref.Namespace, ref.Secret,
+					g.recreateSecret(ref, args[0]))
 			}
 			cred, result, err := g.readVerified(ctx, f, ref, "new password", old.DomainName, old.Username)
 			defer cred.Password.Wipe()
@@ -212,7 +215,8 @@ func (g *globals) accountTarget(
 	return c, ref, state, err
 }
 
-// readVerified reads the password of an account and verifies it. The caller wipes the password even if there is an error.
+// readVerified reads the password of an account and verifies it. The caller wipes the password even if there is an
+// error.
 func (g *globals) readVerified(
 	ctx context.Context, f accountFlags, ref credential.Reference, what, domain, username string,
 ) (credential.Credential, accountResult, error) {
@@ -252,8 +256,8 @@ func newCredential(domain, username string, password credential.Password) (crede
 // placeholder returns a valid password, to check the other values before the prompt for the real one.
 func placeholder() credential.Password { return credential.NewPassword([]byte("x")) }
 
-// verifyCredential verifies the credentials with Active Directory. If --gmsa is set, it also verifies the permission to read
-// that gMSA's password.
+// verifyCredential verifies the credentials with Active Directory. If --gmsa is set, it also verifies the permission to
+// read that gMSA's password.
 func (g *globals) verifyCredential(
 	ctx context.Context, result *accountResult, f accountFlags, cred credential.Credential,
 ) error {
@@ -396,7 +400,8 @@ func (g *globals) secretError(ref credential.Reference, release, verb string, er
 			name, g.program, release, ref.Secret, ref.Namespace)
 	case apierrors.IsNotFound(err) && status != nil && status.Status().Details != nil &&
 		status.Status().Details.Kind == "namespaces":
-		return faultf("the namespace %s does not exist\nCreate it: kubectl create namespace %s", ref.Namespace, ref.Namespace)
+		return faultf("the namespace %s does not exist\nCreate it: kubectl create namespace %s", ref.Namespace,
+			ref.Namespace)
 	case apierrors.IsNotFound(err):
 		return faultf("the Secret %s does not exist\nCreate it: %s account create %s", name, g.program, release)
 	case apierrors.IsConflict(err):

@@ -46,14 +46,15 @@ func newCredspecCheck(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check FILE|NAME...",
 		Short: "Check credential specs",
-		Long: `Checks each field of credential specs and prints a correction for each error. An argument is a file, the name of a
-GMSACredentialSpec in the cluster, or - for standard input. It is a file if the file exists, if it contains a slash, or if it ends
-in .yaml, .yml or .json. A file contains GMSACredentialSpecs or credential specs as JSON.
+		Long: `Checks each field of credential specs and prints a correction for each error. An argument is a file, the
+name of a GMSACredentialSpec in the cluster, or - for standard input. It is a file if the file exists, if it contains
+a slash, or if it ends in .yaml, .yml or .json. A file contains GMSACredentialSpecs or credential specs as JSON.
 
---online also checks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID and names match
-the domain, whether the gMSA exists, and whether the account can read its password. The account is the one in the Secret. To use
-another account, specify --domain and --username. The command then prompts for the password, or reads it with --password-file or
---password-stdin. Only the domain in --domain receives this password. Credential specs of other domains are skipped.
+--online also checks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID and
+names match the domain, whether the gMSA exists, and whether the account can read its password. The account is the one
+in the Secret. To use another account, specify --domain and --username. The command then prompts for the password, or
+reads it with --password-file or --password-stdin. Only the domain in --domain receives this password. Credential
+specs of other domains are skipped.
 
 The exit code is 0 if there are only warnings. With --strict, it is 1.`,
 		Example: g.examples(`
@@ -78,7 +79,8 @@ The exit code is 0 if there are only warnings. With --strict, it is 1.`,
 					return err
 				}
 				if (f.credential.password.stdin || f.credential.password.file == "-") && slices.Contains(args, "-") {
-					return usagef("standard input cannot contain both a credential spec and the password; use --password-file")
+					return usagef("standard input cannot contain both a credential spec and the password; use " +
+						"--password-file")
 				}
 				var err error
 				if k.explicit, err = f.credential.read(cmd.Context(), g); err != nil {
@@ -278,7 +280,8 @@ func (k *checker) checkGMSAs(ctx context.Context, session *directory.Session, s 
 	return problems
 }
 
-// directoryProblem adds an error of Active Directory to problems. If the error is inconclusive, it is recorded as skipped.
+// directoryProblem adds an error of Active Directory to problems. If the error is inconclusive, it is recorded as
+// skipped.
 func (k *checker) directoryProblem(problems []credspec.Problem, field, what string, err error) []credspec.Problem {
 	cause := directory.CauseOf(err)
 	if cause == nil || exitCode(err) == exitIncomplete {
@@ -319,7 +322,8 @@ func (k *checker) checkAccount(ctx context.Context, ref credential.Reference, do
 	}
 	session, err := k.g.bind(ctx, cred)
 	if err != nil {
-		a.problems = k.directoryProblem(a.problems, inputField, "Active Directory as "+cred.Username+" of "+cred.DomainName, err)
+		a.problems = k.directoryProblem(a.problems, inputField,
+			"Active Directory as "+cred.Username+" of "+cred.DomainName, err)
 		return a
 	}
 	d, err := session.Domain(ctx)
@@ -345,14 +349,16 @@ func (k *checker) checkRelease(ctx context.Context, c *inventory.Cluster, ref cr
 		}
 	}
 	a.problems = append(a.problems, credspec.Problem{
-		Field:  inputField,
-		Text:   fmt.Sprintf("no release in namespace %s provides the Secret %s/%s", ref.Namespace, ref.Namespace, ref.Secret),
+		Field: inputField,
+		Text: fmt.Sprintf("no release in namespace %s provides the Secret %s/%s", ref.Namespace, ref.Namespace,
+			ref.Secret),
 		Remedy: "install a release: " + verify.InstallCommand(ref),
 	})
 }
 
 // findCredential returns the account for the checks in Active Directory. ok is false if there is none.
-func (k *checker) findCredential(ctx context.Context, c *inventory.Cluster, ref credential.Reference, domain string, a *accountCheck) (credential.Credential, bool) {
+func (k *checker) findCredential(ctx context.Context, c *inventory.Cluster, ref credential.Reference, domain string,
+	a *accountCheck) (credential.Credential, bool) {
 	release := ref.Release()
 	what := fmt.Sprintf("Secret %s/%s", ref.Namespace, ref.Secret)
 	var cred credential.Credential
@@ -378,7 +384,8 @@ func (k *checker) findCredential(ctx context.Context, c *inventory.Cluster, ref 
 			k.skip(u)
 			k.skip(inventory.Skipped{
 				What: "Active Directory",
-				Why:  "cannot read the account's password; specify another account with --domain, --username and --password-file",
+				Why: "cannot read the account's password; specify another account with --domain, --username and " +
+					"--password-file",
 			})
 		}
 	}

@@ -26,7 +26,8 @@ func run(t *testing.T, stdin string, args ...string) (code int, stdout, stderr s
 		t.Fatal(err)
 	}
 	var out, errOut bytes.Buffer
-	code = Run(t.Context(), append([]string{"gmsactl", "--kubeconfig", none}, args...), Streams{strings.NewReader(stdin), &out, &errOut})
+	code = Run(t.Context(), append([]string{"gmsactl", "--kubeconfig", none}, args...),
+		Streams{strings.NewReader(stdin), &out, &errOut})
 	return code, out.String(), errOut.String()
 }
 
@@ -55,7 +56,8 @@ func TestNothingFromElsewhereControlsTheTerminal(t *testing.T) {
 func TestColoursOfOurOwnStay(t *testing.T) {
 	t.Parallel()
 	g := globals{color: true}
-	if got, want := g.escapeForTerminal(g.paint(red, "a\x1b[5m\x1b")), "\x1b[31ma\\u001b[5m\\u001b\x1b[0m"; got != want {
+	if got, want := g.escapeForTerminal(g.paint(red, "a\x1b[5m\x1b")),
+		"\x1b[31ma\\u001b[5m\\u001b\x1b[0m"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	g.color = false
@@ -86,18 +88,20 @@ func TestAPasswordInAnArgumentIsNotRepeated(t *testing.T) {
 func TestFilesAreCheckedWithoutACluster(t *testing.T) {
 	t.Parallel()
 	code, out, errOut := run(t, `{"CmsPlugins": []}`, "credspec", "check", "web01", "-")
-	if code != exitFault || !strings.Contains(out, "CmsPlugins") || !strings.Contains(out, "GMSACredentialSpec web01: there is no kubeconfig") {
+	if code != exitFault || !strings.Contains(out, "CmsPlugins") ||
+		!strings.Contains(out, "GMSACredentialSpec web01: there is no kubeconfig") {
 		t.Errorf("code %d, %s%s", code, out, errOut)
 	}
 }
 
-// The attack: a credential spec from elsewhere names its author's domain, and who verifies it gives his own password. Only the
-// domain that he names with --domain may be looked for, let alone be sent anything.
+// The attack: a credential spec from elsewhere names its author's domain, and who verifies it gives his own password.
+// Only the domain that he names with --domain may be looked for, let alone be sent anything.
 func TestACredentialSpecFromElsewhereDoesNotChooseWhereThePasswordGoes(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	password, file := filepath.Join(dir, "password"), filepath.Join(dir, "evil.json")
-	spec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e", DNSName: "evil.example.test", NetBIOSName: "EVIL", ForestDNSName: "evil.example.test"}, "web01", "a:b-creds")
+	spec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e",
+		DNSName: "evil.example.test", NetBIOSName: "EVIL", ForestDNSName: "evil.example.test"}, "web01", "a:b-creds")
 	for name, content := range map[string][]byte{password: []byte("m4rker"), file: spec.JSON()} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -113,7 +117,8 @@ func TestACredentialSpecFromElsewhereDoesNotChooseWhereThePasswordGoes(t *testin
 		{[]string{"verify", file}, exitUsage, false, "--domain and --username go together"},
 		{[]string{"verify", file, "--domain", "corp.example.test"}, exitIncomplete, true, "corp.example.test"},
 		{[]string{"credspec", "check", file, "--online"}, exitUsage, false, "--domain and --username go together"},
-		{[]string{"credspec", "check", file, "--online", "--domain", "corp.example.test"}, exitIncomplete, false, "domain evil.example.test: the account that was given is of corp.example.test"},
+		{[]string{"credspec", "check", file, "--online", "--domain", "corp.example.test"}, exitIncomplete, false,
+			"domain evil.example.test: the account that was given is of corp.example.test"},
 	} {
 		// A DNS server that answers nothing tells who was looked for.
 		dns, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -136,7 +141,8 @@ func TestACredentialSpecFromElsewhereDoesNotChooseWhereThePasswordGoes(t *testin
 			asked = append(asked, packet[:n]...)
 		}
 		_ = dns.Close()
-		if bytes.Contains(asked, []byte("evil")) || bytes.Contains(asked, []byte("\x04corp\x07example\x04test")) != c.asks {
+		if bytes.Contains(asked, []byte("evil")) ||
+			bytes.Contains(asked, []byte("\x04corp\x07example\x04test")) != c.asks {
 			t.Errorf("%q asked for %q", c.args, asked)
 		}
 	}
@@ -146,7 +152,8 @@ func TestAFileIsVerifiedWithoutACluster(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	password, file := filepath.Join(dir, "password"), filepath.Join(dir, "web01.json")
-	spec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e", DNSName: "corp.example.test", NetBIOSName: "CORP", ForestDNSName: "corp.example.test"}, "web01", "a:b-creds")
+	spec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e",
+		DNSName: "corp.example.test", NetBIOSName: "CORP", ForestDNSName: "corp.example.test"}, "web01", "a:b-creds")
 	for name, content := range map[string][]byte{password: []byte("m4rker"), file: spec.JSON()} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -154,7 +161,8 @@ func TestAFileIsVerifiedWithoutACluster(t *testing.T) {
 	}
 	states := func(args ...string) map[string]verify.Step {
 		t.Helper()
-		code, out, errOut := run(t, "", append([]string{"verify", file, "-o", "json", "--dc", "127.77.255.254"}, args...)...)
+		code, out, errOut := run(t, "", append([]string{"verify", file, "-o", "json", "--dc", "127.77.255.254"},
+			args...)...)
 		var r verify.Result
 		if err := json.Unmarshal([]byte(out), &r); code != exitIncomplete || err != nil {
 			t.Fatalf("code %d, %v: %s%s", code, err, out, errOut)
@@ -163,18 +171,22 @@ func TestAFileIsVerifiedWithoutACluster(t *testing.T) {
 		for _, s := range r.Steps {
 			steps[s.Name] = s
 		}
-		for name, want := range map[string]verify.State{verify.StepSpec: verify.OK, verify.StepInput: verify.OK, verify.StepRelease: verify.Skipped, verify.StepSecret: verify.Skipped} {
-			if s := steps[name]; s.State != want || want == verify.Skipped && !strings.Contains(s.Detail, "there is no kubeconfig") {
+		for name, want := range map[string]verify.State{verify.StepSpec: verify.OK, verify.StepInput: verify.OK,
+			verify.StepRelease: verify.Skipped, verify.StepSecret: verify.Skipped} {
+			if s := steps[name]; s.State != want ||
+				want == verify.Skipped && !strings.Contains(s.Detail, "there is no kubeconfig") {
 				t.Errorf("%+v", s)
 			}
 		}
 		return steps
 	}
 	// With an account, the domain is asked; here nobody is at its address.
-	if s := states("--domain", "corp.example.test", "--username", "reader", "--password-file", password)[verify.StepBind]; s.Cause != "dc-unreachable" {
+	if s := states("--domain", "corp.example.test", "--username", "reader", "--password-file",
+		password)[verify.StepBind]; s.Cause != "dc-unreachable" {
 		t.Errorf("%+v", s)
 	}
-	if steps := states(); steps[verify.StepBind].Detail != "needs: "+verify.StepSecret || !strings.Contains(steps[verify.StepSecret].Remedy, "--domain") {
+	if steps := states(); steps[verify.StepBind].Detail != "needs: "+verify.StepSecret ||
+		!strings.Contains(steps[verify.StepSecret].Remedy, "--domain") {
 		t.Errorf("%+v", steps)
 	}
 }
@@ -192,8 +204,10 @@ func TestACauseHasTheSameCodeInAllCommands(t *testing.T) {
 		code := exitCode(directoryError(&directory.Error{Cause: cause}))
 		var k checker
 		k.directoryProblem(nil, "", "", &directory.Error{Cause: cause})
-		if unable := code == exitIncomplete; unable != (len(k.result.Skipped) == 1) || unable != verify.IsInconclusive(cause) || unable != strings.Contains(listed, "`"+cause.Name+"`") {
-			t.Errorf("%s: code %d, unseen by credspec check %v, unable %t; docs/gmsactl.md: %s", cause.Name, code, k.result.Skipped, verify.IsInconclusive(cause), listed)
+		if unable := code == exitIncomplete; unable != (len(k.result.Skipped) == 1) ||
+			unable != verify.IsInconclusive(cause) || unable != strings.Contains(listed, "`"+cause.Name+"`") {
+			t.Errorf("%s: code %d, unseen by credspec check %v, unable %t; docs/gmsactl.md: %s", cause.Name, code,
+				k.result.Skipped, verify.IsInconclusive(cause), listed)
 		}
 	}
 }
@@ -229,7 +243,8 @@ func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
 	if err := os.WriteFile(password, []byte("m4rker"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	create := []string{"credspec", "create", "--account", "a/b", "--domain", "corp.example.test", "--username", "reader", "--password-file", password, "--gmsa"}
+	create := []string{"credspec", "create", "--account", "a/b", "--domain", "corp.example.test", "--username",
+		"reader", "--password-file", password, "--gmsa"}
 	for _, c := range []struct {
 		args []string
 		code int
@@ -239,7 +254,8 @@ func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
 		{append(create, "web01", "--dc", "dc1:636"), exitUsage, "leave out the port 636"},
 		{append(create, "web01", "--dc", "[::1]:636"), exitUsage, "leave out the port 636"},
 		{append(create, "web01", "--dns-server", "dns.example.test"), exitUsage, "write its address"},
-		{append(create, "web01", "--dns-server", "10.0.0.10:53", "--dc", "127.77.255.254"), exitIncomplete, "nothing listens"},
+		{append(create, "web01", "--dns-server", "10.0.0.10:53", "--dc", "127.77.255.254"), exitIncomplete,
+			"nothing listens"},
 		{append(create, "web01", "--dns-server", "::1", "--dc", "127.77.255.254"), exitIncomplete, "nothing listens"},
 		{[]string{"verify", "x.yaml", "--ldap", "plain"}, exitUsage, "write auto, kerberos, ldaps or starttls"},
 		{[]string{"account", "create", "a/b", "--ldap-ca", password}, exitUsage, "no certificate in it"},
@@ -247,7 +263,8 @@ func TestWhatCannotBeMeantIsToldWithWhatToWrite(t *testing.T) {
 		{[]string{"credspec", "check", "x.yaml", "--online", "--dc", "dc1:389"}, exitUsage, "leave out the port"},
 		{[]string{"verify", "x.yaml", "--domain", "corp.example.test"}, exitUsage, "go together"},
 		{[]string{"verify", "x.yaml", "--password-file", password}, exitUsage, "go together"},
-		{[]string{"verify", "x.yaml", "--domain", "CORP", "--username", "x", "--password-file", password}, exitUsage, "NetBIOS"},
+		{[]string{"verify", "x.yaml", "--domain", "CORP", "--username", "x", "--password-file", password}, exitUsage,
+			"NetBIOS"},
 		{[]string{"verify"}, exitUsage, "name one credential spec"},
 		{[]string{"verify", "web01"}, exitIncomplete, "there is no kubeconfig"},
 		{[]string{"doctor"}, exitIncomplete, "there is no kubeconfig"},

@@ -40,7 +40,8 @@ func (g *globals) completeNamespaces(cmd *cobra.Command, _ []string, _ string) (
 }
 
 // completeCredentialSpecs completes the names of the cluster's GMSACredentialSpecs and of files.
-func (g *globals) completeCredentialSpecs(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+func (g *globals) completeCredentialSpecs(cmd *cobra.Command, _ []string, _ string) ([]string,
+	cobra.ShellCompDirective) {
 	c, err := g.inventory()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveDefault

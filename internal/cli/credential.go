@@ -9,16 +9,18 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// credentialFlags specify an account that replaces the Secret's. They include the domain. A credential spec can come from an
-// untrusted source. With a domain from the spec, its author could choose which server receives the password.
+// credentialFlags specify an account that replaces the Secret's. They include the domain. A credential spec can come
+// from an untrusted source. With a domain from the spec, its author could choose which server receives the password.
 type credentialFlags struct {
 	domain, username string
 	password         passwordFlags
 }
 
 func (a *credentialFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&a.domain, "domain", "", "DNS name of the domain of --username; only this domain receives the password")
-	c.Flags().StringVar(&a.username, "username", "", "account to use instead of the Secret's: sAMAccountName, without domain")
+	c.Flags().StringVar(&a.domain, "domain", "",
+		"DNS name of the domain of --username; only this domain receives the password")
+	c.Flags().StringVar(&a.username, "username", "",
+		"account to use instead of the Secret's: sAMAccountName, without domain")
 	a.password.add(c, "the password of --username")
 }
 

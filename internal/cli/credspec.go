@@ -21,8 +21,8 @@ func newCredspec(g *globals) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "credspec",
 		Short: "Create and check credential specs",
-		Long: `A credential spec describes a gMSA to Windows. It also specifies the plugin that returns the credentials of the account that can
-read the gMSA's password. In a cluster, it is a GMSACredentialSpec. Pods reference it in
+		Long: `A credential spec describes a gMSA to Windows. It also specifies the plugin that returns the credentials
+of the account that can read the gMSA's password. In a cluster, it is a GMSACredentialSpec. Pods reference it in
 securityContext.windowsOptions.gmsaCredentialSpecName.`,
 	})
 	c.AddCommand(newCredspecCreate(g), newCredspecCheck(g))
@@ -47,13 +47,13 @@ func newCredspecCreate(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create --gmsa NAME --account <namespace>/<release>",
 		Short: "Create the credential spec of a gMSA from Active Directory",
-		Long: `Reads the domain and the gMSA from Active Directory, verifies that the impersonation account can read the gMSA's password, and
-prints a GMSACredentialSpec for kubectl apply. The command binds as the release's impersonation account. This requires permission
-to get the release's Secret.
+		Long: `Reads the domain and the gMSA from Active Directory, verifies that the impersonation account can read
+the gMSA's password, and prints a GMSACredentialSpec for kubectl apply. The command binds as the release's
+impersonation account. This requires permission to get the release's Secret.
 
-If you can't read the Secret, specify a domain account with --domain and --username. Cluster access is then not required. The
-command prompts for the password, or reads it with --password-file or --password-stdin. --account then only determines
-PluginInput.
+If you can't read the Secret, specify a domain account with --domain and --username. Cluster access is then not
+required. The command prompts for the password, or reads it with --password-file or --password-stdin. --account then
+only determines PluginInput.
 
 The credential spec is written to standard output, notes and warnings to standard error.`,
 		Example: g.examples(`
@@ -79,7 +79,8 @@ The credential spec is written to standard output, notes and warnings to standar
 		"kubernetes for a GMSACredentialSpec, or docker for the JSON of container runtimes")
 	flags.BoolVar(&f.apply, "apply", false, "apply the GMSACredentialSpec to the cluster with server-side apply")
 	flags.BoolVar(&f.skipRead, "skip-read-check", false,
-		"do not verify that the account can read the gMSA's password; for a --username other than the impersonation account")
+		"do not verify that the account can read the gMSA's password; for a --username other than the impersonation "+
+			"account")
 	f.credential.add(c)
 	c.MarkFlagsOneRequired("account", "plugin-input")
 	c.MarkFlagsMutuallyExclusive("account", "plugin-input")
@@ -114,7 +115,8 @@ func (g *globals) createCredspec(ctx context.Context, f createFlags) error {
 	}
 	// The name must be an RFC 1123 subdomain, like the name of a Secret.
 	if err := credential.ValidateName(name); err != nil && f.format == formatKubernetes {
-		return usagef("%q is not a valid name for a GMSACredentialSpec; specify --name with lower-case letters, digits and hyphens", name)
+		return usagef("%q is not a valid name for a GMSACredentialSpec; specify --name with lower-case letters, "+
+			"digits and hyphens", name)
 	}
 	// An error of the cluster connection must precede the requests to Active Directory.
 	var c *inventory.Cluster
@@ -267,8 +269,10 @@ func (g *globals) applyCredspec(ctx context.Context, c *inventory.Cluster, name 
 		// Server-side apply creates missing objects, so the resource itself is missing.
 		return faultf("%w\nInstall it:\n  kubectl apply -f %s", inventory.ErrNoCredentialSpecs, crdURL)
 	case apierrors.IsConflict(err):
-		return faultf("%s: another client set some of its fields; nothing was written: %w\nTo overwrite them, run this command "+
-			"without --apply and pipe the output to: kubectl apply --server-side --force-conflicts --field-manager %s -f -",
+		return faultf("%s: another client set some of its fields; nothing was written: %w\nTo overwrite them, run "+
+			"this command "+
+			"without --apply and pipe the output to: kubectl apply --server-side --force-conflicts --field-manager "+
+			"%s -f -",
 			what, err, inventory.Manager)
 	case err != nil:
 		return g.clusterError(what, inventory.Permission("patch", inventory.CredentialSpecResource, ""), err)

@@ -26,7 +26,8 @@ func (g *globals) directoryConfig(domain string) (directory.Config, error) {
 	}
 	if s := g.ad.dnsServer; s != "" && net.ParseIP(strings.Trim(s, "[]")) == nil {
 		if host, _, err := net.SplitHostPort(s); err != nil || net.ParseIP(host) == nil {
-			return directory.Config{}, usagef("--dns-server %s: use an IP address, with or without a port, such as 10.0.0.10:53", s)
+			return directory.Config{},
+				usagef("--dns-server %s: use an IP address, with or without a port, such as 10.0.0.10:53", s)
 		}
 	}
 	c := directory.Config{
@@ -44,7 +45,8 @@ func (g *globals) directoryConfig(domain string) (directory.Config, error) {
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
 			return directory.Config{}, usagef(
-				"--ldap-ca %s: the file contains no certificate; use the CA certificate in PEM format (BEGIN CERTIFICATE)", g.ad.caFile)
+				"--ldap-ca %s: the file contains no certificate; use the CA certificate in PEM format (BEGIN "+
+					"CERTIFICATE)", g.ad.caFile)
 		}
 	}
 	return c, nil

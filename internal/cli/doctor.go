@@ -22,18 +22,18 @@ func newDoctor(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor [pod NAME | node NAME]",
 		Short: "Diagnose the installation",
-		Long: `Checks all objects in the cluster that belong to gMSAs and lists the faults. Errors precede warnings, and causes precede their
-effects. Each finding has a remedy and commands. The report ends with skipped checks and missing permissions. The command changes
-nothing.
+		Long: `Checks all objects in the cluster that belong to gMSAs and lists the faults. Errors precede warnings,
+and causes precede their effects. Each finding has a remedy and commands. The report ends with skipped checks and
+missing permissions. The command changes nothing.
 
-Without an argument, the command checks the charts, their DaemonSets and Secrets, Windows nodes, credential specs, webhooks, and
-pods that use a gMSA. It checks the pods of all namespaces. With -n, it checks those of one namespace. "doctor pod" checks one pod
-and the objects that it requires. "doctor node" checks one node and runs programs on it, as verify --node does. --all-nodes runs
-them on all Windows nodes.
+Without an argument, the command checks the charts, their DaemonSets and Secrets, Windows nodes, credential specs,
+webhooks, and pods that use a gMSA. It checks the pods of all namespaces. With -n, it checks those of one namespace.
+"doctor pod" checks one pod and the objects that it requires. "doctor node" checks one node and runs programs on it,
+as verify --node does. --all-nodes runs them on all Windows nodes.
 
---bundle writes the report and the objects that it is based on to a file, which you can send to others. The file contains no
-secrets. It contains the names of Secrets and their faults. It contains no environment variables, command lines and annotations of
-pods. It does contain the names of nodes, pods, accounts and domains.`,
+--bundle writes the report and the objects that it is based on to a file, which you can send to others. The file
+contains no secrets. It contains the names of Secrets and their faults. It contains no environment variables, command
+lines or annotations of pods. It does contain the names of nodes, pods, accounts and domains.`,
 		Example: g.examples(`
   gmsactl doctor
   gmsactl doctor pod web-0 -n shop

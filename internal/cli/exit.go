@@ -59,8 +59,8 @@ func exitWith(code int) error {
 	return &exitError{code, nil}
 }
 
-// exitCode returns the exit code of an error. An error without a code has exitIncomplete if a server is unreachable or denied
-// access.
+// exitCode returns the exit code of an error. An error without a code has exitIncomplete if a server is unreachable or
+// denied access.
 func exitCode(err error) int {
 	if err == nil {
 		return exitOK
@@ -68,7 +68,8 @@ func exitCode(err error) int {
 	if f, ok := asExitError(err); ok {
 		return f.code
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || isDenied(err) || isUnreachable(err) ||
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || isDenied(err) ||
+		isUnreachable(err) ||
 		verify.IsInconclusive(directory.CauseOf(err)) {
 		return exitIncomplete
 	}

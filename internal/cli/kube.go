@@ -14,8 +14,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// kubeFlags are kubectl's flags for the connection to a cluster. They come from client-go, because cli-runtime depends on
-// Kustomize.
+// kubeFlags are kubectl's flags for the connection to a cluster. They come from client-go, because cli-runtime depends
+// on Kustomize.
 type kubeFlags struct {
 	rules     *clientcmd.ClientConfigLoadingRules
 	overrides *clientcmd.ConfigOverrides
@@ -29,7 +29,8 @@ func newKubeFlags() *kubeFlags {
 }
 
 func (f *kubeFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.rules.ExplicitPath, "kubeconfig", "", "path of the kubeconfig file (default: $KUBECONFIG, or ~/.kube/config)")
+	flags.StringVar(&f.rules.ExplicitPath, "kubeconfig", "",
+		"path of the kubeconfig file (default: $KUBECONFIG, or ~/.kube/config)")
 	names := clientcmd.RecommendedConfigOverrideFlags("")
 	// Every process of the machine can read secrets on a command line.
 	names.AuthOverrideFlags.Token.LongName = ""

@@ -15,8 +15,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// passwordFlags specify the source of a password. A password is never an argument: other processes can read arguments, and
-// shells store them.
+// passwordFlags specify the source of a password. A password is never an argument: other processes can read arguments,
+// and shells store them.
 type passwordFlags struct {
 	file  string
 	stdin bool
@@ -30,22 +30,25 @@ func (f *passwordFlags) add(c *cobra.Command, whose string) {
 	c.MarkFlagsMutuallyExclusive("password-file", "password-stdin")
 	// The default error would contain the password: "unknown shorthand flag: 'p' in -psecret".
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		if text := err.Error(); strings.HasPrefix(text, "unknown flag: --pass") || strings.HasPrefix(text, "unknown shorthand flag: 'p'") {
+		if text := err.Error(); strings.HasPrefix(text, "unknown flag: --pass") ||
+			strings.HasPrefix(text, "unknown shorthand flag: 'p'") {
 			return errPasswordArgument
 		}
 		return err
 	})
 }
 
-var errPasswordArgument = &exitError{exitUsage, errors.New("a password is not accepted on the command line: other processes can " +
-	"read it, and the shell stores it. Omit it to be prompted, or use --password-file or --password-stdin. If you just typed the " +
-	"password, change it")}
+var errPasswordArgument = &exitError{exitUsage,
+	errors.New("a password is not accepted on the command line: other processes can " +
+		"read it, and the shell stores it. Omit it to be prompted, or use --password-file or --password-stdin. If " +
+		"you just typed the " +
+		"password, change it")}
 
 // isSet reports whether a flag specifies the source of the password.
 func (f passwordFlags) isSet() bool { return f.file != "" || f.stdin }
 
-// read reads the password from the source in the flags, or prompts for it. what is the prompt. With confirm, the user types
-// the password twice. The caller wipes it.
+// read reads the password from the source in the flags, or prompts for it. what is the prompt. With confirm, the user
+// types the password twice. The caller wipes it.
 func (f passwordFlags) read(ctx context.Context, g *globals, what string, confirm bool) (credential.Password, error) {
 	switch {
 	case f.stdin, f.file == "-":
@@ -125,7 +128,8 @@ func passwordFrom(r io.Reader, name string) (credential.Password, error) {
 	switch {
 	case err == nil:
 		clear(buffer)
-		return credential.Password{}, usagef("%s has more than %d bytes; it must contain only the password", name, credential.MaxValueLength)
+		return credential.Password{}, usagef("%s has more than %d bytes; it must contain only the password", name,
+			credential.MaxValueLength)
 	case err != io.EOF && err != io.ErrUnexpectedEOF:
 		clear(buffer)
 		return credential.Password{}, usagef("reading %s: %w", name, err)

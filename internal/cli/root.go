@@ -95,8 +95,9 @@ func newRoot(g *globals) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gmsactl",
 		Short: "Manage and diagnose gMSAs for Windows pods",
-		Long: `gmsactl creates credential specs from Active Directory, manages the Secrets of impersonation accounts, and diagnoses pods that
-cannot use their gMSA. It runs on Linux, macOS and Windows. The machine does not have to be in the domain.
+		Long: `gmsactl creates credential specs from Active Directory, manages the Secrets of impersonation accounts,
+and diagnoses pods that cannot use their gMSA. It runs on Linux, macOS and Windows. The machine does not have to be in
+the domain.
 
 Commands identify a release of the chart rancher-gmsa-account-provider as <namespace>/<release>.
 
@@ -193,9 +194,9 @@ func (g *globals) print(v any, text func(w io.Writer)) error {
 // sgrSequence matches the sequences that paint writes.
 var sgrSequence = regexp.MustCompile("^\x1b\\[(?:0|1|2|31|32|33)m")
 
-// escapeForTerminal escapes control characters. Names and messages come from files, the cluster and Active Directory. They can
-// contain sequences that clear the screen or change the text direction. The escapes are those of JSON, so JSON output keeps
-// its meaning.
+// escapeForTerminal escapes control characters. Names and messages come from files, the cluster and Active Directory.
+// They can contain sequences that clear the screen or change the text direction. The escapes are those of JSON, so JSON
+// output keeps its meaning.
 func (g *globals) escapeForTerminal(text string) string {
 	var b strings.Builder
 	for len(text) > 0 {
@@ -315,7 +316,8 @@ func newOptions(g *globals) *cobra.Command {
 				visible.Hidden = false
 				all.AddFlag(&visible)
 			})
-			fmt.Fprintf(g.streams.Out, "Global flags, with the same meaning as in kubectl:\n\n%s", all.FlagUsagesWrapped(110))
+			fmt.Fprintf(g.streams.Out, "Global flags, with the same meaning as in kubectl:\n\n%s",
+				all.FlagUsagesWrapped(110))
 			return nil
 		},
 	}
@@ -332,7 +334,10 @@ func newVersion(g *globals) *cobra.Command {
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
 			}{version.String(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			return g.print(v, func(w io.Writer) { fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
+			return g.print(v, func(w io.Writer) {
+				fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go,
+					v.Platform)
+			})
 		},
 	}
 }

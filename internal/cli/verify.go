@@ -24,19 +24,22 @@ func newVerify(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify CREDENTIALSPEC",
 		Short: "Verify the credential path, from a credential spec to a Kerberos ticket",
-		Long: `Verifies the credential path: credential spec, plugin input, release, Secret, bind to Active Directory, domain of the credential
-spec, read permission, managed password, and a Kerberos ticket as the gMSA. It prints one line for each check, and a remedy for the
-first check that failed. A check that depends on a failed one is "not run". A check without the required permission is "skipped".
+		Long: `Verifies the credential path: credential spec, plugin input, release, Secret, bind to Active Directory,
+domain of the credential spec, read permission, managed password, and a Kerberos ticket as the gMSA. It prints one
+line for each check, and a remedy for the first check that failed. A check that depends on a failed one is "not run".
+A check without the required permission is "skipped".
 
-CREDENTIALSPEC is the name of a GMSACredentialSpec, or a file if it contains a slash or backslash or ends in .yaml, .yml or .json.
+CREDENTIALSPEC is the name of a GMSACredentialSpec, or a file if it contains a slash or backslash or ends in .yaml,
+.yml or .json.
 
-The command reads the account's password from the Secret. This requires permission to get the Secret. To use another account,
-specify --domain and --username. The command then prompts for the password, or reads it with --password-file or --password-stdin.
-Only the domain in --domain receives this password. A file can then be verified without a cluster.
+The command reads the account's password from the Secret. This requires permission to get the Secret. To use another
+account, specify --domain and --username. The command then prompts for the password, or reads it with --password-file
+or --password-stdin. Only the domain in --domain receives this password. A file can then be verified without a
+cluster.
 
-With --node, the command also runs programs in the charts' pods on that node, like kubectl exec. They check the plugin's
-registration, the provider, the domain controllers and ports (53, 88, 389, 636, 9389) that the node can reach, and the node's clock.
---all-nodes checks all Windows nodes that the release selects.`,
+With --node, the command also runs programs in the charts' pods on that node, like kubectl exec. They check the
+plugin's registration, the provider, the domain controllers and ports (53, 88, 389, 636, 9389) that the node can
+reach, and the node's clock. --all-nodes checks all Windows nodes that the release selects.`,
 		Example: g.examples(`
   gmsactl verify web01
   gmsactl verify web01 --node win-1
@@ -79,7 +82,8 @@ registration, the provider, the domain controllers and ports (53, 88, 389, 636, 
 			result := verify.Verify(ctx, o)
 			if node != "" || allNodes {
 				if err := result.VerifyNodes(ctx, o, node, nodeTimeout); err != nil {
-					return incompletef("%s", inventory.NewSkipped("Windows nodes", err, inventory.Permission("list", "nodes", "")))
+					return incompletef("%s", inventory.NewSkipped("Windows nodes", err,
+						inventory.Permission("list", "nodes", "")))
 				}
 			}
 			if err := g.print(result, func(w io.Writer) { g.writeVerify(w, result, allNodes) }); err != nil {
@@ -184,12 +188,14 @@ func (g *globals) writeSteps(w io.Writer, steps []verify.Step) {
 func (g *globals) writeSummary(w io.Writer, steps []verify.Step, where string) {
 	fmt.Fprintln(w)
 	write := func(style, title string, s *verify.Step) {
-		fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  Remedy: %s\n", g.paint(style, title), where, s.Name, s.Cause, s.Detail, s.Remedy)
+		fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  Remedy: %s\n", g.paint(style, title), where, s.Name, s.Cause, s.Detail,
+			s.Remedy)
 	}
 	if s := verify.FirstFailed(steps); s != nil {
 		write(red, "Failed", s)
 	} else if s := verify.FirstSkipped(steps); s != nil {
-		fmt.Fprintf(w, "%s%s: %s. All independent checks passed\n  %s\n", g.paint(yellow, "Skipped"), where, s.Name, s.Detail)
+		fmt.Fprintf(w, "%s%s: %s. All independent checks passed\n  %s\n", g.paint(yellow, "Skipped"), where, s.Name,
+			s.Detail)
 		if s.Remedy != "" {
 			fmt.Fprintf(w, "  Remedy: %s\n", s.Remedy)
 		}

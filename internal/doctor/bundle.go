@@ -13,8 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// WriteBundle writes a .tgz with a report, as text and as JSON, and the objects that the report is based on. It copies listed
-// fields only. Values of Secrets, environment variables, command lines and annotations are not among them.
+// WriteBundle writes a .tgz with a report, as text and as JSON, and the objects that the report is based on. It copies
+// listed fields only. Values of Secrets, environment variables, command lines and annotations are not among them.
 func WriteBundle(w io.Writer, o *Objects, r *Report, text []byte) error {
 	files := map[string]any{
 		"report.json":                   r,
@@ -136,8 +136,8 @@ func statuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 	return list
 }
 
-// kubernetesReasons are the reasons of events whose message Kubernetes writes. The message of a failed probe or hook is the
-// program's output.
+// kubernetesReasons are the reasons of events whose message Kubernetes writes. The message of a failed probe or hook is
+// the program's output.
 var kubernetesReasons = []string{
 	"FailedCreate", "FailedCreatePodSandBox", "FailedScheduling", "FailedMount", "FailedDaemonPod", "Failed", "BackOff",
 	"Scheduled", "Pulled", "Created", "Started", "Killing",
@@ -150,7 +150,8 @@ func podFacts(p *corev1.Pod) any {
 	}
 	specs := []any{}
 	for _, u := range gmsaRefs(p) {
-		specs = append(specs, map[string]string{"of": u.where, "gmsaCredentialSpecName": u.name, "gmsaCredentialSpec": u.inline})
+		specs = append(specs, map[string]string{"of": u.where, "gmsaCredentialSpecName": u.name,
+			"gmsaCredentialSpec": u.inline})
 	}
 	return map[string]any{
 		"pod":                   metadataFacts(p.ObjectMeta),
@@ -184,8 +185,8 @@ func eventFacts(e *corev1.Event) any {
 	}
 }
 
-// withoutAnnotations removes all metadata but name and labels from an object's JSON. The annotation last-applied-configuration,
-// for example, can contain secrets.
+// withoutAnnotations removes all metadata but name and labels from an object's JSON. The annotation
+// last-applied-configuration, for example, can contain secrets.
 func withoutAnnotations(content []byte) []byte {
 	var object map[string]any
 	if err := json.Unmarshal(content, &object); err != nil {

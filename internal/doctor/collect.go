@@ -51,8 +51,8 @@ func (s Scope) String() string {
 	return ScopeCluster
 }
 
-// Collect reads the objects for the rules. It records objects that it has no permission to read. It returns an error if the
-// API server does not answer, or if the pod or node of the scope does not exist.
+// Collect reads the objects for the rules. It records objects that it has no permission to read. It returns an error if
+// the API server does not answer, or if the pod or node of the scope does not exist.
 func Collect(ctx context.Context, cluster *inventory.Cluster, program string, scope Scope) (*Objects, error) {
 	o := &Objects{
 		Scope:      scope.String(),
@@ -63,7 +63,8 @@ func Collect(ctx context.Context, cluster *inventory.Cluster, program string, sc
 	}
 	c := &collector{Cluster: cluster, scope: scope, o: o}
 	// Without an API server there is no report.
-	if _, err := cluster.Kube.Discovery().ServerVersion(ctx); err != nil && !apierrors.IsForbidden(err) && !apierrors.IsUnauthorized(err) {
+	if _, err := cluster.Kube.Discovery().ServerVersion(ctx); err != nil && !apierrors.IsForbidden(err) &&
+		!apierrors.IsUnauthorized(err) {
 		return nil, fmt.Errorf("the API server %s does not answer: %w", cluster.Config.Host, err)
 	}
 	if err := c.readScope(ctx); err != nil {
@@ -180,7 +181,8 @@ func (c *collector) gmsaPods(ctx context.Context) {
 	c.update(func(o *Objects) { o.GMSAPods = users; o.Read[ReadGMSAPods] = true })
 }
 
-func (c *collector) gmsaPodsIn(ctx context.Context, namespace string, options metav1.ListOptions) ([]corev1.Pod, error) {
+func (c *collector) gmsaPodsIn(ctx context.Context, namespace string, options metav1.ListOptions) ([]corev1.Pod,
+	error) {
 	var users []corev1.Pod
 	for {
 		list, err := c.Kube.CoreV1().Pods(namespace).List(ctx, options)
@@ -253,7 +255,8 @@ func (c *collector) namedSpecs(ctx context.Context) {
 			c.addSpec(name, content)
 		case !apierrors.IsNotFound(err) && !errors.Is(err, inventory.ErrNoCredentialSpecs):
 			seen = false
-			c.skip("GMSACredentialSpec "+name, err, inventory.Permission("get", inventory.CredentialSpecResource+"/"+name, ""))
+			c.skip("GMSACredentialSpec "+name, err,
+				inventory.Permission("get", inventory.CredentialSpecResource+"/"+name, ""))
 		}
 	}
 	c.update(func(o *Objects) { o.Read[ReadSpecs] = seen })
@@ -271,12 +274,13 @@ func (c *collector) addSpec(name string, content []byte) {
 	c.update(func(o *Objects) { o.Specs = append(o.Specs, s) })
 }
 
-// isGMSA detects gMSA webhooks by their name. SIG Windows' webhook is always admission-webhook.windows-gmsa.sigs.k8s.io. The name
-// of its configuration varies.
+// isGMSA detects gMSA webhooks by their name. SIG Windows' webhook is always
+// admission-webhook.windows-gmsa.sigs.k8s.io. The name of its configuration varies.
 func isGMSA(name string) bool { return strings.Contains(strings.ToLower(name), "gmsa") }
 
-// CertificateSecretAnnotation is an annotation that the chart rancher-gmsa-webhook adds to its webhook configurations. It
-// contains the name of the Secret with the serving certificate. The Secret is in the namespace of the webhook's Service.
+// CertificateSecretAnnotation is an annotation that the chart rancher-gmsa-webhook adds to its webhook configurations.
+// It contains the name of the Secret with the serving certificate. The Secret is in the namespace of the webhook's
+// Service.
 const CertificateSecretAnnotation = "ccgrkc.github.io/certificate-secret"
 
 func (c *collector) webhooks(ctx context.Context) {
@@ -312,20 +316,24 @@ func (c *collector) webhooks(ctx context.Context) {
 	}
 	if list, err := api.MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{}); err != nil {
 		read = false
-		c.skip("mutating webhooks", err, inventory.Permission("list", "mutatingwebhookconfigurations.admissionregistration.k8s.io", ""))
+		c.skip("mutating webhooks", err, inventory.Permission("list",
+			"mutatingwebhookconfigurations.admissionregistration.k8s.io", ""))
 	} else {
 		for _, configuration := range list.Items {
 			for _, w := range configuration.Webhooks {
-				add(configuration.ObjectMeta, w.Name, "mutatingwebhookconfigurations", true, w.ClientConfig, w.FailurePolicy)
+				add(configuration.ObjectMeta, w.Name, "mutatingwebhookconfigurations", true, w.ClientConfig,
+					w.FailurePolicy)
 			}
 		}
 	}
 	if list, err := api.ValidatingWebhookConfigurations().List(ctx, metav1.ListOptions{}); err != nil {
-		c.skip("validating webhooks", err, inventory.Permission("list", "validatingwebhookconfigurations.admissionregistration.k8s.io", ""))
+		c.skip("validating webhooks", err, inventory.Permission("list",
+			"validatingwebhookconfigurations.admissionregistration.k8s.io", ""))
 	} else {
 		for _, configuration := range list.Items {
 			for _, w := range configuration.Webhooks {
-				add(configuration.ObjectMeta, w.Name, "validatingwebhookconfigurations", false, w.ClientConfig, w.FailurePolicy)
+				add(configuration.ObjectMeta, w.Name, "validatingwebhookconfigurations", false, w.ClientConfig,
+					w.FailurePolicy)
 			}
 		}
 	}
@@ -333,7 +341,8 @@ func (c *collector) webhooks(ctx context.Context) {
 }
 
 // readServingCertificate reads a webhook's serving certificate and checks it against the CA bundle.
-func (c *collector) readServingCertificate(ctx context.Context, w *Webhook, namespace, secret string, bundle []byte, host string) {
+func (c *collector) readServingCertificate(ctx context.Context, w *Webhook, namespace, secret string, bundle []byte,
+	host string) {
 	chain, _, err := c.CertificateOf(ctx, namespace, secret)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -375,8 +384,8 @@ func (w *Webhook) checkServingCertificate(chain, bundle []byte, host string, now
 	}
 }
 
-// replicas returns the desired number of pods of the Deployment behind a Service. It returns nil if there is no Deployment or
-// if it cannot be read.
+// replicas returns the desired number of pods of the Deployment behind a Service. It returns nil if there is no
+// Deployment or if it cannot be read.
 func (c *collector) replicas(ctx context.Context, namespace, service string) *int {
 	s, err := c.Kube.CoreV1().Services(namespace).Get(ctx, service, metav1.GetOptions{})
 	if err != nil {
@@ -387,11 +396,13 @@ func (c *collector) replicas(ctx context.Context, namespace, service string) *in
 	}
 	list, err := c.Kube.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		c.skip("the webhook's Deployment in namespace "+namespace, err, inventory.Permission("list", "deployments.apps", namespace))
+		c.skip("the webhook's Deployment in namespace "+namespace, err,
+			inventory.Permission("list", "deployments.apps", namespace))
 		return nil
 	}
 	for _, d := range list.Items {
-		if len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(d.Spec.Template.Labels)) {
+		if len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(
+			labels.Set(d.Spec.Template.Labels)) {
 			n := 1 // the API server's default
 			if d.Spec.Replicas != nil {
 				n = int(*d.Spec.Replicas)
@@ -402,8 +413,8 @@ func (c *collector) replicas(ctx context.Context, namespace, service string) *in
 	return nil
 }
 
-// validity returns the validity of the certificate in a CA bundle that expires last. An empty bundle means the API server's
-// own CAs.
+// validity returns the validity of the certificate in a CA bundle that expires last. An empty bundle means the API
+// server's own CAs.
 func validity(bundle []byte) (begins, last time.Time, problem string) {
 	if len(bundle) == 0 {
 		return begins, last, ""
@@ -425,9 +436,11 @@ func validity(bundle []byte) (begins, last time.Time, problem string) {
 
 // endpoints counts a Service's ready endpoints. It returns nil if they cannot be read.
 func (c *collector) endpoints(ctx context.Context, namespace, service string) *int {
-	list, err := c.Kube.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service})
+	list, err := c.Kube.DiscoveryV1().EndpointSlices(namespace).List(ctx,
+		metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service})
 	if err != nil {
-		c.skip("endpoints of the webhook's Service "+namespace+"/"+service, err, inventory.Permission("list", "endpointslices.discovery.k8s.io", namespace))
+		c.skip("endpoints of the webhook's Service "+namespace+"/"+service, err,
+			inventory.Permission("list", "endpointslices.discovery.k8s.io", namespace))
 		return nil
 	}
 	n := 0
@@ -449,7 +462,8 @@ func (c *collector) filterReleases() {
 	wanted := c.o.releasesFor(&c.o.GMSAPods[0])
 	var kept []inventory.Release
 	for _, r := range c.o.Releases {
-		if r.Chart == inventory.InstallerChart || slices.ContainsFunc(wanted, func(w inventory.Release) bool { return w.String() == r.String() }) {
+		if r.Chart == inventory.InstallerChart ||
+			slices.ContainsFunc(wanted, func(w inventory.Release) bool { return w.String() == r.String() }) {
 			kept = append(kept, r)
 		}
 	}
@@ -506,7 +520,8 @@ func (c *collector) certificates(ctx context.Context) {
 	for _, r := range inventory.Of(c.o.Releases, inventory.ProviderChart) {
 		of := r.CertificateSecrets()
 		for _, side := range slices.Sorted(maps.Keys(of)) {
-			certificate := Certificate{Secret: r.Namespace + "/" + of[side], Release: r.String(), Side: side, Exists: true}
+			certificate := Certificate{Secret: r.Namespace + "/" + of[side], Release: r.String(), Side: side,
+				Exists: true}
 			chain, _, err := c.CertificateOf(ctx, r.Namespace, of[side])
 			switch {
 			case apierrors.IsNotFound(err):
@@ -588,7 +603,8 @@ const maxEventPods = 50
 func (c *collector) events(ctx context.Context) {
 	read := func(kind, namespace, name string) {
 		selector := fields.AndSelectors(
-			fields.OneTermEqualSelector("involvedObject.kind", kind), fields.OneTermEqualSelector("involvedObject.name", name))
+			fields.OneTermEqualSelector("involvedObject.kind", kind),
+			fields.OneTermEqualSelector("involvedObject.name", name))
 		list, err := c.Kube.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: selector.String()})
 		if err != nil {
 			c.skip("events in namespace "+namespace, err, inventory.Permission("list", "events", namespace))

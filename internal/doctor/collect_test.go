@@ -16,11 +16,13 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
-// Collect runs programs on nodes while it reads the other kinds. go test -race detects data races between the two. The API
-// server is a fake, because the lab runs a program without the race detector. It returns nodes and denies everything else.
+// Collect runs programs on nodes while it reads the other kinds. go test -race detects data races between the two. The
+// API server is a fake, because the lab runs a program without the race detector. It returns nodes and denies
+// everything else.
 func TestCollectChecksNodesWhileItReadsOtherKinds(t *testing.T) {
 	t.Parallel()
-	list := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}, Items: []corev1.Node{node("win-1", nil), node("win-2", nil)}}
+	list := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"},
+		Items: []corev1.Node{node("win-1", nil), node("win-2", nil)}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		var answer any
@@ -31,7 +33,8 @@ func TestCollectChecksNodesWhileItReadsOtherKinds(t *testing.T) {
 			answer = list
 		default:
 			w.WriteHeader(http.StatusForbidden)
-			answer = metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden}
+			answer = metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+				Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden}
 		}
 		if err := json.NewEncoder(w).Encode(answer); err != nil {
 			t.Error(err)

@@ -1,5 +1,5 @@
-// Package doctor diagnoses an installation. Collect reads the objects. Diagnose applies rules to them and reads nothing else, so
-// a bundle contains everything that a report is based on. Each rule finds one kind of fault and has a remedy.
+// Package doctor diagnoses an installation. Collect reads the objects. Diagnose applies rules to them and reads nothing
+// else, so a bundle contains everything that a report is based on. Each rule finds one kind of fault and has a remedy.
 package doctor
 
 import (

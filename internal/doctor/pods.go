@@ -52,7 +52,8 @@ func (o *Objects) credentialSpec(object string, pod *corev1.Pod, u gmsaRef) []Fi
 			Object:   object,
 			Text: fmt.Sprintf("%s references the GMSACredentialSpec %s, but no webhook populated gmsaCredentialSpec. "+
 				"It runs without the gMSA", u.where, u.name),
-			Remedy: "Check that a gMSA webhook is installed. It ignores namespaces with the label windows.k8s.io/disabled=true. " +
+			Remedy: "Check that a gMSA webhook is installed. It ignores namespaces with the label " +
+				"windows.k8s.io/disabled=true. " +
 				"Then recreate the pod.",
 			Commands: []string{command("kubectl", "get", "namespace", pod.Namespace, "--show-labels"), recreate},
 			order:    orderPods,
@@ -117,7 +118,8 @@ func (o *Objects) releasesFor(pod *corev1.Pod) []inventory.Release {
 		}
 		if ref, ours := inputOf(spec); ours {
 			isNew := func(r *inventory.Release) bool {
-				return !slices.ContainsFunc(releases, func(x inventory.Release) bool { return x.String() == r.String() })
+				return !slices.ContainsFunc(releases,
+					func(x inventory.Release) bool { return x.String() == r.String() })
 			}
 			if r := o.releaseOf(ref); r != nil && isNew(r) {
 				releases = append(releases, *r)
@@ -153,12 +155,15 @@ func (o *Objects) placement(object string, pod *corev1.Pod) []Finding {
 			Severity: Error,
 			Code:     "node-outside-selector",
 			Object:   object,
-			Text:     fmt.Sprintf("the pod is on node %s, which the release %s does not select: %s", node.Name, r, reason),
-			Remedy: "Add the nodeSelector " + selector + " to the pod, or label the node if it is allowed to have the " +
+			Text: fmt.Sprintf("the pod is on node %s, which the release %s does not select: %s", node.Name, r,
+				reason),
+			Remedy: "Add the nodeSelector " + selector +
+				" to the pod, or label the node if it is allowed to have the " +
 				"credentials.",
 			Commands: []string{
 				command("kubectl", "get", "nodes", "--selector", selector),
-				command("kubectl", "get", "pod", pod.Name, "--namespace", pod.Namespace, "-o", "jsonpath={.spec.nodeSelector}"),
+				command("kubectl", "get", "pod", pod.Name, "--namespace", pod.Namespace, "-o",
+					"jsonpath={.spec.nodeSelector}"),
 			},
 			order: orderPods,
 		})
@@ -166,8 +171,8 @@ func (o *Objects) placement(object string, pod *corev1.Pod) []Finding {
 	return found
 }
 
-// maxCreating is the longest normal time in ContainerCreating. To pull an image and start it for the first time takes a minute
-// or two.
+// maxCreating is the longest normal time in ContainerCreating. To pull an image and start it for the first time takes a
+// minute or two.
 const maxCreating = 3 * time.Minute
 
 // startReasons are the kubelet's reasons for a container that it could not create or start.
@@ -178,8 +183,8 @@ var startReasons = []string{
 // hookReason is the kubelet's reason for a container whose hook failed. Its message is the hook's output.
 const hookReason = "PostStartHookError"
 
-// notStarting finds why a pod does not run, if the gMSA can be the reason. A finding never contains the output of a program: users
-// send findings to others.
+// notStarting finds why a pod does not run, if the gMSA can be the reason. A finding never contains the output of a
+// program: users send findings to others.
 func (o *Objects) notStarting(object string, pod *corev1.Pod) (Finding, bool) {
 	if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || inventory.Ready(pod) {
 		return Finding{}, false
@@ -233,13 +238,15 @@ func (o *Objects) notStarting(object string, pod *corev1.Pod) (Finding, bool) {
 // pending checks a pod without an event that explains its state.
 func (o *Objects) pending(object string, pod *corev1.Pod) (Finding, bool) {
 	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse &&
+			c.Reason == corev1.PodReasonUnschedulable {
 			return Finding{
 				Severity: Error,
 				Code:     "pod-unschedulable",
 				Object:   object,
 				Text:     "the pod fits on no node: " + c.Message,
-				Remedy:   "The pod requires a Windows node that matches its nodeSelector and whose taints it tolerates.",
+				Remedy: "The pod requires a Windows node that matches its nodeSelector and whose taints it " +
+					"tolerates.",
 				Commands: o.podCommands(pod)[:1],
 				order:    orderNotStarting,
 			}, true
@@ -267,7 +274,8 @@ func (o *Objects) pending(object string, pod *corev1.Pod) (Finding, bool) {
 
 func mentionsGMSA(message string) bool {
 	lower := strings.ToLower(message)
-	for _, word := range []string{"hcs::", "hcsshim::", "winapi error", "ccg", "gmsa", "credential spec", "credentialspec"} {
+	for _, word := range []string{"hcs::", "hcsshim::", "winapi error", "ccg", "gmsa", "credential spec",
+		"credentialspec"} {
 		if strings.Contains(lower, word) {
 			return true
 		}
@@ -300,7 +308,8 @@ func (o *Objects) names(pod *corev1.Pod) map[string]string {
 	}
 	if releases := o.releasesFor(pod); len(releases) > 0 {
 		r := releases[0]
-		names["namespace"], names["secret"], names["serviceaccount"] = r.Namespace, r.Secret, r.DaemonSet.Spec.Template.Spec.ServiceAccountName
+		names["namespace"], names["secret"], names["serviceaccount"] = r.Namespace, r.Secret,
+			r.DaemonSet.Spec.Template.Spec.ServiceAccountName
 		if provider := o.podOf(r, pod.Spec.NodeName); provider != nil {
 			names["pod"] = provider.Name
 		}

@@ -17,7 +17,8 @@ import (
 )
 
 func upgrade(r inventory.Release, set ...string) string {
-	words := []string{"helm", "upgrade", r.Name, "./charts/" + r.Chart, "--namespace", r.Namespace, "--reset-then-reuse-values"}
+	words := []string{"helm", "upgrade", r.Name, "./charts/" + r.Chart, "--namespace", r.Namespace,
+		"--reset-then-reuse-values"}
 	for _, s := range set {
 		words = append(words, "--set", s)
 	}
@@ -31,7 +32,8 @@ func charts(o *Objects) []Finding {
 	if !o.Read[ReadReleases] {
 		return nil
 	}
-	installers, providers := inventory.Of(o.Releases, inventory.InstallerChart), inventory.Of(o.Releases, inventory.ProviderChart)
+	installers, providers := inventory.Of(o.Releases, inventory.InstallerChart),
+		inventory.Of(o.Releases, inventory.ProviderChart)
 	var found []Finding
 	if len(installers) == 0 {
 		found = append(found, Finding{
@@ -50,8 +52,9 @@ func charts(o *Objects) []Finding {
 			Object:   releaseObject(installers[1]),
 			Text: fmt.Sprintf("%s and %s both install the plugin, and each overwrites the other's registration",
 				installers[0], installers[1]),
-			Remedy:   "Uninstall one of them. Then check that the other repairs all nodes.",
-			Commands: []string{command("helm", "uninstall", installers[1].Name, "--namespace", installers[1].Namespace)},
+			Remedy: "Uninstall one of them. Then check that the other repairs all nodes.",
+			Commands: []string{command("helm", "uninstall", installers[1].Name, "--namespace",
+				installers[1].Namespace)},
 		})
 	}
 	for _, p := range providers {
@@ -61,7 +64,8 @@ func charts(o *Objects) []Finding {
 					Severity: Warning,
 					Code:     "versions-differ",
 					Object:   releaseObject(p),
-					Text:     fmt.Sprintf("the provider has version %s, but the installer %s has version %s", p.Version, i, i.Version),
+					Text: fmt.Sprintf("the provider has version %s, but the installer %s has version %s", p.Version,
+						i, i.Version),
 					Remedy:   "Upgrade both charts to the same version.",
 					Commands: []string{upgrade(i), upgrade(p)},
 				})
@@ -90,8 +94,9 @@ func charts(o *Objects) []Finding {
 			Severity: Error,
 			Code:     "two-releases-of-one-secret",
 			Object:   releaseObject(p),
-			Text: fmt.Sprintf("%s and %s provide the same Secret %s. On a node that both select, each prevents the upgrade and the "+
-				"uninstallation of the other", first, p, p.Secret),
+			Text: fmt.Sprintf(
+				"%s and %s provide the same Secret %s. On a node that both select, each prevents the upgrade and the "+
+					"uninstallation of the other", first, p, p.Secret),
 			Remedy:   "Uninstall one of them, or use a separate Secret.",
 			Commands: []string{command("helm", "uninstall", p.Name, "--namespace", p.Namespace)},
 		})
@@ -141,7 +146,8 @@ func daemonSets(o *Objects) []Finding {
 					Severity: Warning,
 					Code:     "node-without-plugin",
 					Object:   releaseObject(r),
-					Text:     fmt.Sprintf("%s: %s. Pods that use a gMSA do not start there", abbreviate(outside[reason]), reason),
+					Text: fmt.Sprintf("%s: %s. Pods that use a gMSA do not start there",
+						abbreviate(outside[reason]), reason),
 					Remedy:   "If these nodes need gMSAs, change the value nodeSelector.",
 					Commands: []string{upgrade(r, "nodeSelector=null")},
 					order:    orderNodes,
@@ -213,7 +219,8 @@ func (o *Objects) podOf(r inventory.Release, node string) *corev1.Pod {
 	var found *corev1.Pod
 	for i := range o.Pods {
 		pod := &o.Pods[i]
-		if pod.Namespace == r.Namespace && pod.Spec.NodeName == node && pod.DeletionTimestamp == nil && selects(r, pod) &&
+		if pod.Namespace == r.Namespace && pod.Spec.NodeName == node && pod.DeletionTimestamp == nil &&
+			selects(r, pod) &&
 			(found == nil || inventory.Ready(pod)) {
 			found = pod
 		}
@@ -285,11 +292,13 @@ func secrets(o *Objects) []Finding {
 		f := Finding{Severity: Error, Object: "Secret " + s.Name, order: orderSecrets}
 		switch {
 		case !s.Exists:
-			f.Code, f.Text, f.Remedy = "secret-not-found", "the Secret does not exist", "Create it. The provider reads it with the next request."
+			f.Code, f.Text, f.Remedy = "secret-not-found", "the Secret does not exist",
+				"Create it. The provider reads it with the next request."
 			f.Commands = []string{o.Program + " " + command("account", "create", account)}
 		case s.Problem != "":
 			f.Code, f.Text, f.Remedy = "secret-invalid", s.Problem, "Correct the key."
-			f.Commands = []string{command("kubectl", "edit", "secret", s.Reference.Secret, "--namespace", s.Reference.Namespace)}
+			f.Commands = []string{command("kubectl", "edit", "secret", s.Reference.Secret, "--namespace",
+				s.Reference.Namespace)}
 		case len(s.Warnings) > 0:
 			f.Severity, f.Code, f.Text = Warning, "secret-line-end", strings.Join(s.Warnings, "; ")
 			f.Remedy = "Write the password again."
@@ -328,7 +337,8 @@ func certificates(o *Objects) []Finding {
 		case left <= 0:
 			f.Code, f.Text = "certificate-expired", what+" expired at "+timestamp(c.NotAfter)
 			f.Remedy = renewCertificate
-		// cert-manager renews a certificate after two thirds of its validity. Certificates from other sources are valid for longer.
+		// cert-manager renews a certificate after two thirds of its validity. Certificates from other sources are valid
+		// for longer.
 		case left < c.NotAfter.Sub(c.NotBefore)/10:
 			f.Severity, f.Code, f.Text = Warning, "certificate-expires", what+" expires at "+timestamp(c.NotAfter)
 			f.Remedy = renewCertificate
@@ -400,8 +410,8 @@ func specFinding(object string, problems []credspec.Problem, severity Severity) 
 	return f, len(texts) > 0
 }
 
-// inputOf returns the plugin input of a credential spec. ok is false if the spec does not use the plugin, or if the plugin
-// input is invalid.
+// inputOf returns the plugin input of a credential spec. ok is false if the spec does not use the plugin, or if the
+// plugin input is invalid.
 func inputOf(s credspec.Spec) (ref credential.Reference, ok bool) {
 	if !s.UsesPlugin() {
 		return credential.Reference{}, false
@@ -462,7 +472,8 @@ func webhooks(o *Objects) []Finding {
 			f.Code, f.Text, f.Remedy = "webhook-ca-invalid", prefix+w.CAProblem+effect, "Reinstall the webhook's chart."
 		case !expires.IsZero() && left <= 0:
 			f.Code, f.Text = "webhook-certificate-expired", prefix+which+" expired at "+timestamp(expires)+effect
-			f.Remedy = "Renew the webhook's certificate. With cert-manager, check its Certificate; otherwise reinstall the webhook's chart."
+			f.Remedy = "Renew the webhook's certificate. With cert-manager, check its Certificate; otherwise " +
+				"reinstall the webhook's chart."
 		case w.Endpoints != nil && *w.Endpoints == 0:
 			f.Code, f.Text = "webhook-down", prefix+"its Service "+w.Service+" has no ready pod"+effect
 			f.Remedy = "Check the webhook's Deployment."
@@ -472,7 +483,8 @@ func webhooks(o *Objects) []Finding {
 			}
 		case w.Problem != "":
 			f.Code, f.Text = "webhook-ca-mismatch", prefix+w.Problem+effect
-			f.Remedy = "While it runs, rancher-gmsa-webhook repairs this within seconds. If it does not, check its log. With your own " +
+			f.Remedy = "While it runs, rancher-gmsa-webhook repairs this within seconds. If it does not, check its " +
+				"log. With your own " +
 				"certificate, set certificates.provided.caBundle to its CA."
 			f.Commands = append(f.Commands, command("kubectl", "logs", "--namespace", namespace,
 				"--selector", "app.kubernetes.io/name="+inventory.WebhookChart, "--tail=50"))
@@ -483,7 +495,8 @@ func webhooks(o *Objects) []Finding {
 			f.Remedy = "Renew the webhook's certificate, or check its log for the reason why the webhook did not."
 		case w.Endpoints != nil && w.Replicas != nil && *w.Endpoints < *w.Replicas:
 			f.Severity, f.Code = Warning, "webhook-degraded"
-			f.Text = fmt.Sprintf("%sits Service %s has %d ready pods of %d", prefix, w.Service, *w.Endpoints, *w.Replicas)
+			f.Text = fmt.Sprintf("%sits Service %s has %d ready pods of %d", prefix, w.Service, *w.Endpoints,
+				*w.Replicas)
 			f.Remedy = "Check why the other pods are not ready."
 			f.Commands = []string{command("kubectl", "get", "pods", "--namespace", namespace, "-o", "wide")}
 		default:
@@ -512,7 +525,8 @@ func webhooks(o *Objects) []Finding {
 			Object:   "cluster",
 			Text: "more than one webhook populates pods: " + strings.Join(mutating, ", ") +
 				". The API server denies a pod if any of them denies it or is down",
-			Remedy: "Uninstall the webhook that you do not need. Check first that this keeps the CustomResourceDefinition and the " +
+			Remedy: "Uninstall the webhook that you do not need. Check first that this keeps the " +
+				"CustomResourceDefinition and the " +
 				"GMSACredentialSpecs.",
 			Commands: []string{"kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"},
 			order:    orderWebhooks,
@@ -551,7 +565,8 @@ func denials(o *Objects) []Finding {
 			Code:     "pod-refused",
 			Object:   object,
 			Text:     "its pods are denied: " + e.Message,
-			Remedy: "If the message reports a missing use permission, bind the ServiceAccount to a role that has it. Otherwise " +
+			Remedy: "If the message reports a missing use permission, bind the ServiceAccount to a role that has it. " +
+				"Otherwise " +
 				"check the webhook's log.",
 			Commands: []string{
 				command("kubectl", "describe", kind, e.InvolvedObject.Name, "--namespace", e.InvolvedObject.Namespace),
@@ -580,8 +595,9 @@ func uses(o *Objects) []Finding {
 			Severity: Error,
 			Code:     "use-forbidden",
 			Object:   fmt.Sprintf("ServiceAccount %s/%s", u.Namespace, u.ServiceAccount),
-			Text: fmt.Sprintf("the ServiceAccount does not have the use permission for the GMSACredentialSpec %s of its pods, so a "+
-				"webhook denies them", u.CredentialSpec),
+			Text: fmt.Sprintf(
+				"the ServiceAccount does not have the use permission for the GMSACredentialSpec %s of its pods, so a "+
+					"webhook denies them", u.CredentialSpec),
 			Remedy: "Grant it this one permission.",
 			// kubectl create clusterrole does not accept the verb.
 			Commands: []string{command("echo", manifest) + " | kubectl apply -f -"},

@@ -14,9 +14,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kubeclient"
 )
 
-// Exec runs a program in a container of a pod and returns its output, at most 1 MiB of each stream. An exit code other than 0
-// is not an error.
-func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, argv ...string) (stdout, stderr []byte, code int, _ error) {
+// Exec runs a program in a container of a pod and returns its output, at most 1 MiB of each stream. An exit code other
+// than 0 is not an error.
+func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, argv ...string) (stdout, stderr []byte,
+	code int, _ error) {
 	options := &corev1.PodExecOptions{
 		Container: container,
 		Command:   argv,
@@ -47,7 +48,8 @@ func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, ar
 	case errors.As(err, &exit):
 		return out.Bytes(), errOut.Bytes(), exit.Code, nil
 	case err != nil && ctx.Err() != nil:
-		return out.Bytes(), errOut.Bytes(), 0, fmt.Errorf("%s in pod %s/%s did not exit in time: %w", argv[0], namespace, pod, ctx.Err())
+		return out.Bytes(), errOut.Bytes(), 0, fmt.Errorf("%s in pod %s/%s did not exit in time: %w", argv[0],
+			namespace, pod, ctx.Err())
 	}
 	return out.Bytes(), errOut.Bytes(), 0, err
 }

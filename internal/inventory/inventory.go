@@ -1,6 +1,6 @@
 // Package inventory reads and writes the objects in a cluster that belong to gMSAs: releases of this product's charts,
-// credential specs and the Secrets of impersonation accounts. It does not judge what it reads. If a permission is missing, it
-// reports which one.
+// credential specs and the Secrets of impersonation accounts. It does not judge what it reads. If a permission is
+// missing, it reports which one.
 package inventory
 
 import (
@@ -59,8 +59,8 @@ func (u Skipped) String() string {
 	return u.What + ": " + u.Why
 }
 
-// Permission describes the permission that a request requires. resource can contain a group and a name: daemonsets.apps,
-// secrets/web-creds.
+// Permission describes the permission that a request requires. resource can contain a group and a name:
+// daemonsets.apps, secrets/web-creds.
 func Permission(verb, resource, namespace string) string {
 	if namespace == "" {
 		return verb + " " + resource + " in the whole cluster"
@@ -118,8 +118,8 @@ func (r Release) Reference() credential.Reference {
 	return credential.Reference{Namespace: r.Namespace, Secret: r.Secret}
 }
 
-// CertificateSecrets returns the names of the Secrets with a provider's certificates, by side (server or client). The map is
-// empty if the provider issues its own certificates.
+// CertificateSecrets returns the names of the Secrets with a provider's certificates, by side (server or client). The
+// map is empty if the provider issues its own certificates.
 func (r Release) CertificateSecrets() map[string]string {
 	secrets := map[string]string{}
 	for _, v := range r.DaemonSet.Spec.Template.Spec.Volumes {
@@ -203,13 +203,15 @@ func Of(releases []Release, chart string) []Release {
 }
 
 // CredentialSpecs is the resource of GMSACredentialSpecs. It is cluster-scoped.
-var CredentialSpecs = schema.GroupVersionResource{Group: "windows.k8s.io", Version: "v1", Resource: "gmsacredentialspecs"}
+var CredentialSpecs = schema.GroupVersionResource{Group: "windows.k8s.io", Version: "v1",
+	Resource: "gmsacredentialspecs"}
 
 // CredentialSpecResource is the resource's name in RBAC rules.
 const CredentialSpecResource = "gmsacredentialspecs.windows.k8s.io"
 
 // ErrNoCredentialSpecs reports that the cluster does not have the resource.
-var ErrNoCredentialSpecs = errors.New("the CustomResourceDefinition " + CredentialSpecResource + " is not installed in this cluster")
+var ErrNoCredentialSpecs = errors.New("the CustomResourceDefinition " + CredentialSpecResource +
+	" is not installed in this cluster")
 
 // CredentialSpec returns a GMSACredentialSpec as JSON.
 func (c *Cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
@@ -237,8 +239,8 @@ func (c *Cluster) CredentialSpecs(ctx context.Context) (map[string][]byte, error
 	return specs, nil
 }
 
-// unknownResource detects a missing resource. The API server returns 404 both for a missing resource and for a missing object;
-// only for an object does it contain a name.
+// unknownResource detects a missing resource. The API server returns 404 both for a missing resource and for a missing
+// object; only for an object does it contain a name.
 func unknownResource(err error) error {
 	var status apierrors.APIStatus
 	if meta.IsNoMatchError(err) {
@@ -252,8 +254,8 @@ func unknownResource(err error) error {
 	return err
 }
 
-// Secret reads the credentials of an impersonation account, and warnings about them. For a Secret without valid credentials
-// the error is an *InvalidSecret. The caller wipes the password.
+// Secret reads the credentials of an impersonation account, and warnings about them. For a Secret without valid
+// credentials the error is an *InvalidSecret. The caller wipes the password.
 func (c *Cluster) Secret(ctx context.Context, ref credential.Reference) (credential.Credential, []string, error) {
 	s, err := c.Kube.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Secret, metav1.GetOptions{})
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// OutsideSelector returns why a pod of this template does not select a node: its nodeSelector or its required node affinity.
-// It returns "" if the pod selects the node.
+// OutsideSelector returns why a pod of this template does not select a node: its nodeSelector or its required node
+// affinity. It returns "" if the pod selects the node.
 func OutsideSelector(t corev1.PodSpec, n *corev1.Node) string {
 	for _, key := range slices.Sorted(maps.Keys(t.NodeSelector)) {
 		required := key + "=" + t.NodeSelector[key]
@@ -37,7 +37,8 @@ var daemonTolerations = []corev1.Toleration{
 	{Key: corev1.TaintNodeMemoryPressure, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
 	{Key: corev1.TaintNodePIDPressure, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
 	{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
-	{Key: corev1.TaintNodeNetworkUnavailable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
+	{Key: corev1.TaintNodeNetworkUnavailable, Operator: corev1.TolerationOpExists,
+		Effect: corev1.TaintEffectNoSchedule},
 }
 
 // UntoleratedTaint returns the taint that prevents a DaemonSet's pod from running on a node, or nil.

@@ -20,7 +20,8 @@ const (
 	managedByLabel = "app.kubernetes.io/managed-by"
 )
 
-// LastApplied is the annotation in which client-side kubectl apply keeps the applied object. For a Secret, it contains the data.
+// LastApplied is the annotation in which client-side kubectl apply keeps the applied object. For a Secret, it contains
+// the data.
 const LastApplied = corev1.LastAppliedConfigAnnotation
 
 // CreateSecret creates the Secret of an impersonation account. Errors are the API server's.
@@ -62,8 +63,8 @@ func (c *Cluster) GetSecret(ctx context.Context, ref credential.Reference) (*cor
 	return c.Kube.CoreV1().Secrets(ref.Namespace).Get(ctx, ref.Secret, metav1.GetOptions{})
 }
 
-// SetPassword writes a new password into the Secret s. It removes the annotation LastApplied and keeps everything else. It
-// returns a conflict if the Secret has changed since s was read.
+// SetPassword writes a new password into the Secret s. It removes the annotation LastApplied and keeps everything else.
+// It returns a conflict if the Secret has changed since s was read.
 func (c *Cluster) SetPassword(ctx context.Context, s *corev1.Secret, password credential.Password) error {
 	s = s.DeepCopy()
 	clear(s.Data[credential.KeyPassword])
@@ -79,8 +80,8 @@ func (c *Cluster) SetPassword(ctx context.Context, s *corev1.Secret, password cr
 	return nil
 }
 
-// ApplyCredentialSpec writes a GMSACredentialSpec by server-side apply as Manager. It returns a conflict if another manager
-// set a field to a different value. It reports whether the object is new. Errors are the API server's.
+// ApplyCredentialSpec writes a GMSACredentialSpec by server-side apply as Manager. It returns a conflict if another
+// manager set a field to a different value. It reports whether the object is new. Errors are the API server's.
 func (c *Cluster) ApplyCredentialSpec(ctx context.Context, name string, spec credspec.Spec) (created bool, _ error) {
 	content, err := credspec.Object(name, spec)
 	if err != nil {

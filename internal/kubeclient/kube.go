@@ -30,7 +30,8 @@ var codecs = serializer.NewCodecFactory(scheme)
 
 func init() {
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, appsv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme, discoveryv1.AddToScheme,
+		corev1.AddToScheme, appsv1.AddToScheme, authorizationv1.AddToScheme, admissionv1.AddToScheme,
+		discoveryv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			panic(err) // two kinds have the same name; no input causes this
@@ -67,7 +68,8 @@ func New(config *rest.Config) (*Client, error) {
 	return &c, nil
 }
 
-func group(config *rest.Config, transport *http.Client, path string, version schema.GroupVersion) (rest.Interface, error) {
+func group(config *rest.Config, transport *http.Client, path string, version schema.GroupVersion) (rest.Interface,
+	error) {
 	config = rest.CopyConfig(config)
 	config.APIPath = path
 	config.GroupVersion = &version
@@ -150,16 +152,20 @@ func (g Authorization) SubjectAccessReviews() Resource[authorizationv1.SubjectAc
 	return Resource[authorizationv1.SubjectAccessReview, metav1.List]{g.client, "subjectaccessreviews", ""}
 }
 
-func (g Admission) ValidatingWebhookConfigurations() Resource[admissionv1.ValidatingWebhookConfiguration, admissionv1.ValidatingWebhookConfigurationList] {
-	return Resource[admissionv1.ValidatingWebhookConfiguration, admissionv1.ValidatingWebhookConfigurationList]{g.client, "validatingwebhookconfigurations", ""}
+func (g Admission) ValidatingWebhookConfigurations() Resource[admissionv1.ValidatingWebhookConfiguration,
+	admissionv1.ValidatingWebhookConfigurationList] {
+	return Resource[admissionv1.ValidatingWebhookConfiguration,
+		admissionv1.ValidatingWebhookConfigurationList]{g.client, "validatingwebhookconfigurations", ""}
 }
 
-func (g Admission) MutatingWebhookConfigurations() Resource[admissionv1.MutatingWebhookConfiguration, admissionv1.MutatingWebhookConfigurationList] {
-	return Resource[admissionv1.MutatingWebhookConfiguration, admissionv1.MutatingWebhookConfigurationList]{g.client, "mutatingwebhookconfigurations", ""}
+func (g Admission) MutatingWebhookConfigurations() Resource[admissionv1.MutatingWebhookConfiguration,
+	admissionv1.MutatingWebhookConfigurationList] {
+	return Resource[admissionv1.MutatingWebhookConfiguration, admissionv1.MutatingWebhookConfigurationList]{g.client,
+		"mutatingwebhookconfigurations", ""}
 }
 
-// Resource accesses the objects T of one kind, with their list type L, in one namespace or, if namespace is "", in the whole
-// cluster. Errors are the API server's.
+// Resource accesses the objects T of one kind, with their list type L, in one namespace or, if namespace is "", in the
+// whole cluster. Errors are the API server's.
 type Resource[T, L any] struct {
 	client    rest.Interface
 	resource  string
@@ -188,7 +194,8 @@ func (r Resource[T, L]) Create(ctx context.Context, in *T, o metav1.CreateOption
 func (r Resource[T, L]) Update(ctx context.Context, in *T, o metav1.UpdateOptions) (*T, error) {
 	out := new(T)
 	name := any(in).(metav1.Object).GetName()
-	return out, r.on(r.client.Put()).Name(name).VersionedParams(&o, ParameterCodec).Body(object(in)).Do(ctx).Into(object(out))
+	return out, r.on(r.client.Put()).Name(name).VersionedParams(&o,
+		ParameterCodec).Body(object(in)).Do(ctx).Into(object(out))
 }
 
 func (r Resource[T, L]) on(q *rest.Request) *rest.Request {

@@ -1,5 +1,5 @@
-// Package shell formats command lines that users copy. Names in them can come from an untrusted file or cluster. Such a name
-// must not become a command.
+// Package shell formats command lines that users copy. Names in them can come from an untrusted file or cluster. Such a
+// name must not become a command.
 package shell
 
 import "strings"
@@ -22,8 +22,8 @@ func Command(words ...string) string {
 	return strings.Join(quoted, " ")
 }
 
-// IsPlain reports whether a word needs no quotes in any shell. PowerShell and cmd.exe quote differently from POSIX shells. A
-// plain word starts with a letter or digit and continues with the characters of DNS names and account names.
+// IsPlain reports whether a word needs no quotes in any shell. PowerShell and cmd.exe quote differently from POSIX
+// shells. A plain word starts with a letter or digit and continues with the characters of DNS names and account names.
 func IsPlain(word string) bool {
 	return word != "" && strings.Contains(letters, word[:1]) && strings.Trim(word, letters+"-_.") == ""
 }

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-var hostile = []string{"$(touch x)", "`touch x`", "a;touch x", "a'b", "a b", "", "-n", "a\nb", "a&b|c>d", `a\b"c`, "*", "~", "%PATH%", "ä", "#x", "!x"}
+var hostile = []string{"$(touch x)", "`touch x`", "a;touch x", "a'b", "a b", "", "-n", "a\nb", "a&b|c>d", `a\b"c`, "*",
+	"~", "%PATH%", "ä", "#x", "!x"}
 
 func TestCommandQuotesWordsForAShell(t *testing.T) {
 	t.Parallel()
@@ -17,7 +18,8 @@ func TestCommandQuotesWordsForAShell(t *testing.T) {
 	if want := strings.Join(words[2:], "\x00") + "\x00"; err != nil || string(out) != want {
 		t.Errorf("%v: %q, want %q", err, out, want)
 	}
-	if got := Command("kubectl", "get", "pod", "a b", "it's", "", "-o=x"); got != `kubectl get pod 'a b' 'it'\''s' '' -o=x` {
+	if got := Command("kubectl", "get", "pod", "a b", "it's", "",
+		"-o=x"); got != `kubectl get pod 'a b' 'it'\''s' '' -o=x` {
 		t.Error(got)
 	}
 }

@@ -56,7 +56,8 @@ type NodeOptions struct {
 	clock *clock // nil if the domain controller's clock is unknown
 }
 
-// Limits of the difference between two clocks. Kerberos accepts 5 minutes ([MS-KILE] 3.1.1: MaxClockSkew, RFC 4120 5.9.1).
+// Limits of the difference between two clocks. Kerberos accepts 5 minutes ([MS-KILE] 3.1.1: MaxClockSkew, RFC 4120
+// 5.9.1).
 const (
 	maxSkew  = 5 * time.Minute
 	warnSkew = 2 * time.Minute
@@ -65,8 +66,8 @@ const (
 // maxParallelNodes limits the nodes that are checked at the same time.
 const maxParallelNodes = 8
 
-// VerifyNodes checks the node with this name or, if name is "", all Windows nodes. It adds the results to r. It returns an
-// error only if the nodes cannot be listed.
+// VerifyNodes checks the node with this name or, if name is "", all Windows nodes. It adds the results to r. It returns
+// an error only if the nodes cannot be listed.
 func (r *Result) VerifyNodes(ctx context.Context, o Options, name string, timeout time.Duration) error {
 	var nodes []corev1.Node
 	if name != "" {
@@ -122,7 +123,8 @@ func ForEachNode(nodes []corev1.Node, check func(n *corev1.Node) NodeResult) []N
 func Installers(ctx context.Context, c *inventory.Cluster) ([]inventory.Release, *inventory.Skipped) {
 	all, err := c.Releases(ctx, "")
 	if err != nil {
-		u := inventory.NewSkipped("the plugin installer's DaemonSet", err, inventory.Permission("list", "daemonsets.apps", ""))
+		u := inventory.NewSkipped("the plugin installer's DaemonSet", err,
+			inventory.Permission("list", "daemonsets.apps", ""))
 		return nil, &u
 	}
 	return inventory.Of(all, inventory.InstallerChart), nil
@@ -206,11 +208,13 @@ func (c *nodeCheck) selected() Step {
 			return Step{State: NotRun, Cause: causeNodeOutside, Detail: detail}
 		}
 		return failed(causeNodeOutside, detail,
-			"run the pods on nodes with "+selector+", or add these labels to this node if it is allowed to have the credentials")
+			"run the pods on nodes with "+selector+", or add these labels to this node if it is allowed to have the "+
+				"credentials")
 	}
 	if taint := inventory.UntoleratedTaint(spec, c.Node); taint != nil {
 		return failed(causeNodeOutside,
-			fmt.Sprintf("the release %s does not tolerate the node's taint %s", c.Provider, taint.ToString()), tolerateRemedy)
+			fmt.Sprintf("the release %s does not tolerate the node's taint %s", c.Provider, taint.ToString()),
+			tolerateRemedy)
 	}
 	return ok(selector)
 }
@@ -245,7 +249,8 @@ func (c *nodeCheck) findPod(ctx context.Context, r inventory.Release, cause stri
 	case err != nil:
 		return nil, skipped("pods of release "+r.String(), err, inventory.Permission("list", "pods", r.Namespace))
 	case running != nil && !inventory.Ready(running):
-		return running, warning(cause, fmt.Sprintf("pod %s is running but not ready", running.Name), describe("pod", running.Name))
+		return running, warning(cause, fmt.Sprintf("pod %s is running but not ready", running.Name),
+			describe("pod", running.Name))
 	case running != nil:
 		return running, ok(fmt.Sprintf("pod %s/%s, %s", r.Namespace, running.Name, r.Version))
 	case waiting != nil:
@@ -281,8 +286,8 @@ func WaitingReason(pod *corev1.Pod) string {
 	return string(pod.Status.Phase)
 }
 
-// exec runs a program of the chart in its pod and decodes the JSON that it prints. message is the first line of its errors.
-// step is not nil if the program could not run.
+// exec runs a program of the chart in its pod and decodes the JSON that it prints. message is the first line of its
+// errors. step is not nil if the program could not run.
 func (c *nodeCheck) exec(
 	ctx context.Context, r inventory.Release, pod *corev1.Pod, into any, argv ...string,
 ) (message string, code int, step *Step) {
@@ -329,15 +334,18 @@ func (c *nodeCheck) status(ctx context.Context) Step {
 		argv = append(argv, "--run-as="+c.installer.RunAs)
 	}
 	message, code, s := c.exec(ctx, c.installer, c.installerPod, &c.plugin, argv...)
-	checkLog := fmt.Sprintf("check its log: kubectl logs %s --namespace %s", c.installerPod.Name, c.installerPod.Namespace)
+	checkLog := fmt.Sprintf("check its log: kubectl logs %s --namespace %s", c.installerPod.Name,
+		c.installerPod.Namespace)
 	switch {
 	case s != nil:
 		return *s
 	case c.plugin.State == "":
-		return failed(causePluginState, fmt.Sprintf("ccg-plugin-installer status exited with code %d: %s", code, message),
+		return failed(causePluginState, fmt.Sprintf("ccg-plugin-installer status exited with code %d: %s", code,
+			message),
 			checkLog)
 	case c.plugin.Foreign != "":
-		upgrade := fmt.Sprintf("helm upgrade %s ./charts/%s --namespace %s --reset-then-reuse-values --set plugin.replaceForeign=true",
+		upgrade := fmt.Sprintf(
+			"helm upgrade %s ./charts/%s --namespace %s --reset-then-reuse-values --set plugin.replaceForeign=true",
 			c.installer.Name, inventory.InstallerChart, c.installer.Namespace)
 		return failed(CausePluginForeign, "another product's plugin is registered under this class: "+c.plugin.Foreign,
 			"uninstall that product, or allow this product to replace the registration: "+upgrade)
@@ -385,14 +393,16 @@ func (c *nodeCheck) health(ctx context.Context) Step {
 	}
 	ref := c.Provider.Reference()
 	// --require-credentials makes the provider read the Secret before it answers.
-	message, code, s := c.exec(ctx, *c.Provider, c.providerPod, &h, "gmsa-account-provider.exe", "healthcheck", "-o", "json",
+	message, code, s := c.exec(ctx, *c.Provider, c.providerPod, &h, "gmsa-account-provider.exe", "healthcheck", "-o",
+		"json",
 		"--require-credentials", "--namespace="+ref.Namespace, "--secret="+ref.Secret)
 	remedy := fmt.Sprintf("check its log: kubectl logs %s --namespace %s", c.providerPod.Name, c.providerPod.Namespace)
 	switch {
 	case s != nil:
 		return *s
 	case h.Problem != "" && h.CopyAgeSeconds != nil:
-		return warning(h.Problem, fmt.Sprintf("it uses credentials that are %.0f s old: %s", *h.CopyAgeSeconds, h.Detail), remedy)
+		return warning(h.Problem, fmt.Sprintf("it uses credentials that are %.0f s old: %s", *h.CopyAgeSeconds,
+			h.Detail), remedy)
 	case h.Problem != "":
 		return failed(h.Problem, h.Detail, remedy)
 	case h.Version == "":
@@ -416,7 +426,8 @@ func (c *nodeCheck) controllers(ctx context.Context) Step {
 		return Step{
 			State:  Skipped,
 			Detail: fmt.Sprintf("ccg-plugin-installer check-domain exited with code %d: %s", code, message),
-			Remedy: fmt.Sprintf("the installer has version %s; upgrade it to the version of gmsactl", c.installer.Version),
+			Remedy: fmt.Sprintf("the installer has version %s; upgrade it to the version of gmsactl",
+				c.installer.Version),
 		}
 	}
 	c.report = &report
@@ -482,9 +493,10 @@ func (c *nodeCheck) ports() Step {
 
 // portPurpose describes the ports that only some domains require.
 var portPurpose = map[int]string{
-	53:   "DNS: required if the domain controller is the node's DNS server",
-	636:  "LDAPS: required if the domain does not accept signed and sealed LDAP",
-	9389: "Active Directory Web Services: for PowerShell's ActiveDirectory module; AKS lists it as a requirement of ccg.exe",
+	53:  "DNS: required if the domain controller is the node's DNS server",
+	636: "LDAPS: required if the domain does not accept signed and sealed LDAP",
+	9389: "Active Directory Web Services: for PowerShell's ActiveDirectory module; AKS lists it as a requirement of " +
+		"ccg.exe",
 }
 
 func (c *nodeCheck) compareClocks() Step {
@@ -510,8 +522,8 @@ func (c *nodeCheck) compareClocks() Step {
 	return ok(detail)
 }
 
-// Skew returns how far a node's clock is ahead of a domain controller's. The node read its clock at an unknown time between
-// sent and received, by this machine's clock. Skew returns the smallest possible difference.
+// Skew returns how far a node's clock is ahead of a domain controller's. The node read its clock at an unknown time
+// between sent and received, by this machine's clock. Skew returns the smallest possible difference.
 func Skew(dc clock, sent, received, node time.Time) time.Duration {
 	low, high := node.Sub(received.Add(dc.ahead)), node.Sub(sent.Add(dc.ahead))
 	switch {

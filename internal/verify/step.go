@@ -1,6 +1,6 @@
-// Package verify checks the path of a credential from a credential spec to a Kerberos ticket as the gMSA. The checks follow the
-// order in which ccg.exe and the plugin work. Each check has a state, a duration and, on failure, a remedy. The package
-// changes nothing.
+// Package verify checks the path of a credential from a credential spec to a Kerberos ticket as the gMSA. The checks
+// follow the order in which ccg.exe and the plugin work. Each check has a state, a duration and, on failure, a remedy.
+// The package changes nothing.
 package verify
 
 import (
@@ -39,10 +39,11 @@ func (s State) String() string {
 
 // Step is one check and its result.
 type Step struct {
-	Name       string  `json:"name"`
-	State      State   `json:"state"`
-	Detail     string  `json:"detail,omitempty"`     // one sentence
-	Cause      string  `json:"cause,omitempty"`      // stable name of the fault, from package directory or from this package
+	Name   string `json:"name"`
+	State  State  `json:"state"`
+	Detail string `json:"detail,omitempty"` // one sentence
+	// stable name of the fault, from package directory or from this package
+	Cause      string  `json:"cause,omitempty"`
 	Remedy     string  `json:"remedy,omitempty"`     // what to do
 	Permission string  `json:"permission,omitempty"` // the missing permission, if that is why the check was skipped
 	Ms         float64 `json:"ms"`                   // duration
@@ -97,8 +98,8 @@ func skipped(what string, err error, permission string) Step {
 	return s
 }
 
-// isAccessError reports whether the API server is unreachable or denied the caller access. Such an error says nothing about
-// the object.
+// isAccessError reports whether the API server is unreachable or denied the caller access. Such an error says nothing
+// about the object.
 func isAccessError(err error) bool {
 	if _, ok := errors.AsType[*url.Error](err); ok {
 		return true
@@ -111,8 +112,8 @@ func isAccessError(err error) bool {
 		apierrors.IsTooManyRequests(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// inconclusiveCauses are about the connection from this machine to the domain. They say nothing about the checked object.
-// docs/gmsactl.md lists them.
+// inconclusiveCauses are about the connection from this machine to the domain. They say nothing about the checked
+// object. docs/gmsactl.md lists them.
 var inconclusiveCauses = []*directory.Cause{
 	directory.DNSUnreachable, directory.DNSNotFound, directory.DCUnreachable, directory.Timeout, directory.WrongDomain,
 	directory.CertificateNotTrusted, directory.EncryptionRefused, directory.ClockSkew, directory.AnswerInvalid,

@@ -39,8 +39,8 @@ type Options struct {
 	File    string // a file
 	Content []byte // of the file
 
-	// Credential replaces the Secret's credentials if Username is set. Only its own domain receives the password: the author
-	// of the credential spec must not choose the domain.
+	// Credential replaces the Secret's credentials if Username is set. Only its own domain receives the password: the
+	// author of the credential spec must not choose the domain.
 	Credential credential.Credential
 	// Directory returns the connection settings for a domain.
 	Directory func(domain string) (directory.Config, error)
@@ -117,7 +117,8 @@ func (v *verify) credentialSpec(ctx context.Context) Step {
 		switch {
 		case err == nil:
 		case isAccessError(err):
-			return skipped("GMSACredentialSpec "+v.Name, err, inventory.Permission("get", inventory.CredentialSpecResource+"/"+v.Name, ""))
+			return skipped("GMSACredentialSpec "+v.Name, err,
+				inventory.Permission("get", inventory.CredentialSpecResource+"/"+v.Name, ""))
 		case apierrors.IsNotFound(err):
 			return failed(causeSpecNotFound, fmt.Sprintf("the GMSACredentialSpec %s does not exist", v.Name),
 				"list them: kubectl get gmsacredentialspecs; create one: "+v.Program+" credspec create")
@@ -162,7 +163,8 @@ func (v *verify) credentialSpec(ctx context.Context) Step {
 func (v *verify) pluginInput() Step {
 	host := v.spec.ActiveDirectoryConfig.HostAccountConfig
 	if host == nil {
-		return failed(causeNoPlugin, "the credential spec has no HostAccountConfig, so Windows does not call the plugin",
+		return failed(causeNoPlugin,
+			"the credential spec has no HostAccountConfig, so Windows does not call the plugin",
 			"create a credential spec with HostAccountConfig: "+v.Program+" credspec create")
 	}
 	if !v.spec.UsesPlugin() {
@@ -211,8 +213,10 @@ func (v *verify) findRelease(ctx context.Context) Step {
 	r := matches[0]
 	v.result.release, v.result.Release = &r, r.String()
 	status := r.DaemonSet.Status
-	detail := fmt.Sprintf("%s %s, ready on %d of %d nodes", r, r.Version, status.NumberReady, status.DesiredNumberScheduled)
-	remedy := fmt.Sprintf("check its pods: kubectl get pods --namespace %s --selector app.kubernetes.io/instance=%s -o wide; %s doctor",
+	detail := fmt.Sprintf("%s %s, ready on %d of %d nodes", r, r.Version, status.NumberReady,
+		status.DesiredNumberScheduled)
+	remedy := fmt.Sprintf(
+		"check its pods: kubectl get pods --namespace %s --selector app.kubernetes.io/instance=%s -o wide; %s doctor",
 		r.Namespace, r.Name, v.Program)
 	switch {
 	case len(matches) > 1:
@@ -241,7 +245,8 @@ func InstallCommand(ref credential.Reference) string {
 
 // InstallReleaseCommand returns the command that installs a release with this name for a Secret.
 func InstallReleaseCommand(release string, ref credential.Reference) string {
-	words := []string{"helm", "install", release, "./charts/" + inventory.ProviderChart, "--namespace", ref.Namespace, "--wait"}
+	words := []string{"helm", "install", release, "./charts/" + inventory.ProviderChart, "--namespace", ref.Namespace,
+		"--wait"}
 	if ref.Secret != credential.SecretName(release) {
 		words = append(words, "--set", "credentials.secretName="+ref.Secret)
 	}
@@ -262,7 +267,8 @@ func (v *verify) readSecret(ctx context.Context) Step {
 		v.cred = cred
 		if domain := v.spec.DomainJoinConfig.DnsName; domain != "" && !strings.EqualFold(cred.DomainName, domain) {
 			return warning(causeSpecMismatch,
-				fmt.Sprintf("the account %s belongs to %s, but the credential spec to %q", cred.Username, cred.DomainName, domain),
+				fmt.Sprintf("the account %s belongs to %s, but the credential spec to %q", cred.Username,
+					cred.DomainName, domain),
 				"correct one of them: an account can read only the passwords of gMSAs in its own domain")
 		}
 		if len(warnings) > 0 {
@@ -277,7 +283,8 @@ func (v *verify) readSecret(ctx context.Context) Step {
 		return failed(causeSecretNotFound, fmt.Sprintf("the Secret %s does not exist", object),
 			"create it: "+v.Program+" account create "+v.account())
 	}
-	return failed(causeSecretInvalid, err.Error(), "delete it, then create it: "+v.Program+" account create "+v.account())
+	return failed(causeSecretInvalid, err.Error(),
+		"delete it, then create it: "+v.Program+" account create "+v.account())
 }
 
 // suggestAccount adds the remedy for a Secret that cannot be read.

@@ -119,14 +119,15 @@ func TestClosedPortsFailOrWarn(t *testing.T) {
 		want    State
 		says    string
 	}{
-		"all open":               {[]dccheck.Server{server()}, OK, ""},
-		"9389":                   {[]dccheck.Server{server("9389")}, Warning, "Active Directory Web Services"},
-		"636":                    {[]dccheck.Server{server("636")}, Warning, "LDAPS"},
-		"Kerberos":               {[]dccheck.Server{server("88")}, Failed, "88 is filtered"},
-		"LDAP, not LDAPS":        {[]dccheck.Server{server("389")}, Warning, "389"},
-		"both LDAPs":             {[]dccheck.Server{server("389", "636")}, Failed, "389"},
-		"one of two controllers": {[]dccheck.Server{server("88", "389"), server()}, Warning, "another domain controller answers"},
-		"no address":             {[]dccheck.Server{{Host: "gone", Error: "x"}, server()}, OK, ""},
+		"all open":        {[]dccheck.Server{server()}, OK, ""},
+		"9389":            {[]dccheck.Server{server("9389")}, Warning, "Active Directory Web Services"},
+		"636":             {[]dccheck.Server{server("636")}, Warning, "LDAPS"},
+		"Kerberos":        {[]dccheck.Server{server("88")}, Failed, "88 is filtered"},
+		"LDAP, not LDAPS": {[]dccheck.Server{server("389")}, Warning, "389"},
+		"both LDAPs":      {[]dccheck.Server{server("389", "636")}, Failed, "389"},
+		"one of two controllers": {[]dccheck.Server{server("88", "389"), server()}, Warning,
+			"another domain controller answers"},
+		"no address": {[]dccheck.Server{{Host: "gone", Error: "x"}, server()}, OK, ""},
 	} {
 		n := nodeCheck{report: &dccheck.Report{Servers: c.servers}}
 		if s := n.ports(); s.State != c.want || !strings.Contains(s.Detail, c.says) {
@@ -146,12 +147,15 @@ func TestANameInACredentialSpecDoesNotBecomeACommand(t *testing.T) {
 		ForestDNSName: "example.com",
 	}
 	for name, c := range map[string]struct{ gmsa, domain, create, nltest, enable string }{
-		"a valid name":           {"web01", "corp.example.com", "gmsactl credspec create --gmsa web01 --account n/web", "nltest /dsgetdc:corp.example.com", "Enable-ADAccount web01$"},
-		"a name with a command":  {"$(reboot)", "$(reboot)", "--gmsa '$(reboot)' --account", "", "Enable-ADAccount <gmsa>$"},
+		"a valid name": {"web01", "corp.example.com", "gmsactl credspec create --gmsa web01 --account n/web",
+			"nltest /dsgetdc:corp.example.com", "Enable-ADAccount web01$"},
+		"a name with a command": {"$(reboot)", "$(reboot)", "--gmsa '$(reboot)' --account", "",
+			"Enable-ADAccount <gmsa>$"},
 		"quotes and a semicolon": {"a';reboot;'", "a';reboot", "", "", "Enable-ADAccount <gmsa>$"},
 		"an invalid name":        {"a;reboot", "a&reboot", "", "", "Enable-ADAccount <gmsa>$"},
 		"a second line":          {"a\nreboot", "a\nreboot", "", "", "Enable-ADAccount <gmsa>$"},
-		"quotes and a command":   {"a'`reboot`'", "`reboot`", `--gmsa 'a'\''` + "`reboot`" + `'\''' --account`, "", "Enable-ADAccount <gmsa>$"},
+		"quotes and a command": {"a'`reboot`'", "`reboot`", `--gmsa 'a'\''` + "`reboot`" + `'\''' --account`, "",
+			"Enable-ADAccount <gmsa>$"},
 	} {
 		spec := credspec.New(domain, c.gmsa, "n:web-creds")
 		spec.DomainJoinConfig.Sid = "S-1-5-21-4-5-6"
@@ -162,14 +166,17 @@ func TestANameInACredentialSpecDoesNotBecomeACommand(t *testing.T) {
 			ref:     credential.Reference{Namespace: "n", Secret: "web-creds"},
 		}
 		s := v.matchDomain(domain)
-		if s.State != Failed || !strings.Contains(s.Detail, "DomainJoinConfig.Sid is") || !strings.Contains(s.Remedy, c.create) ||
+		if s.State != Failed || !strings.Contains(s.Detail, "DomainJoinConfig.Sid is") ||
+			!strings.Contains(s.Remedy, c.create) ||
 			c.create == "" && strings.Contains(s.Remedy, "create") {
 			t.Errorf("%s: %+v", name, s)
 		}
-		if s := v.directoryStep(&directory.Error{Cause: directory.GMSADisabled}); !strings.Contains(s.Remedy, c.enable) {
+		if s := v.directoryStep(&directory.Error{Cause: directory.GMSADisabled}); !strings.Contains(s.Remedy,
+			c.enable) {
 			t.Errorf("%s: %+v", name, s)
 		}
-		if got := dnsRemedy(c.domain); !strings.Contains(got, c.nltest) || c.nltest == "" && strings.Contains(got, "nltest") {
+		if got := dnsRemedy(c.domain); !strings.Contains(got, c.nltest) ||
+			c.nltest == "" && strings.Contains(got, "nltest") {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
@@ -210,9 +217,12 @@ func TestWaitingReasonComesFromThePodStatus(t *testing.T) {
 		return corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &state}}
 	}
 	for want, status := range map[string]corev1.PodStatus{
-		"ErrImagePull: no such image …": {ContainerStatuses: []corev1.ContainerStatus{waiting("PodInitializing", ""), waiting("ErrImagePull", "no such image\nand more")}},
-		"ContainerCreating":             {ContainerStatuses: []corev1.ContainerStatus{waiting("ContainerCreating", "")}},
-		"Unschedulable: no node":        {Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "no node"}}},
+		"ErrImagePull: no such image …": {ContainerStatuses: []corev1.ContainerStatus{waiting("PodInitializing", ""),
+			waiting("ErrImagePull", "no such image\nand more")}},
+		"ContainerCreating": {ContainerStatuses: []corev1.ContainerStatus{waiting("ContainerCreating",
+			"")}},
+		"Unschedulable: no node": {Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled,
+			Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "no node"}}},
 		"exit code 2: gone": {InitContainerStatuses: []corev1.ContainerStatus{{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 2, Message: "gone"}}}},
 			ContainerStatuses: []corev1.ContainerStatus{waiting("PodInitializing", "")}},
 		"Running": {Phase: corev1.PodRunning},

@@ -34,22 +34,29 @@ func TestAccountCreateWritesWhatActiveDirectoryTook(t *testing.T) {
 	ns := namespace(t, cp)
 	p := newProgram(t, cp.Kubeconfig)
 	p.file("pw", ad.Password+"\r\n")
-	create := args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw --gmsa", ad.GMSA, ad.flags())
+	create := args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader,
+		"--password-file pw --gmsa", ad.GMSA, ad.flags())
 
-	r := p.want(good, []string{"There is no release " + ns + "/web yet", "helm install web ./charts/rancher-gmsa-account-provider --namespace " + ns}, create...)
-	if want := fmt.Sprintf("Secret %s/web-creds created: account %s of %s, taken by %s (kerberos), may read the password of gMSA %s\n", ns, ad.Reader, ad.DNSName, ad.DC, ad.GMSA); r.stdout != want {
+	r := p.want(good, []string{"There is no release " + ns + "/web yet",
+		"helm install web ./charts/rancher-gmsa-account-provider --namespace " + ns}, create...)
+	if want := fmt.Sprintf(
+		"Secret %s/web-creds created: account %s of %s, taken by %s (kerberos), may read the password of gMSA %s\n", ns,
+		ad.Reader, ad.DNSName, ad.DC, ad.GMSA); r.stdout != want {
 		t.Errorf("stdout %q, want %q", r.stdout, want)
 	}
 	s := getSecret(t, cp, ns, "web-creds")
-	if len(s.Data) != 3 || string(s.Data["domainName"]) != ad.DNSName || string(s.Data["username"]) != ad.Reader || string(s.Data["password"]) != ad.Password {
+	if len(s.Data) != 3 || string(s.Data["domainName"]) != ad.DNSName || string(s.Data["username"]) != ad.Reader ||
+		string(s.Data["password"]) != ad.Password {
 		t.Error("the Secret does not hold the three values")
 	}
-	if s.Type != "Opaque" || len(s.Annotations) != 0 || len(s.Labels) != 1 || s.Labels["app.kubernetes.io/managed-by"] != "gmsactl" {
+	if s.Type != "Opaque" || len(s.Annotations) != 0 || len(s.Labels) != 1 ||
+		s.Labels["app.kubernetes.io/managed-by"] != "gmsactl" {
 		t.Errorf("type %s, annotations %v, labels %v", s.Type, s.Annotations, s.Labels)
 	}
 	p.want(good, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web", ad.flags())...)
 
-	p.want(wrong, []string{"Secret " + ns + "/web-creds exists already", "gmsactl account rotate " + ns + "/web"}, create...)
+	p.want(wrong, []string{"Secret " + ns + "/web-creds exists already", "gmsactl account rotate " + ns + "/web"},
+		create...)
 	if again := getSecret(t, cp, ns, "web-creds"); again.ResourceVersion != s.ResourceVersion {
 		t.Error("the Secret that existed was changed")
 	}
@@ -61,7 +68,8 @@ func TestAccountCreateFindsTheSecretOfTheRelease(t *testing.T) {
 	ns := namespace(t, cp)
 	release(t, cp, ns, "web", "of-its-own")
 	p := newProgram(t, cp.Kubeconfig)
-	create := args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader, "--password-stdin -o json", ad.flags())
+	create := args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader,
+		"--password-stdin -o json", ad.flags())
 
 	r := p.wantWith(ad.Password, good, nil, create...)
 	if r.stderr != "" {
@@ -71,13 +79,15 @@ func TestAccountCreateFindsTheSecretOfTheRelease(t *testing.T) {
 		Namespace, Secret, PluginInput, DomainName, Username, Action, DomainController, Security, GMSA string
 		Proved                                                                                         bool
 	}](t, r)
-	if v.Namespace != ns || v.Secret != "of-its-own" || v.PluginInput != ns+":of-its-own" || v.Action != "created" || !v.Proved || v.DomainController != ad.DC || v.Security != "kerberos" || v.GMSA != "" {
+	if v.Namespace != ns || v.Secret != "of-its-own" || v.PluginInput != ns+":of-its-own" || v.Action != "created" ||
+		!v.Proved || v.DomainController != ad.DC || v.Security != "kerberos" || v.GMSA != "" {
 		t.Errorf("%+v", v)
 	}
 	if getSecret(t, cp, ns, "of-its-own") == nil {
 		t.Error("no Secret")
 	}
-	p.wantWith(ad.Password, good, []string{"release " + ns + "/web serves Secret of-its-own, not another."}, append(create, "--secret", "another")...)
+	p.wantWith(ad.Password, good, []string{"release " + ns + "/web serves Secret of-its-own, not another."},
+		append(create, "--secret", "another")...)
 }
 
 func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
@@ -96,7 +106,8 @@ func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"NS/web --username READER --password-file wrong", wrong, []string{"password is wrong", "Write the account's present password"}},
+		{"NS/web --username READER --password-file wrong", wrong,
+			[]string{"password is wrong", "Write the account's present password"}},
 		{"NS/web --username nobody --password-file pw", wrong, []string{"no account of this name"}},
 		{"NS/web --username READER --password-file pw --gmsa UNREADABLE", wrong, []string{"may not read"}},
 		{"NS/web --username READER --password-file pw --gmsa nobody", wrong, []string{"gMSA nobody"}},
@@ -114,8 +125,10 @@ func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
 		{"NS:web-creds --username READER --password-file pw", usage, []string{"write the release: NS/web"}},
 		{"web --username READER --password-file pw", usage, []string{"<namespace>/<release>"}},
 		{"NS/Web --username READER --password-file pw", usage, []string{"<namespace>/<release>"}},
-		{"no-such-namespace/web --username READER --password-file pw", wrong, []string{"kubectl create namespace no-such-namespace"}},
-		{"NS/web --username READER --password-file pw --dc 127.0.0.1", unable, []string{"cannot be reached", "--skip-ad-check"}},
+		{"no-such-namespace/web --username READER --password-file pw", wrong,
+			[]string{"kubectl create namespace no-such-namespace"}},
+		{"NS/web --username READER --password-file pw --dc 127.0.0.1", unable,
+			[]string{"cannot be reached", "--skip-ad-check"}},
 		{"", usage, []string{"name the release"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
@@ -141,10 +154,14 @@ func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
 	t.Run("no right", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("pw", ad.Password)
-		p.want(unable, []string{"you need the right to create secrets in namespace " + ns}, args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())...)
+		p.want(unable, []string{"you need the right to create secrets in namespace " + ns},
+			args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw",
+				ad.flags())...)
 	})
 	t.Run("--skip-ad-check", func(t *testing.T) {
-		p.want(good, []string{"warning: Active Directory was not asked"}, args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader, "--password-file wrong --skip-ad-check")...)
+		p.want(good, []string{"warning: Active Directory was not asked"},
+			args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader,
+				"--password-file wrong --skip-ad-check")...)
 		if s := getSecret(t, cp, ns, "web-creds"); s == nil || string(s.Data["password"]) != "not the password" {
 			t.Error("the Secret was not written")
 		}
@@ -180,7 +197,8 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 	putSecret(t, cp, ns, "of-its-own", ad.DNSName, name, "Before-Passw0rd!")
 	before := getSecret(t, cp, ns, "of-its-own")
 	before.Labels = map[string]string{"mine": "yes"}
-	before.Annotations = map[string]string{"mine": "yes", "kubectl.kubernetes.io/last-applied-configuration": `{"data":{"password":"old"}}`}
+	before.Annotations = map[string]string{"mine": "yes",
+		"kubectl.kubernetes.io/last-applied-configuration": `{"data":{"password":"old"}}`}
 	before.Data["more"] = []byte("mine")
 	_, err := cp.Client().CoreV1().Secrets(ns).Update(t.Context(), before, metav1.UpdateOptions{})
 	must(t, err)
@@ -189,37 +207,47 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 
 	p.wantWith("After-Passw0rd!", wrong, []string{"password is wrong"}, rotate...) // it is not the account's yet
 	must(t, ad.setPassword(t.Context(), name, "After-Passw0rd!"))
-	r := p.wantWith("After-Passw0rd!\n", good, []string{"within 5 seconds", "last-applied-configuration is removed"}, append(rotate, "--gmsa", ad.GMSA)...)
+	r := p.wantWith("After-Passw0rd!\n", good, []string{"within 5 seconds", "last-applied-configuration is removed"},
+		append(rotate, "--gmsa", ad.GMSA)...)
 	if !strings.HasPrefix(r.stdout, "Secret "+ns+"/of-its-own rotated: account "+name) {
 		t.Errorf("stdout: %s", r.stdout)
 	}
 	after := getSecret(t, cp, ns, "of-its-own")
-	if string(after.Data["password"]) != "After-Passw0rd!" || string(after.Data["domainName"]) != ad.DNSName || string(after.Data["username"]) != name || string(after.Data["more"]) != "mine" {
+	if string(after.Data["password"]) != "After-Passw0rd!" || string(after.Data["domainName"]) != ad.DNSName ||
+		string(after.Data["username"]) != name || string(after.Data["more"]) != "mine" {
 		t.Error("the Secret's data are not the old ones with the new password")
 	}
-	if len(after.Annotations) != 1 || after.Annotations["mine"] != "yes" || after.Labels["mine"] != "yes" || after.UID != before.UID {
+	if len(after.Annotations) != 1 || after.Annotations["mine"] != "yes" || after.Labels["mine"] != "yes" ||
+		after.UID != before.UID {
 		t.Errorf("annotations %v, labels %v", after.Annotations, after.Labels)
 	}
 
 	r = p.wantWith("After-Passw0rd!", good, nil, rotate...)
-	if !strings.Contains(r.stdout, "unchanged") || getSecret(t, cp, ns, "of-its-own").ResourceVersion != after.ResourceVersion {
+	if !strings.Contains(r.stdout, "unchanged") ||
+		getSecret(t, cp, ns, "of-its-own").ResourceVersion != after.ResourceVersion {
 		t.Errorf("the same password again changed something: %v", r)
 	}
 
 	t.Run("no Secret", func(t *testing.T) {
-		p.want(wrong, []string{"there is no Secret " + ns + "/none-creds", "gmsactl account create " + ns + "/none"}, args("account rotate", ns+"/none --password-stdin", ad.flags())...)
+		p.want(wrong, []string{"there is no Secret " + ns + "/none-creds", "gmsactl account create " + ns + "/none"},
+			args("account rotate", ns+"/none --password-stdin", ad.flags())...)
 	})
 	t.Run("a broken Secret", func(t *testing.T) {
 		putSecret(t, cp, ns, "broken-creds", "CORP", name, "x")
-		p.want(wrong, []string{"looks like a NetBIOS name", "kubectl delete secret broken-creds --namespace " + ns}, args("account rotate", ns+"/broken --password-stdin", ad.flags())...)
+		p.want(wrong, []string{"looks like a NetBIOS name", "kubectl delete secret broken-creds --namespace " + ns},
+			args("account rotate", ns+"/broken --password-stdin", ad.flags())...)
 	})
 	t.Run("no right", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
-		p.want(unable, []string{"you need the right to get secrets/of-its-own in namespace " + ns}, args("account rotate", ns+"/web --secret of-its-own --password-stdin", ad.flags())...)
+		p.want(unable, []string{"you need the right to get secrets/of-its-own in namespace " + ns},
+			args("account rotate", ns+"/web --secret of-its-own --password-stdin", ad.flags())...)
 	})
 	t.Run("no right to update", func(t *testing.T) {
-		p := newProgram(t, kubeconfigOf(t, cp, ns, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}))
-		p.wantWith("Another-Passw0rd!", unable, []string{"you need the right to update secrets/of-its-own in namespace " + ns}, args("account rotate", ns+"/web --secret of-its-own --password-stdin --skip-ad-check")...)
+		p := newProgram(t, kubeconfigOf(t, cp, ns,
+			rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}))
+		p.wantWith("Another-Passw0rd!", unable,
+			[]string{"you need the right to update secrets/of-its-own in namespace " + ns},
+			args("account rotate", ns+"/web --secret of-its-own --password-stdin --skip-ad-check")...)
 	})
 }
 
@@ -241,8 +269,8 @@ func TestRotateDoesNotUndoWhatSomebodyElseWrote(t *testing.T) {
 	}
 }
 
-// waiting starts the program, which is to read its password from the named pipe "pipe", and returns once it does. write lets it
-// go on and returns its output.
+// waiting starts the program, which is to read its password from the named pipe "pipe", and returns once it does. write
+// lets it go on and returns its output.
 func (p *program) waiting(args ...string) (cmd *exec.Cmd, write func(password string) string) {
 	p.t.Helper()
 	pipe := filepath.Join(p.home, "pipe")
@@ -295,18 +323,22 @@ func TestThePasswordIsAskedForTwiceWithoutEcho(t *testing.T) {
 
 	typed = p.type_(args("account create", ns+"/two --domain", ad.DNSName, "--username", ad.Reader, ad.flags()),
 		"Password of ", ad.Password, "The same again: ", "another")
-	if typed.code != usage || !strings.Contains(typed.stdout, "two different passwords") || getSecret(t, cp, ns, "two-creds") != nil {
+	if typed.code != usage || !strings.Contains(typed.stdout, "two different passwords") ||
+		getSecret(t, cp, ns, "two-creds") != nil {
 		t.Errorf("%v", typed)
 	}
 
-	typed = p.type_(args("credspec create --gmsa", ad.GMSA, "--plugin-input a:b --domain", ad.DNSName, "--username", ad.Reader, ad.flags()),
+	typed = p.type_(args("credspec create --gmsa", ad.GMSA, "--plugin-input a:b --domain", ad.DNSName, "--username",
+		ad.Reader, ad.flags()),
 		"Password of ", ad.Password)
-	if typed.code != good || strings.Contains(typed.stdout, ad.Password) || !strings.Contains(typed.stdout, "PluginInput: a:b") {
+	if typed.code != good || strings.Contains(typed.stdout, ad.Password) ||
+		!strings.Contains(typed.stdout, "PluginInput: a:b") {
 		t.Errorf("%v", typed)
 	}
 
 	// Ctrl-C is a way out, and leaves the terminal with its echo.
-	typed = p.type_(args("account create", ns+"/three --domain", ad.DNSName, "--username", ad.Reader, ad.flags()), "Password of ", "\x03")
+	typed = p.type_(args("account create", ns+"/three --domain", ad.DNSName, "--username", ad.Reader, ad.flags()),
+		"Password of ", "\x03")
 	if typed.code != unable || !typed.echo {
 		t.Errorf("after Ctrl-C: echo %t, %v", typed.echo, typed)
 	}
@@ -321,7 +353,8 @@ func TestThePasswordIsNowhereElse(t *testing.T) {
 	name := reader(t, ad, first)
 	// The audit log of the lab records ServiceAccounts.
 	p := newProgram(t, kubeconfigOf(t, cp, ns,
-		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get", "create", "update"}},
+		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"},
+			Verbs: []string{"get", "create", "update"}},
 		rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, Verbs: []string{"list"}},
 	))
 	clean := func(what, text string) {
@@ -359,9 +392,11 @@ func TestThePasswordIsNowhereElse(t *testing.T) {
 	for _, form := range []string{"text", "json", "yaml"} {
 		run(first, good, args("account rotate", ns+"/web -o", form, account)...)
 		run(first, good, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web -o", form, own)...)
-		clean("credspec create", p.want(good, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web -o", form, ad.flags())...).String())
+		clean("credspec create", p.want(good, nil,
+			args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web -o", form, ad.flags())...).String())
 	}
-	p.file("web.json", p.want(good, nil, args("credspec create --format docker --gmsa", ad.GMSA, "--account", ns+"/web", ad.flags())...).stdout)
+	p.file("web.json", p.want(good, nil, args("credspec create --format docker --gmsa", ad.GMSA, "--account", ns+"/web",
+		ad.flags())...).stdout)
 	run(first, wrong, args("credspec check --online web.json", own)...) // there is no release
 	for _, way := range []string{"ldaps", "starttls"} {
 		run(first+"-wrong", wrong, args("account rotate", ns+"/web --ldap", way, "--ldap-ca", ad.CA, account)...)
@@ -370,8 +405,10 @@ func TestThePasswordIsNowhereElse(t *testing.T) {
 	run(second, good, args("account rotate", ns+"/web", account)...)
 	// A password in the wrong place is repeated by nobody either.
 	putSecret(t, cp, ns, "swapped-creds", second, name, ad.DNSName)
-	clean("a Secret whose keys are swapped", p.want(wrong, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/swapped", ad.flags())...).String())
-	clean("a Secret whose keys are swapped", p.want(wrong, nil, args("account rotate --password-stdin", ns+"/swapped", ad.flags())...).String())
+	clean("a Secret whose keys are swapped",
+		p.want(wrong, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/swapped", ad.flags())...).String())
+	clean("a Secret whose keys are swapped",
+		p.want(wrong, nil, args("account rotate --password-stdin", ns+"/swapped", ad.flags())...).String())
 
 	s := getSecret(t, cp, ns, "web-creds")
 	if string(s.Data["password"]) != second {

@@ -55,7 +55,8 @@ func TestCreateMakesWhatCheckFindsGood(t *testing.T) {
 		t.Errorf("name %q, problems %v", d.Name, d.Problems)
 	}
 	j := d.Spec.DomainJoinConfig
-	if j.DnsName != ad.DNSName || j.DnsTreeName != ad.DNSName || j.NetBiosName != ad.NetBIOS || j.MachineAccountName != ad.GMSA {
+	if j.DnsName != ad.DNSName || j.DnsTreeName != ad.DNSName || j.NetBiosName != ad.NetBIOS ||
+		j.MachineAccountName != ad.GMSA {
 		t.Errorf("%+v", j)
 	}
 	if !regexp.MustCompile(`^S-1-5-21-\d+-\d+-\d+$`).MatchString(j.Sid) {
@@ -74,11 +75,13 @@ func TestCreateInEveryFormIsTheSame(t *testing.T) {
 	_, ad := lab(t)
 	p := newProgram(t, "") // no cluster
 	p.file("pw", ad.Password+"\n")
-	create := args("credspec create --account gmsa-system/web --gmsa", ad.GMSA+"$", "--domain", ad.DNSName, "--username", ad.Reader, ad.flags())
+	create := args("credspec create --account gmsa-system/web --gmsa", ad.GMSA+"$", "--domain", ad.DNSName,
+		"--username", ad.Reader, ad.flags())
 	fromFile := append(slices.Clone(create), "--password-file", "pw")
 
 	first := readOne(t, p.want(good, nil, fromFile...).stdout)
-	for _, more := range []string{"-o yaml", "-o json", "--format docker", "--format docker -o json", "--format docker -o yaml", "--plugin-input"} {
+	for _, more := range []string{"-o yaml", "-o json", "--format docker", "--format docker -o json",
+		"--format docker -o yaml", "--plugin-input"} {
 		t.Run(more, func(t *testing.T) {
 			run := args(fromFile, more)
 			if more == "--plugin-input" {
@@ -90,12 +93,14 @@ func TestCreateInEveryFormIsTheSame(t *testing.T) {
 			if string(d.Spec.JSON()) != string(first.Spec.JSON()) || len(d.Problems) > 0 {
 				t.Errorf("%s\n%v\nwant %s", d.Spec.JSON(), d.Problems, first.Spec.JSON())
 			}
-			if isJSON := strings.HasPrefix(r.stdout, "{"); isJSON != (strings.HasSuffix(more, "json") || strings.HasSuffix(more, "docker")) {
+			if isJSON := strings.HasPrefix(r.stdout, "{"); isJSON != (strings.HasSuffix(more, "json") ||
+				strings.HasSuffix(more, "docker")) {
 				t.Errorf("JSON: %t\n%s", isJSON, r.stdout)
 			}
 		})
 	}
-	fromStdin := p.wantWith(ad.Password, good, nil, append(slices.Clone(create), "--password-stdin", "--name", "another")...)
+	fromStdin := p.wantWith(ad.Password, good, nil,
+		append(slices.Clone(create), "--password-stdin", "--name", "another")...)
 	if d := readOne(t, fromStdin.stdout); d.Name != "another" {
 		t.Errorf("name %q", d.Name)
 	}
@@ -107,7 +112,8 @@ func TestCreateAsksActiveDirectoryInEveryWay(t *testing.T) {
 	p := newProgram(t, "")
 	p.file("pw", ad.Password)
 	for _, way := range []string{"kerberos", "ldaps", "starttls", "auto"} {
-		p.want(good, nil, args("credspec create --account a/b --gmsa", ad.GMSA, "--domain", ad.DNSName, "--username", ad.Reader, "--password-file pw --ldap", way, "--ldap-ca", ad.CA, ad.flags())...)
+		p.want(good, nil, args("credspec create --account a/b --gmsa", ad.GMSA, "--domain", ad.DNSName, "--username",
+			ad.Reader, "--password-file pw --ldap", way, "--ldap-ca", ad.CA, ad.flags())...)
 	}
 }
 
@@ -135,7 +141,8 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 	}{
 		{"--account NS/stale", wrong, []string{"password is wrong", "Write the account's present password"}},
 		{"--account NS/broken", wrong, []string{`key "domainName" looks like a NetBIOS name`}},
-		{"--account NS/missing", wrong, []string{"there is no Secret " + ns + "/missing-creds", "gmsactl account create " + ns + "/missing"}},
+		{"--account NS/missing", wrong, []string{"there is no Secret " + ns + "/missing-creds",
+			"gmsactl account create " + ns + "/missing"}},
 		{"--account NS/good --gmsa nobody", wrong, []string{"gMSA nobody", "Get-ADServiceAccount"}},
 		{"--account NS/good --gmsa " + ad.Unreadable, wrong, []string{"may not read", "Set-ADServiceAccount"}},
 		{"--account NS/good --dc 127.0.0.1", unable, []string{"cannot be reached"}},
@@ -151,8 +158,10 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 		{"--account NS/good --ldap-ca no-certificate", usage, []string{"no certificate in it"}},
 		{"--account NS/good --ldap-ca nothing", usage, []string{"--ldap-ca"}},
 		{"--account NS/good --timeout 0s", usage, []string{"--timeout"}},
-		{"--account a/b --domain corp.example.com --username x --password-file nothing", usage, []string{"--password-file"}},
-		{"--account a/b --domain corp.example.com --username x", usage, []string{"no terminal to ask for password of x in corp.example.com: use --password-file or --password-stdin"}},
+		{"--account a/b --domain corp.example.com --username x --password-file nothing", usage,
+			[]string{"--password-file"}},
+		{"--account a/b --domain corp.example.com --username x", usage,
+			[]string{"no terminal to ask for password of x in corp.example.com: use --password-file or --password-stdin"}},
 		{"--account a/b --domain CORP --username x --password-file pw", usage, []string{"looks like a NetBIOS name"}},
 	} {
 		t.Run(c.more, func(t *testing.T) {
@@ -170,11 +179,15 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 	})
 	t.Run("no right to the Secret", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
-		p.want(unable, []string{"you need the right to get secrets/good-creds in namespace " + ns, "--domain, --username and --password-file"}, create("--account NS/good")...)
+		p.want(unable, []string{"you need the right to get secrets/good-creds in namespace " + ns,
+			"--domain, --username and --password-file"}, create("--account NS/good")...)
 	})
 	t.Run("right to the Secret alone", func(t *testing.T) {
-		p := newProgram(t, kubeconfigOf(t, cp, ns, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{"good-creds"}, Verbs: []string{"get"}}))
-		p.want(good, []string{"needs the right to list daemonsets.apps in namespace " + ns}, create("--account NS/good")...)
+		p := newProgram(t, kubeconfigOf(t, cp, ns,
+			rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"},
+				ResourceNames: []string{"good-creds"}, Verbs: []string{"get"}}))
+		p.want(good, []string{"needs the right to list daemonsets.apps in namespace " + ns},
+			create("--account NS/good")...)
 	})
 	t.Run("a token that is no longer good", func(t *testing.T) {
 		path := kubeconfigOf(t, cp, ns)
@@ -187,7 +200,8 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 		newProgram(t, "").want(unable, nil, create("--account NS/good")...)
 	})
 	t.Run("a cluster that does not answer", func(t *testing.T) {
-		admin.want(unable, []string{"cluster cannot be reached"}, create("--account NS/good --server https://127.0.0.1:1")...)
+		admin.want(unable, []string{"cluster cannot be reached"},
+			create("--account NS/good --server https://127.0.0.1:1")...)
 	})
 }
 
@@ -201,11 +215,13 @@ func TestApplyWritesIntoTheCluster(t *testing.T) {
 	name := "applied-" + ns
 	create := args("credspec create --apply --gmsa", ad.GMSA, "--account", ns+"/web --name", name, ad.flags())
 
-	if r := p.want(good, []string{"verb use on gmsacredentialspecs/" + name}, create...); r.stdout != "GMSACredentialSpec "+name+" created: gMSA "+ad.GMSA+", "+ns+":web-creds\n" {
+	if r := p.want(good, []string{"verb use on gmsacredentialspecs/" + name},
+		create...); r.stdout != "GMSACredentialSpec "+name+" created: gMSA "+ad.GMSA+", "+ns+":web-creds\n" {
 		t.Errorf("stdout: %s", r.stdout)
 	}
 	r := p.want(good, nil, append(create, "-o", "json")...)
-	if v := decode[struct{ Name, GMSA, PluginInput string }](t, r); v.Name != name || v.GMSA != ad.GMSA || v.PluginInput != ns+":web-creds" {
+	if v := decode[struct{ Name, GMSA, PluginInput string }](t, r); v.Name != name || v.GMSA != ad.GMSA ||
+		v.PluginInput != ns+":web-creds" {
 		t.Errorf("%+v", v)
 	}
 	client, err := dynamicClient(cp)
@@ -226,11 +242,14 @@ func TestApplyWritesIntoTheCluster(t *testing.T) {
 		must(t, unstructured.SetNestedField(u.Object, "other", "credspec", "DomainJoinConfig", "NetBiosName"))
 		_, err := client.Resource(specs).Update(t.Context(), u, metav1.UpdateOptions{FieldManager: "somebody"})
 		must(t, err)
-		p.want(wrong, []string{"conflict with \"somebody\"", "kubectl apply --server-side --force-conflicts"}, create...)
+		p.want(wrong, []string{"conflict with \"somebody\"", "kubectl apply --server-side --force-conflicts"},
+			create...)
 	})
 	t.Run("no right", func(t *testing.T) {
-		p := newProgram(t, kubeconfigOf(t, cp, ns, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}))
-		p.want(unable, []string{"you need the right to patch gmsacredentialspecs.windows.k8s.io in the whole cluster"}, create...)
+		p := newProgram(t, kubeconfigOf(t, cp, ns,
+			rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}))
+		p.want(unable, []string{"you need the right to patch gmsacredentialspecs.windows.k8s.io in the whole cluster"},
+			create...)
 	})
 }
 
@@ -241,7 +260,8 @@ func TestAClusterWithoutTheKindSaysHowToInstallIt(t *testing.T) {
 	p := newProgram(t, cp.Kubeconfig)
 	p.file("pw", ad.Password)
 	p.want(wrong, []string{"does not know GMSACredentialSpecs", "kubectl apply -f https://"},
-		args("credspec create --apply --gmsa", ad.GMSA, "--account a/b --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())...)
+		args("credspec create --apply --gmsa", ad.GMSA, "--account a/b --domain", ad.DNSName, "--username", ad.Reader,
+			"--password-file pw", ad.flags())...)
 	p.want(wrong, []string{"does not know GMSACredentialSpecs"}, "credspec", "check", "web01")
 }
 
@@ -249,14 +269,17 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 	t.Parallel()
 	cp, _ := lab(t)
 	p := newProgram(t, cp.Kubeconfig)
-	goodSpec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e", DNSName: "corp.example.com", NetBIOSName: "CORP", ForestDNSName: "example.com"}, "web01", "gmsa-system:web-creds")
+	goodSpec := credspec.New(credspec.Domain{SID: "S-1-5-21-1-2-3", GUID: "56d9b66c-d746-4f87-bd26-26760cfdca2e",
+		DNSName: "corp.example.com", NetBIOSName: "CORP", ForestDNSName: "example.com"}, "web01",
+		"gmsa-system:web-creds")
 	object, err := credspec.Object("web01", goodSpec)
 	must(t, err)
 	p.file("good.yaml", string(object))
 	p.file("good", string(goodSpec.JSON())) // a file by being there
 	warned := strings.Replace(string(object), "NetBiosName: CORP", "NetBiosName: KORP", 1)
 	p.file("warned.yaml", warned)
-	p.file("bad.yaml", strings.Replace(string(object), "Sid: S-1-5-21-1-2-3", "Sid: S-1-5-21-1-2-3-1105", 1)+"---\n"+warned)
+	p.file("bad.yaml", strings.Replace(string(object), "Sid: S-1-5-21-1-2-3", "Sid: S-1-5-21-1-2-3-1105",
+		1)+"---\n"+warned)
 	p.file("no.yaml", "a: [")
 
 	for _, c := range []struct {
@@ -265,10 +288,12 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		says []string
 	}{
 		{"good.yaml good", good, []string{"good.yaml (web01): good", "good: good"}},
-		{"warned.yaml", good, []string{"warning", "credspec.ActiveDirectoryConfig.GroupManagedServiceAccounts[1].Scope"}},
+		{"warned.yaml", good, []string{"warning",
+			"credspec.ActiveDirectoryConfig.GroupManagedServiceAccounts[1].Scope"}},
 		{"warned.yaml --strict", wrong, nil},
 		{"good.yaml --strict", good, nil},
-		{"bad.yaml", wrong, []string{"error    credspec.DomainJoinConfig.Sid: is", "write the domain's SID, S-1-5-21-1-2-3, without the -1105"}},
+		{"bad.yaml", wrong, []string{"error    credspec.DomainJoinConfig.Sid: is",
+			"write the domain's SID, S-1-5-21-1-2-3, without the -1105"}},
 		{"good.yaml no.yaml", wrong, []string{"good.yaml (web01): good", "neither JSON nor YAML"}},
 		{"nothing.yaml good.yaml", unable, []string{"not looked at: file nothing.yaml", "good.yaml (web01): good"}},
 		{"nothing.yaml bad.yaml", wrong, []string{"not looked at: file nothing.yaml"}},
@@ -277,7 +302,8 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		{"good.yaml --username x", usage, []string{"--online"}},
 		{"good.yaml --online --password-file x", usage, []string{"--domain and --username go together"}},
 		{"good.yaml --online --username x --password-file x", usage, []string{"--domain and --username go together"}},
-		{"- --online --domain corp.example.com --username x --password-stdin", usage, []string{"both a credential spec and the password"}},
+		{"- --online --domain corp.example.com --username x --password-stdin", usage,
+			[]string{"both a credential spec and the password"}},
 	} {
 		t.Run(c.args, func(t *testing.T) { p.want(c.code, c.says, args("credspec check", c.args)...) })
 	}
@@ -298,14 +324,16 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		if v.Errors != 1 || v.Warnings != 1 || len(v.CredentialSpecs) != 2 {
 			t.Fatalf("%+v", v)
 		}
-		if s := v.CredentialSpecs[0]; s.Source != "bad.yaml" || s.Name != "web01" || s.GMSA != "web01" || len(s.Problems) != 1 || s.Problems[0].Field != "credspec.DomainJoinConfig.Sid" || s.Problems[0].Warning {
+		if s := v.CredentialSpecs[0]; s.Source != "bad.yaml" || s.Name != "web01" || s.GMSA != "web01" ||
+			len(s.Problems) != 1 || s.Problems[0].Field != "credspec.DomainJoinConfig.Sid" || s.Problems[0].Warning {
 			t.Errorf("%+v", s)
 		}
 	})
 	t.Run("no right to read the cluster's", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, namespace(t, cp)))
 		p.file("good.yaml", string(object))
-		p.want(unable, []string{"needs the right to get gmsacredentialspecs.windows.k8s.io/web01 in the whole cluster", "good.yaml (web01): good"}, args("credspec check web01 good.yaml")...)
+		p.want(unable, []string{"needs the right to get gmsacredentialspecs.windows.k8s.io/web01 in the whole cluster",
+			"good.yaml (web01): good"}, args("credspec check web01 good.yaml")...)
 	})
 }
 
@@ -328,12 +356,18 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 		says           []string
 	}{
 		{"good", "", "", good, []string{": good"}},
-		{"another domain's SID", sid, "S-1-5-21-1-2-3", wrong, []string{"credspec.DomainJoinConfig.Sid", "write " + sid}},
-		{"another NetBIOS name", "NetBiosName: " + ad.NetBIOS, "NetBiosName: KORP", wrong, []string{"credspec.DomainJoinConfig.NetBiosName", "write " + ad.NetBIOS}},
-		{"no such gMSA", "Name: " + ad.GMSA, "Name: nobody", wrong, []string{"GroupManagedServiceAccounts[0].Name", "gMSA nobody"}},
+		{"another domain's SID", sid, "S-1-5-21-1-2-3", wrong,
+			[]string{"credspec.DomainJoinConfig.Sid", "write " + sid}},
+		{"another NetBIOS name", "NetBiosName: " + ad.NetBIOS, "NetBiosName: KORP", wrong,
+			[]string{"credspec.DomainJoinConfig.NetBiosName", "write " + ad.NetBIOS}},
+		{"no such gMSA", "Name: " + ad.GMSA, "Name: nobody", wrong,
+			[]string{"GroupManagedServiceAccounts[0].Name", "gMSA nobody"}},
 		{"a gMSA that may not be read", "Name: " + ad.GMSA, "Name: " + ad.Unreadable, wrong, []string{"may not read"}},
-		{"no release", ":web-creds", ":stale-creds", wrong, []string{"PluginInput", "which no release in namespace " + ns + " serves", "helm install stale ", "password is wrong"}},
-		{"no Secret", ":web-creds", ":missing-creds", wrong, []string{"which does not exist", "gmsactl account create " + ns + "/missing"}},
+		{"no release", ":web-creds", ":stale-creds", wrong,
+			[]string{"PluginInput", "which no release in namespace " + ns + " serves", "helm install stale ",
+				"password is wrong"}},
+		{"no Secret", ":web-creds", ":missing-creds", wrong,
+			[]string{"which does not exist", "gmsactl account create " + ns + "/missing"}},
 		{"a broken Secret", ":web-creds", ":broken-creds", wrong, []string{`key "username" starts with a domain`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -349,27 +383,34 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 	}
 	p.file("web.yaml", object)
 	t.Run("domain controller away", func(t *testing.T) {
-		p.want(unable, []string{"not looked at: Active Directory"}, args("credspec check --online web.yaml --dc 127.0.0.1 --dns-server", ad.Address)...)
+		p.want(unable, []string{"not looked at: Active Directory"},
+			args("credspec check --online web.yaml --dc 127.0.0.1 --dns-server", ad.Address)...)
 	})
 	t.Run("may read nothing", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("web.yaml", object)
 		p.file("bad.yaml", strings.ReplaceAll(object, sid, sid+"-1105"))
-		says := []string{"not looked at: releases in namespace " + ns + ": needs the right to list daemonsets.apps", "needs the right to get secrets/web-creds in namespace " + ns, "--username and --password-file"}
+		says := []string{"not looked at: releases in namespace " + ns + ": needs the right to list daemonsets.apps",
+			"needs the right to get secrets/web-creds in namespace " + ns, "--username and --password-file"}
 		p.want(unable, says, args("credspec check --online web.yaml", ad.flags())...)
-		p.want(wrong, append(says, "the SID of an account"), args("credspec check --online web.yaml bad.yaml", ad.flags())...)
+		p.want(wrong, append(says, "the SID of an account"),
+			args("credspec check --online web.yaml bad.yaml", ad.flags())...)
 	})
 	t.Run("may read nothing, with an account of its own", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("web.yaml", strings.ReplaceAll(object, sid, "S-1-5-21-1-2-3"))
 		p.file("pw", ad.Password)
-		p.want(wrong, []string{"write " + sid, "not looked at: releases"}, args("credspec check --online web.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())...)
+		p.want(wrong, []string{"write " + sid, "not looked at: releases"},
+			args("credspec check --online web.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw",
+				ad.flags())...)
 	})
 	t.Run("no cluster, with an account of its own", func(t *testing.T) {
 		p := newProgram(t, "")
 		p.file("web.yaml", object)
 		p.file("pw", ad.Password)
-		p.want(unable, []string{"not looked at: release and Secret of " + ns + ":web-creds", "web.yaml (" + ad.GMSA + "): good"}, args("credspec check --online web.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags())...)
+		p.want(unable, []string{"not looked at: release and Secret of " + ns + ":web-creds",
+			"web.yaml (" + ad.GMSA + "): good"}, args("credspec check --online web.yaml --domain", ad.DNSName,
+			"--username", ad.Reader, "--password-file pw", ad.flags())...)
 	})
 }
 
@@ -380,7 +421,8 @@ func TestCompletionNamesWhatTheClusterHas(t *testing.T) {
 	release(t, cp, ns, "web", "web-creds")
 	putSecret(t, cp, ns, "web-creds", ad.DNSName, ad.Reader, ad.Password)
 	p := newProgram(t, cp.Kubeconfig)
-	p.want(good, nil, args("credspec create --apply --gmsa", ad.GMSA, "--account", ns+"/web --name complete-"+ns, ad.flags())...)
+	p.want(good, nil, args("credspec create --apply --gmsa", ad.GMSA, "--account", ns+"/web --name complete-"+ns,
+		ad.flags())...)
 	for _, c := range []struct{ words, says string }{
 		{"credspec check", "complete-" + ns},
 		{"credspec create --account", ns + "/web"},
@@ -407,7 +449,8 @@ func TestTheProgramIsCalledAsTheUserCallsIt(t *testing.T) {
 	if strings.Contains(r.stdout, "gmsactl credspec") {
 		t.Errorf("help calls it gmsactl:\n%s", r.stdout)
 	}
-	p.want(usage, []string{"kubectl gmsa: unknown flag: --foo", "See kubectl gmsa credspec check --help"}, "credspec", "check", "--foo")
+	p.want(usage, []string{"kubectl gmsa: unknown flag: --foo", "See kubectl gmsa credspec check --help"}, "credspec",
+		"check", "--foo")
 	for _, c := range []string{"nothing", "credspec nothing", "-v", "--token x", "version -o xml"} {
 		p.want(usage, nil, args(c)...)
 	}

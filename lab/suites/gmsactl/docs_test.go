@@ -12,8 +12,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// script runs shell lines as a user would, in the program's directory. DNS is the domain's, which a mount namespace of its own makes
-// the machine's.
+// script runs shell lines as a user would, in the program's directory. DNS is the domain's, which a mount namespace of
+// its own makes the machine's.
 func (p *program) script(ad *domain, lines string) result {
 	p.t.Helper()
 	kubectl, err := tools.Path(p.t.Context(), tools.Kubectl, os.Stderr)
@@ -64,7 +64,8 @@ func TestTheDocsWordForWord(t *testing.T) {
 		t.Fatal(r)
 	}
 	// What the page shows of output is what there was.
-	for _, block := range []string{"Secret gmsa-system/web-creds created: ", "Secret gmsa-system/web-creds unchanged: ", "GMSACredentialSpec web01 created: "} {
+	for _, block := range []string{"Secret gmsa-system/web-creds created: ", "Secret gmsa-system/web-creds unchanged: ",
+		"GMSACredentialSpec web01 created: "} {
 		for line := range strings.Lines(string(page)) {
 			if strings.HasPrefix(line, "    "+block) && !strings.Contains(r.stdout, strings.TrimSpace(line)) {
 				t.Errorf("the page shows %s; there was:\n%s", line, r.stdout)
@@ -118,8 +119,9 @@ func TestCreateIsQuick(t *testing.T) {
 	p := newProgram(t, cp.Kubeconfig)
 	p.file("pw", ad.Password)
 	for what, line := range map[string][]string{
-		"from a release":    args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web", ad.flags()),
-		"without a cluster": args("credspec create --gmsa", ad.GMSA, "--account a/b --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw", ad.flags()),
+		"from a release": args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web", ad.flags()),
+		"without a cluster": args("credspec create --gmsa", ad.GMSA, "--account a/b --domain", ad.DNSName, "--username",
+			ad.Reader, "--password-file pw", ad.flags()),
 	} {
 		// The best of five: others use the machine too.
 		best := p.took(line)

@@ -73,7 +73,8 @@ func TestDoctorOfAHealthyInstallation(t *testing.T) {
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
 	webhook(t, c)
-	r := p.want(good, []string{"Nothing wrong was found", "releases of the charts: 2", "Windows nodes: 2", "credential specs: 1", "webhooks for gMSAs: 2"}, "doctor")
+	r := p.want(good, []string{"Nothing wrong was found", "releases of the charts: 2", "Windows nodes: 2",
+		"credential specs: 1", "webhooks for gMSAs: 2"}, "doctor")
 	t.Log(r.stdout)
 }
 
@@ -92,7 +93,8 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 			return nil
 		}))
 	}
-	const mutating, validating = "mutatingwebhookconfigurations " + cluster.Webhook, "validatingwebhookconfigurations " + cluster.Webhook
+	const mutating, validating = "mutatingwebhookconfigurations " + cluster.Webhook,
+		"validatingwebhookconfigurations " + cluster.Webhook
 
 	// Another one beside it, which looks like SIG-Windows' and is asked about nothing.
 	sideEffects, path := admissionv1.SideEffectClassNone, "https://127.0.0.1:1/mutate"
@@ -100,7 +102,8 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	_, err := configurations.Create(t.Context(), &admissionv1.MutatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: "gmsa-webhook"},
 		Webhooks: []admissionv1.MutatingWebhook{{
-			Name: "admission-webhook.windows-gmsa.sigs.k8s.io", ClientConfig: admissionv1.WebhookClientConfig{URL: &path}, SideEffects: &sideEffects,
+			Name:         "admission-webhook.windows-gmsa.sigs.k8s.io",
+			ClientConfig: admissionv1.WebhookClientConfig{URL: &path}, SideEffects: &sideEffects,
 			AdmissionReviewVersions: []string{"v1"},
 			Rules:                   []admissionv1.RuleWithOperations{{Operations: []admissionv1.OperationType{"CREATE"}, Rule: admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}}}},
 			NamespaceSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"no-namespace": "has-this"}},
@@ -110,16 +113,19 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	find("webhook-twice", "cluster")
 	must(t, configurations.Delete(t.Context(), "gmsa-webhook", metav1.DeleteOptions{}))
 
-	// Its CA bundle is overwritten with somebody else's CA. The webhook mends that within seconds, so it is done again and again.
+	// Its CA bundle is overwritten with somebody else's CA. The webhook mends that within seconds, so it is done again
+	// and again.
 	stranger, err := mtls.IssueServer("stranger", "x", time.Now(), 1000*time.Hour)
 	must(t, err)
-	patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":%q}]`, base64.StdEncoding.EncodeToString(stranger.CA))
+	patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":%q}]`,
+		base64.StdEncoding.EncodeToString(stranger.CA))
 	overwriting, stop := context.WithCancel(t.Context())
 	overwritten := make(chan error, 1)
 	go func() {
 		var err error
 		for overwriting.Err() == nil && err == nil {
-			_, err = configurations.Patch(context.Background(), cluster.Webhook, types.JSONPatchType, patch, metav1.PatchOptions{})
+			_, err = configurations.Patch(context.Background(), cluster.Webhook, types.JSONPatchType, patch,
+				metav1.PatchOptions{})
 			time.Sleep(100 * time.Millisecond)
 		}
 		overwritten <- err
@@ -135,7 +141,8 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	}))
 
 	scale := func(replicas string) {
-		_, err := c.Run(t.Context(), tools.Kubectl, "scale", "deployment", cluster.Webhook, "--namespace", nodesNamespace, "--replicas", replicas)
+		_, err := c.Run(t.Context(), tools.Kubectl, "scale", "deployment", cluster.Webhook, "--namespace",
+			nodesNamespace, "--replicas", replicas)
 		must(t, err)
 	}
 	// The third pod has nowhere to go.
@@ -156,8 +163,8 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 	web01(t, p, ad)
 	client, shop := c.ControlPlane.Client(), namespace(t, c.ControlPlane)
 
-	// No webhook, no Secret, an account that nobody serves; a pod that names a credential spec that its ServiceAccount may not use,
-	// and one that is on a node without a provider.
+	// No webhook, no Secret, an account that nobody serves; a pod that names a credential spec that its ServiceAccount
+	// may not use, and one that is on a node without a provider.
 	must(t, client.CoreV1().Secrets(nodesNamespace).Delete(t.Context(), nodesSecret, metav1.DeleteOptions{}))
 	defer func() { must(t, putReader(context.Background(), c, ad.Reader, ad.Password)) }()
 	name := "web01"
@@ -173,7 +180,8 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 	}))
 	must(t, c.CreateAppPod(t.Context(), shop, "refused", "win-2", nodesInput))
 	defer func() {
-		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "pods", "--all", "--namespace", shop, "--grace-period=1")
+		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "pods", "--all", "--namespace", shop,
+			"--grace-period=1")
 		must(t, err)
 	}()
 	// The plugin waits 10 s for a provider before it says that there is none.
@@ -214,16 +222,19 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 
 	// One pod: what is its own, and nothing of others.
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "pod", "refused", "-n", shop, "-o", "json"))
-	if !d.has("endpoint-absent", "pod "+shop+"/refused") || !d.has("node-outside-selector", "pod "+shop+"/refused") || !d.has("secret-not-found", "Secret gmsa-system/web-creds") {
+	if !d.has("endpoint-absent", "pod "+shop+"/refused") || !d.has("node-outside-selector", "pod "+shop+"/refused") ||
+		!d.has("secret-not-found", "Secret gmsa-system/web-creds") {
 		t.Errorf("%+v", d)
 	}
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "pod", "uncopied", "-n", shop, "-o", "json"))
-	if d.has("endpoint-absent", "pod "+shop+"/refused") || d.has("use-forbidden", "ServiceAccount "+shop+"/default") || !d.has("credential-spec-not-copied", "pod "+shop+"/uncopied") {
+	if d.has("endpoint-absent", "pod "+shop+"/refused") || d.has("use-forbidden", "ServiceAccount "+shop+"/default") ||
+		!d.has("credential-spec-not-copied", "pod "+shop+"/uncopied") {
 		t.Errorf("%+v", d)
 	}
 	// A node, from within: its provider answers, and has no Secret.
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "node", "win-1", "-o", "json"))
-	if !d.has("secret-not-found", "node win-1") || !d.has("node-ports", "node win-1") || d.has("node-outside-selector", "pod "+shop+"/refused") {
+	if !d.has("secret-not-found", "node win-1") || !d.has("node-ports", "node win-1") ||
+		d.has("node-outside-selector", "pod "+shop+"/refused") {
 		t.Errorf("%+v", d)
 	}
 	p.want(wrong, []string{"not found"}, "doctor", "pod", "nobody", "-n", shop)
@@ -240,18 +251,21 @@ func TestDoctorByAUserWithHardlyAnyRights(t *testing.T) {
 	if r.code != unable || len(d.Findings) > 0 {
 		t.Errorf("%v", r)
 	}
-	for _, right := range []string{"list daemonsets.apps in the whole cluster", "list nodes in the whole cluster", "list pods in the whole cluster", "list gmsacredentialspecs.windows.k8s.io in the whole cluster"} {
+	for _, right := range []string{"list daemonsets.apps in the whole cluster", "list nodes in the whole cluster",
+		"list pods in the whole cluster", "list gmsacredentialspecs.windows.k8s.io in the whole cluster"} {
 		if !slices.ContainsFunc(d.NotLookedAt, func(u unseen) bool { return u.Right == right }) {
 			t.Errorf("nobody says %q: %+v", right, d.NotLookedAt)
 		}
 	}
 
 	// With rights in one namespace, what is wrong there is found.
-	must(t, c.ControlPlane.Client().CoreV1().Secrets(nodesNamespace).Delete(t.Context(), nodesSecret, metav1.DeleteOptions{}))
+	must(t, c.ControlPlane.Client().CoreV1().Secrets(nodesNamespace).Delete(t.Context(), nodesSecret,
+		metav1.DeleteOptions{}))
 	defer func() { must(t, putReader(context.Background(), c, ad.Reader, ad.Password)) }()
 	p = newProgram(t, kubeconfigOf(t, c.ControlPlane, nodesNamespace,
 		rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, Verbs: []string{"list"}},
-		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{nodesSecret}, Verbs: []string{"get"}}))
+		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{nodesSecret},
+			Verbs: []string{"get"}}))
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "-n", nodesNamespace, "-o", "json"))
 	if len(d.Findings) != 1 || !d.has("secret-not-found", "Secret gmsa-system/web-creds") || len(d.NotLookedAt) == 0 {
 		t.Errorf("%+v", d)
@@ -275,7 +289,8 @@ func TestABundleOfACluster(t *testing.T) {
 	_, err = c.ControlPlane.Client().CoreV1().Pods(shop).Create(t.Context(), pod, metav1.CreateOptions{})
 	must(t, err)
 	defer func() {
-		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "pods", "--all", "--namespace", shop, "--grace-period=1")
+		_, err := c.Run(context.Background(), tools.Kubectl, "delete", "pods", "--all", "--namespace", shop,
+			"--grace-period=1")
 		must(t, err)
 	}()
 
@@ -311,7 +326,8 @@ func TestABundleOfACluster(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(texts["gmsactl-doctor/objects/pods-with-gmsa.json"], `"`+shop+`"`) || !strings.Contains(texts["gmsactl-doctor/objects/node-checks.json"], "win-1") {
+	if !strings.Contains(texts["gmsactl-doctor/objects/pods-with-gmsa.json"], `"`+shop+`"`) ||
+		!strings.Contains(texts["gmsactl-doctor/objects/node-checks.json"], "win-1") {
 		t.Errorf("it has too little in it: %v", texts)
 	}
 }

@@ -28,8 +28,8 @@ var (
 	nodesTurn sync.Mutex // what one test breaks, another must not see
 )
 
-// nodes is a cluster with both charts on it: the installer on win-1 and win-2, a provider of the account gmsa-reader on win-1
-// alone, and the credential spec web01. Tests take turns on it.
+// nodes is a cluster with both charts on it: the installer on win-1 and win-2, a provider of the account gmsa-reader on
+// win-1 alone, and the credential spec web01. Tests take turns on it.
 func nodes(t *testing.T) (*cluster.Cluster, *domain) {
 	t.Helper()
 	labtest.Require(t)
@@ -75,12 +75,14 @@ func startNodes() error {
 	if err := c.Label(ctx, "win-1", "gmsa=web"); err != nil {
 		return err
 	}
-	if _, err := (cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: nodesNamespace, Name: "plugin"}).Install(ctx); err != nil {
+	if _, err := (cluster.Release{Cluster: c, Chart: cluster.Installer, Namespace: nodesNamespace,
+		Name: "plugin"}).Install(ctx); err != nil {
 		return err
 	}
 	if err := putReader(ctx, c, nodesAD.Reader, nodesAD.Password); err != nil {
 		return err
 	}
-	_, err = cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: nodesNamespace, Name: "web"}.Install(ctx, "--set", "nodeSelector.gmsa=web")
+	_, err = cluster.Release{Cluster: c, Chart: cluster.Provider, Namespace: nodesNamespace, Name: "web"}.Install(ctx,
+		"--set", "nodeSelector.gmsa=web")
 	return err
 }

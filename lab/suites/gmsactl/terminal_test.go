@@ -50,7 +50,8 @@ func (p *program) type_(line []string, dialogue ...string) typedResult {
 	for {
 		if len(dialogue) > 1 && strings.Contains(since.String(), dialogue[0]) {
 			// The prompt comes just before the echo is turned off; what is typed in between would be shown.
-			p.untilHidden(terminal, strings.HasPrefix(dialogue[0], "Password") || strings.HasPrefix(dialogue[0], "The same"))
+			p.untilHidden(terminal, strings.HasPrefix(dialogue[0], "Password") ||
+				strings.HasPrefix(dialogue[0], "The same"))
 			answer := dialogue[1]
 			if answer != "\x03" {
 				answer += "\n"
@@ -86,7 +87,8 @@ func (p *program) type_(line []string, dialogue ...string) typedResult {
 	}
 	settings, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
 	must(p.t, err)
-	return typedResult{result{stdout: strings.ReplaceAll(all.String(), "\r\n", "\n"), code: cmd.ProcessState.ExitCode()}, settings.Lflag&unix.ECHO != 0}
+	return typedResult{result{stdout: strings.ReplaceAll(all.String(), "\r\n", "\n"),
+		code: cmd.ProcessState.ExitCode()}, settings.Lflag&unix.ECHO != 0}
 }
 
 func (p *program) untilHidden(terminal *os.File, hidden bool) {

@@ -59,9 +59,10 @@ func named(t *testing.T, steps []step, name string) step {
 }
 
 func putReader(ctx context.Context, c *cluster.Cluster, username, password string) error {
-	return c.ControlPlane.PutSecret(ctx, controlplane.Account{Namespace: nodesNamespace, Secret: nodesSecret}, map[string][]byte{
-		"domainName": []byte("corp.example.com"), "username": []byte(username), "password": []byte(password),
-	})
+	return c.ControlPlane.PutSecret(ctx, controlplane.Account{Namespace: nodesNamespace, Secret: nodesSecret},
+		map[string][]byte{
+			"domainName": []byte("corp.example.com"), "username": []byte(username), "password": []byte(password),
+		})
 }
 
 // web01 applies the credential spec of the release, and leaves it as a file, too.
@@ -81,10 +82,12 @@ func TestVerifyOfAWayThatHolds(t *testing.T) {
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
 	begin := time.Now()
-	r := p.want(good, []string{"Kerberos ticket", "krbtgt/CORP.EXAMPLE.COM for web01$@CORP.EXAMPLE.COM", "The whole way holds"}, args("verify web01", ad.flags())...)
+	r := p.want(good, []string{"Kerberos ticket", "krbtgt/CORP.EXAMPLE.COM for web01$@CORP.EXAMPLE.COM",
+		"The whole way holds"}, args("verify web01", ad.flags())...)
 	t.Logf("verify took %v\n%s", time.Since(begin), r.stdout)
 
-	// Measured without the process's own start, on whatever machine this is; the aim is 1 s, a busy machine may take longer.
+	// Measured without the process's own start, on whatever machine this is; the aim is 1 s, a busy machine may take
+	// longer.
 	var best float64
 	for range 5 {
 		v := decode[verified](t, p.want(good, nil, args("verify web01 -o json", ad.flags())...))
@@ -125,18 +128,33 @@ func TestVerifyNamesTheFirstBrokenLink(t *testing.T) {
 		cause  string
 		after  []string // not reached
 	}{
-		"no credential spec":     {args: []string{"web02"}, step: "credential spec", cause: "credential-spec-not-found", after: []string{"plugin input", "release", "Secret", "AD bind", "Kerberos ticket"}},
-		"a gMSA with a $":        {args: change("MachineAccountName: web01", "MachineAccountName: web01$"), step: "credential spec", cause: "credential-spec-invalid"},
-		"a plugin input's form":  {args: change(nodesInput, "gmsa-system/web"), step: "credential spec", cause: "credential-spec-invalid", after: []string{"release", "Secret", "AD bind"}},
-		"another plugin":         {args: change("E4781092-F116-4B79-B55E-28EB6A224E26", "CCC2A336-D7F3-4818-A213-272B7924213E"), step: "credential spec", cause: "credential-spec-invalid", after: []string{"release", "Secret"}},
-		"no release":             {args: change(nodesInput, nodesNamespace+":other-creds"), step: "release", cause: "release-not-found", after: []string{"AD bind"}},
-		"no Secret":              {breaks: func() { must(t, secrets.Delete(t.Context(), nodesSecret, metav1.DeleteOptions{})) }, step: "Secret", cause: "secret-not-found", after: []string{"AD bind", "managed password"}},
-		"a Secret of no use":     {breaks: reader(`CORP\gmsa-reader`, ad.Password), step: "Secret", cause: "secret-invalid", after: []string{"AD bind"}},
-		"a wrong password":       {breaks: reader(ad.Reader, "wrong"), step: "AD bind", cause: "wrong-password", after: []string{"spec matches domain", "right to read", "Kerberos ticket"}},
-		"an unknown account":     {breaks: reader("nobody", "wrong"), step: "AD bind", cause: "unknown-account", after: []string{"right to read"}},
-		"another domain's SID":   {args: change(regexp.MustCompile(`S-1-5-21-[0-9-]+`).FindString(spec), "S-1-5-21-1-2-3"), step: "spec matches domain", cause: "credential-spec-of-another-domain"},
-		"a gMSA that is not":     {args: change(ad.GMSA, "web09"), step: "right to read", cause: "gmsa-not-found", after: []string{"managed password", "Kerberos ticket"}},
-		"a gMSA of other people": {args: change(ad.GMSA, ad.Unreadable), step: "right to read", cause: "no-read-permission", after: []string{"managed password", "Kerberos ticket"}},
+		"no credential spec": {args: []string{"web02"}, step: "credential spec", cause: "credential-spec-not-found",
+			after: []string{"plugin input", "release", "Secret", "AD bind", "Kerberos ticket"}},
+		"a gMSA with a $": {args: change("MachineAccountName: web01", "MachineAccountName: web01$"),
+			step: "credential spec", cause: "credential-spec-invalid"},
+		"a plugin input's form": {args: change(nodesInput, "gmsa-system/web"), step: "credential spec",
+			cause: "credential-spec-invalid", after: []string{"release", "Secret", "AD bind"}},
+		"another plugin": {args: change("E4781092-F116-4B79-B55E-28EB6A224E26",
+			"CCC2A336-D7F3-4818-A213-272B7924213E"), step: "credential spec", cause: "credential-spec-invalid",
+			after: []string{"release", "Secret"}},
+		"no release": {args: change(nodesInput, nodesNamespace+":other-creds"), step: "release",
+			cause: "release-not-found", after: []string{"AD bind"}},
+		"no Secret": {breaks: func() {
+			must(t, secrets.Delete(t.Context(), nodesSecret, metav1.DeleteOptions{}))
+		}, step: "Secret",
+			cause: "secret-not-found", after: []string{"AD bind", "managed password"}},
+		"a Secret of no use": {breaks: reader(`CORP\gmsa-reader`, ad.Password), step: "Secret",
+			cause: "secret-invalid", after: []string{"AD bind"}},
+		"a wrong password": {breaks: reader(ad.Reader, "wrong"), step: "AD bind", cause: "wrong-password",
+			after: []string{"spec matches domain", "right to read", "Kerberos ticket"}},
+		"an unknown account": {breaks: reader("nobody", "wrong"), step: "AD bind", cause: "unknown-account",
+			after: []string{"right to read"}},
+		"another domain's SID": {args: change(regexp.MustCompile(`S-1-5-21-[0-9-]+`).FindString(spec),
+			"S-1-5-21-1-2-3"), step: "spec matches domain", cause: "credential-spec-of-another-domain"},
+		"a gMSA that is not": {args: change(ad.GMSA, "web09"), step: "right to read", cause: "gmsa-not-found",
+			after: []string{"managed password", "Kerberos ticket"}},
+		"a gMSA of other people": {args: change(ad.GMSA, ad.Unreadable), step: "right to read",
+			cause: "no-read-permission", after: []string{"managed password", "Kerberos ticket"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if test.breaks != nil {
@@ -175,7 +193,8 @@ func TestVerifyWhereTheDomainIsOutOfReach(t *testing.T) {
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
 	v := decode[verified](t, p.want(unable, nil, "verify", "web01", "--dc", "127.77.254.254", "-o", "json"))
-	if s := named(t, v.Steps, "AD bind"); s.State != "not looked at" || s.Cause != "dc-unreachable" || !strings.Contains(s.Remedy, "--node") {
+	if s := named(t, v.Steps, "AD bind"); s.State != "not looked at" || s.Cause != "dc-unreachable" ||
+		!strings.Contains(s.Remedy, "--node") {
 		t.Errorf("%+v", s)
 	}
 	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "not looked at" {
@@ -195,7 +214,8 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 	file := p.file("web01.yaml", spec)
 
 	v := decode[verified](t, p.want(unable, nil, args("verify", "./"+file, "-o json", ad.flags())...))
-	for name, right := range map[string]string{"release": "list daemonsets.apps in namespace gmsa-system", "Secret": "get secrets/web-creds in namespace gmsa-system"} {
+	for name, right := range map[string]string{"release": "list daemonsets.apps in namespace gmsa-system",
+		"Secret": "get secrets/web-creds in namespace gmsa-system"} {
 		if s := named(t, v.Steps, name); s.State != "not looked at" || s.Right != right {
 			t.Errorf("%+v", s)
 		}
@@ -205,13 +225,16 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 	}
 
 	p.file("password", ad.Password+"\n")
-	v = decode[verified](t, p.want(unable, nil, args("verify", "./"+file, "-o json --domain", ad.DNSName, "--username", ad.Reader, "--password-file password", ad.flags())...))
+	v = decode[verified](t, p.want(unable, nil,
+		args("verify", "./"+file, "-o json --domain", ad.DNSName, "--username", ad.Reader, "--password-file password",
+			ad.flags())...))
 	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "ok" {
 		t.Errorf("with an account that was given: %+v", s)
 	}
 
 	// A right more, and one thing more is looked at.
-	p = newProgram(t, kubeconfigOf(t, c.ControlPlane, nodesNamespace, rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, Verbs: []string{"list"}}))
+	p = newProgram(t, kubeconfigOf(t, c.ControlPlane, nodesNamespace,
+		rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, Verbs: []string{"list"}}))
 	p.file("web01.yaml", spec)
 	v = decode[verified](t, p.want(unable, nil, args("verify ./web01.yaml -o json", ad.flags())...))
 	if s := named(t, v.Steps, "release"); s.State != "ok" {
@@ -229,12 +252,14 @@ func TestVerifyOfAFileWithoutACluster(t *testing.T) {
 	spec := p.want(good, nil, args("credspec create --account gmsa-system/web --gmsa", ad.GMSA, account)...).stdout
 	p.file("web01.yaml", spec)
 	v := decode[verified](t, p.want(unable, nil, args("verify ./web01.yaml -o json", account)...))
-	for name, state := range map[string]string{"credential spec": "ok", "release": "not looked at", "Secret": "not looked at", "spec matches domain": "ok", "Kerberos ticket": "ok"} {
+	for name, state := range map[string]string{"credential spec": "ok", "release": "not looked at",
+		"Secret": "not looked at", "spec matches domain": "ok", "Kerberos ticket": "ok"} {
 		if s := named(t, v.Steps, name); s.State != state {
 			t.Errorf("%+v", s)
 		}
 	}
-	r := p.wantWith(ad.Password, unable, []string{"Not looked at: release", "there is no kubeconfig"}, args("verify ./web01.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-stdin", ad.flags())...)
+	r := p.wantWith(ad.Password, unable, []string{"Not looked at: release", "there is no kubeconfig"},
+		args("verify ./web01.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-stdin", ad.flags())...)
 	if strings.Contains(r.stdout+r.stderr, ad.Password) {
 		t.Error("the password is printed")
 	}
@@ -245,7 +270,8 @@ func TestVerifyOfAFileWithoutACluster(t *testing.T) {
 	if s := named(t, v.Steps, "AD bind"); s.State != "ok" || !strings.Contains(s.Detail, ad.DC) {
 		t.Errorf("%+v", s)
 	}
-	if b := broken(v.Steps); b.Cause != "credential-spec-of-another-domain" || !strings.Contains(b.Detail, `"evil.example.org"`) || !strings.Contains(b.Detail, ad.DNSName) {
+	if b := broken(v.Steps); b.Cause != "credential-spec-of-another-domain" ||
+		!strings.Contains(b.Detail, `"evil.example.org"`) || !strings.Contains(b.Detail, ad.DNSName) {
 		t.Errorf("%+v", b)
 	}
 }
@@ -279,7 +305,8 @@ func TestVerifyOnANode(t *testing.T) {
 	}
 
 	steps = node(wrong, "win-2")
-	if b := broken(steps); b.Cause != "node-outside-selector" || !strings.Contains(b.Detail, "gmsa=web") || !strings.Contains(b.Remedy, "gmsa=web") {
+	if b := broken(steps); b.Cause != "node-outside-selector" || !strings.Contains(b.Detail, "gmsa=web") ||
+		!strings.Contains(b.Remedy, "gmsa=web") {
 		t.Errorf("%+v", b)
 	}
 	for _, name := range []string{"plugin registered", "plugin answers"} {
@@ -297,7 +324,8 @@ func TestVerifyOnANode(t *testing.T) {
 	// A domain that the node's DNS server does not know. The clock was read all the same.
 	p.file("nowhere.yaml", strings.ReplaceAll(spec, "DnsName: corp.example.com", "DnsName: nowhere.example.org"))
 	elsewhere := decode[verified](t, p.run(args("verify ./nowhere.yaml -o json --node win-1", ad.flags())...))
-	if b := broken(elsewhere.Nodes[0].Steps); b.Cause != "node-dns" || !strings.Contains(b.Detail, "_ldap._tcp.dc._msdcs.nowhere.example.org") {
+	if b := broken(elsewhere.Nodes[0].Steps); b.Cause != "node-dns" ||
+		!strings.Contains(b.Detail, "_ldap._tcp.dc._msdcs.nowhere.example.org") {
 		t.Errorf("%+v", b)
 	}
 	for name, state := range map[string]string{"plugin answers": "ok", "ports": "not reached", "clock": "ok"} {
@@ -308,19 +336,21 @@ func TestVerifyOnANode(t *testing.T) {
 
 	// Everything of all nodes: the one that the release leaves out is as it should be.
 	v := decode[verified](t, p.run(args("verify web01 -o json --all-nodes", ad.flags())...))
-	if len(v.Nodes) != 2 || broken(v.Nodes[1].Steps).Name != "" || named(t, v.Nodes[1].Steps, "node selected").State != "not reached" {
+	if len(v.Nodes) != 2 || broken(v.Nodes[1].Steps).Name != "" ||
+		named(t, v.Nodes[1].Steps, "node selected").State != "not reached" {
 		t.Errorf("%+v", v.Nodes)
 	}
 
-	// The plugin's registration goes away. The installer heals that within seconds, so it is taken away again and again until verify
-	// has seen it.
+	// The plugin's registration goes away. The installer heals that within seconds, so it is taken away again and again
+	// until verify has seen it.
 	loses, stopLosing := context.WithCancel(t.Context())
 	defer stopLosing()
 	lost := make(chan struct{})
 	go func() {
 		defer close(lost)
 		for loses.Err() == nil { // it fails while the key is not there
-			_, _ = c.Node("win-1").Stage.Node.Run(loses, "reg", "delete", `HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{E4781092-F116-4B79-B55E-28EB6A224E26}`, "/f")
+			_, _ = c.Node("win-1").Stage.Node.Run(loses, "reg", "delete",
+				`HKLM\SYSTEM\CurrentControlSet\Control\CCG\COMClasses\{E4781092-F116-4B79-B55E-28EB6A224E26}`, "/f")
 		}
 	}()
 	onWin1 := func() []step {
@@ -328,7 +358,8 @@ func TestVerifyOnANode(t *testing.T) {
 	}
 	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error {
 		steps := onWin1()
-		if s := named(t, steps, "plugin registered"); s.State != "failed" || s.Cause != "plugin-not-installed" || named(t, steps, "plugin answers").State != "not reached" {
+		if s := named(t, steps, "plugin registered"); s.State != "failed" || s.Cause != "plugin-not-installed" ||
+			named(t, steps, "plugin answers").State != "not reached" {
 			return fmt.Errorf("the plugin is not registered, and verify says %+v", steps)
 		}
 		return nil
@@ -359,7 +390,8 @@ func TestVerifyOfANodeWithoutItsProvider(t *testing.T) {
 	taint("lab=apart:NoExecute")
 	defer func() {
 		taint("lab=apart:NoExecute-")
-		_, err := c.Run(context.Background(), tools.Kubectl, "rollout", "status", "daemonset/web", "--namespace", nodesNamespace, "--timeout", "2m")
+		_, err := c.Run(context.Background(), tools.Kubectl, "rollout", "status", "daemonset/web", "--namespace",
+			nodesNamespace, "--timeout", "2m")
 		must(t, err)
 	}()
 	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
@@ -383,15 +415,19 @@ func TestCheckDomainOnAWindowsNode(t *testing.T) {
 	c, ad := nodes(t)
 	pod, err := c.Pod(t.Context(), nodesNamespace, "plugin", "win-1")
 	must(t, err)
-	out, err := c.Run(t.Context(), tools.Kubectl, "exec", pod, "--namespace", nodesNamespace, "--", "ccg-plugin-installer.exe", "check-domain",
+	out, err := c.Run(t.Context(), tools.Kubectl, "exec", pod, "--namespace", nodesNamespace, "--",
+		"ccg-plugin-installer.exe", "check-domain",
 		"--domain", ad.DNSName, "--dns-server", ad.Address, "-o", "json")
 	must(t, err)
 	var report dccheck.Report
 	must(t, json.Unmarshal([]byte(out), &report))
-	if len(report.Servers) != 1 || report.Servers[0].Host != ad.DC || report.Servers[0].Address != ad.Address || !report.Reachable() {
+	if len(report.Servers) != 1 || report.Servers[0].Host != ad.DC || report.Servers[0].Address != ad.Address ||
+		!report.Reachable() {
 		t.Fatalf("%s", out)
 	}
-	for port, want := range map[string]dccheck.State{"53": dccheck.Open, "88": dccheck.Open, "389": dccheck.Open, "636": dccheck.Open, "9389": dccheck.Closed} { // Samba has no Active Directory Web Services
+	// Samba has no Active Directory Web Services
+	for port, want := range map[string]dccheck.State{"53": dccheck.Open, "88": dccheck.Open, "389": dccheck.Open,
+		"636": dccheck.Open, "9389": dccheck.Closed} {
 		if got := report.Servers[0].Ports[port].State; got != want {
 			t.Errorf("port %s is %q, want %s", port, got, want)
 		}
