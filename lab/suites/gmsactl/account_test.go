@@ -37,10 +37,10 @@ func TestAccountCreateWritesWhatActiveDirectoryTook(t *testing.T) {
 	create := args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader,
 		"--password-file pw --gmsa", ad.GMSA, ad.flags())
 
-	r := p.want(good, []string{"There is no release " + ns + "/web yet",
+	r := p.want(good, []string{"The release " + ns + "/web does not exist yet",
 		"helm install web ./charts/rancher-gmsa-account-provider --namespace " + ns}, create...)
 	if want := fmt.Sprintf(
-		"Secret %s/web-creds created: account %s of %s, taken by %s (kerberos), may read the password of gMSA %s\n", ns,
+		"Secret %s/web-creds created: account %s of %s, verified with %s (kerberos), can read the password of gMSA %s\n", ns,
 		ad.Reader, ad.DNSName, ad.DC, ad.GMSA); r.stdout != want {
 		t.Errorf("stdout %q, want %q", r.stdout, want)
 	}
@@ -55,7 +55,7 @@ func TestAccountCreateWritesWhatActiveDirectoryTook(t *testing.T) {
 	}
 	p.want(good, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/web", ad.flags())...)
 
-	p.want(wrong, []string{"Secret " + ns + "/web-creds exists already", "gmsactl account rotate " + ns + "/web"},
+	p.want(wrong, []string{"Secret " + ns + "/web-creds already exists", "gmsactl account rotate " + ns + "/web"},
 		create...)
 	if again := getSecret(t, cp, ns, "web-creds"); again.ResourceVersion != s.ResourceVersion {
 		t.Error("the Secret that existed was changed")
@@ -77,16 +77,16 @@ func TestAccountCreateFindsTheSecretOfTheRelease(t *testing.T) {
 	}
 	v := decode[struct {
 		Namespace, Secret, PluginInput, DomainName, Username, Action, DomainController, Security, GMSA string
-		Proved                                                                                         bool
+		Verified                                                                                       bool
 	}](t, r)
 	if v.Namespace != ns || v.Secret != "of-its-own" || v.PluginInput != ns+":of-its-own" || v.Action != "created" ||
-		!v.Proved || v.DomainController != ad.DC || v.Security != "kerberos" || v.GMSA != "" {
+		!v.Verified || v.DomainController != ad.DC || v.Security != "kerberos" || v.GMSA != "" {
 		t.Errorf("%+v", v)
 	}
 	if getSecret(t, cp, ns, "of-its-own") == nil {
 		t.Error("no Secret")
 	}
-	p.wantWith(ad.Password, good, []string{"release " + ns + "/web serves Secret of-its-own, not another."},
+	p.wantWith(ad.Password, good, []string{"release " + ns + "/web uses the Secret of-its-own, not another"},
 		append(create, "--secret", "another")...)
 }
 
@@ -122,14 +122,14 @@ func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
 		{"NS/web --password-file pw", usage, []string{"add --username"}},
 		{"NS/web --username READER --password-file pw --password-stdin", usage, []string{"none of the others"}},
 		{"NS/web --username READER --password-file pw --gmsa x --skip-ad-check", usage, []string{"none of the others"}},
-		{"NS:web-creds --username READER --password-file pw", usage, []string{"write the release: NS/web"}},
+		{"NS:web-creds --username READER --password-file pw", usage, []string{"specify the release: NS/web"}},
 		{"web --username READER --password-file pw", usage, []string{"<namespace>/<release>"}},
 		{"NS/Web --username READER --password-file pw", usage, []string{"<namespace>/<release>"}},
 		{"no-such-namespace/web --username READER --password-file pw", wrong,
 			[]string{"kubectl create namespace no-such-namespace"}},
 		{"NS/web --username READER --password-file pw --dc 127.0.0.1", unable,
 			[]string{"cannot be reached", "--skip-ad-check"}},
-		{"", usage, []string{"name the release"}},
+		{"", usage, []string{"specify the release"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			replace := strings.NewReplacer("NS", ns, "UNREADABLE", ad.Unreadable, "READER", ad.Reader)
@@ -154,12 +154,12 @@ func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
 	t.Run("no right", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("pw", ad.Password)
-		p.want(unable, []string{"you need the right to create secrets in namespace " + ns},
+		p.want(unable, []string{"requires permission: create secrets in namespace " + ns},
 			args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw",
 				ad.flags())...)
 	})
 	t.Run("--skip-ad-check", func(t *testing.T) {
-		p.want(good, []string{"warning: Active Directory was not asked"},
+		p.want(good, []string{"warning: the password was not verified"},
 			args("account create", ns+"/web --domain", ad.DNSName, "--username", ad.Reader,
 				"--password-file wrong --skip-ad-check")...)
 		if s := getSecret(t, cp, ns, "web-creds"); s == nil || string(s.Data["password"]) != "not the password" {
@@ -181,7 +181,7 @@ func TestAPasswordIsNotTakenFromTheCommandLine(t *testing.T) {
 		{"account", "rotate", "a/b", password},
 		{"credspec", "create", "--gmsa", "x", "--account", "a/b", "-p", password},
 	} {
-		r := p.want(usage, []string{"not taken from the command line", "--password-file or --password-stdin"}, line...)
+		r := p.want(usage, []string{"not accepted on the command line", "--password-file or --password-stdin"}, line...)
 		if strings.Contains(r.stdout+r.stderr, "hunter2") {
 			t.Errorf("%q repeats the password: %v", line, r)
 		}
@@ -207,7 +207,7 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 
 	p.wantWith("After-Passw0rd!", wrong, []string{"password is wrong"}, rotate...) // it is not the account's yet
 	must(t, ad.setPassword(t.Context(), name, "After-Passw0rd!"))
-	r := p.wantWith("After-Passw0rd!\n", good, []string{"within 5 seconds", "last-applied-configuration is removed"},
+	r := p.wantWith("After-Passw0rd!\n", good, []string{"within 5 seconds", "last-applied-configuration was removed"},
 		append(rotate, "--gmsa", ad.GMSA)...)
 	if !strings.HasPrefix(r.stdout, "Secret "+ns+"/of-its-own rotated: account "+name) {
 		t.Errorf("stdout: %s", r.stdout)
@@ -229,7 +229,7 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 	}
 
 	t.Run("no Secret", func(t *testing.T) {
-		p.want(wrong, []string{"there is no Secret " + ns + "/none-creds", "gmsactl account create " + ns + "/none"},
+		p.want(wrong, []string{"the Secret " + ns + "/none-creds does not exist", "gmsactl account create " + ns + "/none"},
 			args("account rotate", ns+"/none --password-stdin", ad.flags())...)
 	})
 	t.Run("a broken Secret", func(t *testing.T) {
@@ -239,14 +239,14 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 	})
 	t.Run("no right", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
-		p.want(unable, []string{"you need the right to get secrets/of-its-own in namespace " + ns},
+		p.want(unable, []string{"requires permission: get secrets/of-its-own in namespace " + ns},
 			args("account rotate", ns+"/web --secret of-its-own --password-stdin", ad.flags())...)
 	})
 	t.Run("no right to update", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns,
 			rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}))
 		p.wantWith("Another-Passw0rd!", unable,
-			[]string{"you need the right to update secrets/of-its-own in namespace " + ns},
+			[]string{"requires permission: update secrets/of-its-own in namespace " + ns},
 			args("account rotate", ns+"/web --secret of-its-own --password-stdin --skip-ad-check")...)
 	})
 }
@@ -261,7 +261,7 @@ func TestRotateDoesNotUndoWhatSomebodyElseWrote(t *testing.T) {
 	// It has read the Secret and waits for the password.
 	putSecret(t, cp, ns, "web-creds", ad.DNSName, ad.Reader, "somebody else's")
 	out := write(ad.Password)
-	if cmd.ProcessState.ExitCode() != wrong || !strings.Contains(out, "changed by somebody else") {
+	if cmd.ProcessState.ExitCode() != wrong || !strings.Contains(out, "changed by another client") {
 		t.Errorf("exit code %d: %s", cmd.ProcessState.ExitCode(), out)
 	}
 	if got := string(getSecret(t, cp, ns, "web-creds").Data["password"]); got != "somebody else's" {
@@ -312,8 +312,8 @@ func TestThePasswordIsAskedForTwiceWithoutEcho(t *testing.T) {
 	p := newProgram(t, cp.Kubeconfig)
 
 	typed := p.type_(args("account create", ns+"/web", ad.flags()),
-		"DNS name of the domain: ", ad.DNSName, "Name of the account: ", ad.Reader,
-		"Password of "+ad.Reader+" in "+ad.DNSName+": ", ad.Password, "The same again: ", ad.Password)
+		"DNS name of the domain: ", ad.DNSName, "Account name (sAMAccountName): ", ad.Reader,
+		"Password of "+ad.Reader+" in "+ad.DNSName+": ", ad.Password, "Confirm password: ", ad.Password)
 	if typed.code != good || strings.Contains(typed.stdout, ad.Password) || !strings.Contains(typed.stdout, "created") {
 		t.Errorf("%v", typed)
 	}
@@ -322,8 +322,8 @@ func TestThePasswordIsAskedForTwiceWithoutEcho(t *testing.T) {
 	}
 
 	typed = p.type_(args("account create", ns+"/two --domain", ad.DNSName, "--username", ad.Reader, ad.flags()),
-		"Password of ", ad.Password, "The same again: ", "another")
-	if typed.code != usage || !strings.Contains(typed.stdout, "two different passwords") ||
+		"Password of ", ad.Password, "Confirm password: ", "another")
+	if typed.code != usage || !strings.Contains(typed.stdout, "the passwords differ") ||
 		getSecret(t, cp, ns, "two-creds") != nil {
 		t.Errorf("%v", typed)
 	}

@@ -67,7 +67,7 @@ func TestCreateMakesWhatCheckFindsGood(t *testing.T) {
 	}
 
 	p.file("web.yaml", r.stdout)
-	p.want(good, []string{"web.yaml (" + ad.GMSA + "): good"}, args("credspec check web.yaml --online", ad.flags())...)
+	p.want(good, []string{"web.yaml (" + ad.GMSA + "): ok"}, args("credspec check web.yaml --online", ad.flags())...)
 }
 
 func TestCreateInEveryFormIsTheSame(t *testing.T) {
@@ -141,27 +141,27 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 	}{
 		{"--account NS/stale", wrong, []string{"password is wrong", "Write the account's present password"}},
 		{"--account NS/broken", wrong, []string{`key "domainName" looks like a NetBIOS name`}},
-		{"--account NS/missing", wrong, []string{"there is no Secret " + ns + "/missing-creds",
+		{"--account NS/missing", wrong, []string{"the Secret " + ns + "/missing-creds does not exist",
 			"gmsactl account create " + ns + "/missing"}},
 		{"--account NS/good --gmsa nobody", wrong, []string{"gMSA nobody", "Get-ADServiceAccount"}},
 		{"--account NS/good --gmsa " + ad.Unreadable, wrong, []string{"may not read", "Set-ADServiceAccount"}},
 		{"--account NS/good --dc 127.0.0.1", unable, []string{"cannot be reached"}},
-		{"--account NS:good-creds", usage, []string{"is a plugin input; write the release: " + ns + "/good"}},
-		{"--account good", usage, []string{"write <namespace>/<release>"}},
+		{"--account NS:good-creds", usage, []string{"is a plugin input; specify the release: " + ns + "/good"}},
+		{"--account good", usage, []string{"specify <namespace>/<release>"}},
 		{"", usage, []string{"account", "plugin-input"}},
 		{"--account NS/good --plugin-input a:b", usage, []string{"none of the others can be"}},
-		{"--account NS/good --domain corp.example.com", usage, []string{"--domain and --username go together"}},
+		{"--account NS/good --domain corp.example.com", usage, []string{"--domain and --username must be used together"}},
 		{"--account NS/good --format yaml", usage, []string{"use kubernetes or docker"}},
 		{"--account NS/good --format docker --apply", usage, []string{"--apply"}},
 		{"--account NS/good --name Not_A_Name", usage, []string{"--name"}},
 		{"--account NS/good --ldap plain", usage, []string{"--ldap"}},
-		{"--account NS/good --ldap-ca no-certificate", usage, []string{"no certificate in it"}},
+		{"--account NS/good --ldap-ca no-certificate", usage, []string{"contains no certificate"}},
 		{"--account NS/good --ldap-ca nothing", usage, []string{"--ldap-ca"}},
 		{"--account NS/good --timeout 0s", usage, []string{"--timeout"}},
 		{"--account a/b --domain corp.example.com --username x --password-file nothing", usage,
 			[]string{"--password-file"}},
 		{"--account a/b --domain corp.example.com --username x", usage,
-			[]string{"no terminal to ask for password of x in corp.example.com: use --password-file or --password-stdin"}},
+			[]string{"cannot prompt for password of x in corp.example.com: standard input is not a terminal; use --password-file or --password-stdin"}},
 		{"--account a/b --domain CORP --username x --password-file pw", usage, []string{"looks like a NetBIOS name"}},
 	} {
 		t.Run(c.more, func(t *testing.T) {
@@ -179,14 +179,14 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 	})
 	t.Run("no right to the Secret", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
-		p.want(unable, []string{"you need the right to get secrets/good-creds in namespace " + ns,
+		p.want(unable, []string{"requires permission: get secrets/good-creds in namespace " + ns,
 			"--domain, --username and --password-file"}, create("--account NS/good")...)
 	})
 	t.Run("right to the Secret alone", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns,
 			rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"},
 				ResourceNames: []string{"good-creds"}, Verbs: []string{"get"}}))
-		p.want(good, []string{"needs the right to list daemonsets.apps in namespace " + ns},
+		p.want(good, []string{"requires permission: list daemonsets.apps in namespace " + ns},
 			create("--account NS/good")...)
 	})
 	t.Run("a token that is no longer good", func(t *testing.T) {
@@ -194,13 +194,13 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 		content, err := os.ReadFile(path)
 		must(t, err)
 		must(t, os.WriteFile(path, regexp.MustCompile(`token: .*`).ReplaceAll(content, []byte("token: x")), 0o600))
-		newProgram(t, path).want(unable, []string{"log in to it again"}, create("--account NS/good")...)
+		newProgram(t, path).want(unable, []string{"log in again"}, create("--account NS/good")...)
 	})
 	t.Run("no cluster", func(t *testing.T) {
 		newProgram(t, "").want(unable, nil, create("--account NS/good")...)
 	})
 	t.Run("a cluster that does not answer", func(t *testing.T) {
-		admin.want(unable, []string{"cluster cannot be reached"},
+		admin.want(unable, []string{"cluster is unreachable"},
 			create("--account NS/good --server https://127.0.0.1:1")...)
 	})
 }
@@ -215,7 +215,7 @@ func TestApplyWritesIntoTheCluster(t *testing.T) {
 	name := "applied-" + ns
 	create := args("credspec create --apply --gmsa", ad.GMSA, "--account", ns+"/web --name", name, ad.flags())
 
-	if r := p.want(good, []string{"verb use on gmsacredentialspecs/" + name},
+	if r := p.want(good, []string{"use permission for gmsacredentialspecs/" + name},
 		create...); r.stdout != "GMSACredentialSpec "+name+" created: gMSA "+ad.GMSA+", "+ns+":web-creds\n" {
 		t.Errorf("stdout: %s", r.stdout)
 	}
@@ -236,7 +236,7 @@ func TestApplyWritesIntoTheCluster(t *testing.T) {
 	if f := u.GetManagedFields(); len(f) != 1 || f[0].Manager != "gmsactl" {
 		t.Errorf("field managers: %v", f)
 	}
-	p.want(good, []string{name + ": good"}, args("credspec check --online", name, ad.flags())...)
+	p.want(good, []string{name + ": ok"}, args("credspec check --online", name, ad.flags())...)
 
 	t.Run("another manager's fields are left alone", func(t *testing.T) {
 		must(t, unstructured.SetNestedField(u.Object, "other", "credspec", "DomainJoinConfig", "NetBiosName"))
@@ -248,7 +248,7 @@ func TestApplyWritesIntoTheCluster(t *testing.T) {
 	t.Run("no right", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns,
 			rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}))
-		p.want(unable, []string{"you need the right to patch gmsacredentialspecs.windows.k8s.io in the whole cluster"},
+		p.want(unable, []string{"requires permission: patch gmsacredentialspecs.windows.k8s.io in the whole cluster"},
 			create...)
 	})
 }
@@ -259,10 +259,10 @@ func TestAClusterWithoutTheKindSaysHowToInstallIt(t *testing.T) {
 	cp := labtest.ControlPlane(t)
 	p := newProgram(t, cp.Kubeconfig)
 	p.file("pw", ad.Password)
-	p.want(wrong, []string{"does not know GMSACredentialSpecs", "kubectl apply -f https://"},
+	p.want(wrong, []string{"gmsacredentialspecs.windows.k8s.io is not installed", "kubectl apply -f https://"},
 		args("credspec create --apply --gmsa", ad.GMSA, "--account a/b --domain", ad.DNSName, "--username", ad.Reader,
 			"--password-file pw", ad.flags())...)
-	p.want(wrong, []string{"does not know GMSACredentialSpecs"}, "credspec", "check", "web01")
+	p.want(wrong, []string{"gmsacredentialspecs.windows.k8s.io is not installed"}, "credspec", "check", "web01")
 }
 
 func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
@@ -287,27 +287,27 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"good.yaml good", good, []string{"good.yaml (web01): good", "good: good"}},
+		{"good.yaml good", good, []string{"good.yaml (web01): ok", "good: ok"}},
 		{"warned.yaml", good, []string{"warning",
 			"credspec.ActiveDirectoryConfig.GroupManagedServiceAccounts[1].Scope"}},
 		{"warned.yaml --strict", wrong, nil},
 		{"good.yaml --strict", good, nil},
 		{"bad.yaml", wrong, []string{"error    credspec.DomainJoinConfig.Sid: is",
 			"write the domain's SID, S-1-5-21-1-2-3, without the -1105"}},
-		{"good.yaml no.yaml", wrong, []string{"good.yaml (web01): good", "neither JSON nor YAML"}},
-		{"nothing.yaml good.yaml", unable, []string{"not looked at: file nothing.yaml", "good.yaml (web01): good"}},
-		{"nothing.yaml bad.yaml", wrong, []string{"not looked at: file nothing.yaml"}},
-		{"no-such-name", wrong, []string{"no-such-name", "is not in the cluster", "./no-such-name"}},
-		{"", usage, []string{"name a file"}},
+		{"good.yaml no.yaml", wrong, []string{"good.yaml (web01): ok", "neither JSON nor YAML"}},
+		{"nothing.yaml good.yaml", unable, []string{"skipped: file nothing.yaml", "good.yaml (web01): ok"}},
+		{"nothing.yaml bad.yaml", wrong, []string{"skipped: file nothing.yaml"}},
+		{"no-such-name", wrong, []string{"no-such-name", "does not exist in the cluster", "./no-such-name"}},
+		{"", usage, []string{"specify a file"}},
 		{"good.yaml --username x", usage, []string{"--online"}},
-		{"good.yaml --online --password-file x", usage, []string{"--domain and --username go together"}},
-		{"good.yaml --online --username x --password-file x", usage, []string{"--domain and --username go together"}},
+		{"good.yaml --online --password-file x", usage, []string{"--domain and --username must be used together"}},
+		{"good.yaml --online --username x --password-file x", usage, []string{"--domain and --username must be used together"}},
 		{"- --online --domain corp.example.com --username x --password-stdin", usage,
 			[]string{"both a credential spec and the password"}},
 	} {
 		t.Run(c.args, func(t *testing.T) { p.want(c.code, c.says, args("credspec check", c.args)...) })
 	}
-	p.wantWith(string(object), good, []string{"- (web01): good"}, "credspec", "check", "-")
+	p.wantWith(string(object), good, []string{"- (web01): ok"}, "credspec", "check", "-")
 
 	t.Run("JSON", func(t *testing.T) {
 		type checked struct {
@@ -332,8 +332,8 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 	t.Run("no right to read the cluster's", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, namespace(t, cp)))
 		p.file("good.yaml", string(object))
-		p.want(unable, []string{"needs the right to get gmsacredentialspecs.windows.k8s.io/web01 in the whole cluster",
-			"good.yaml (web01): good"}, args("credspec check web01 good.yaml")...)
+		p.want(unable, []string{"requires permission: get gmsacredentialspecs.windows.k8s.io/web01 in the whole cluster",
+			"good.yaml (web01): ok"}, args("credspec check web01 good.yaml")...)
 	})
 }
 
@@ -355,7 +355,7 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 		code           int
 		says           []string
 	}{
-		{"good", "", "", good, []string{": good"}},
+		{"good", "", "", good, []string{": ok"}},
 		{"another domain's SID", sid, "S-1-5-21-1-2-3", wrong,
 			[]string{"credspec.DomainJoinConfig.Sid", "write " + sid}},
 		{"another NetBIOS name", "NetBiosName: " + ad.NetBIOS, "NetBiosName: KORP", wrong,
@@ -364,10 +364,10 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 			[]string{"GroupManagedServiceAccounts[0].Name", "gMSA nobody"}},
 		{"a gMSA that may not be read", "Name: " + ad.GMSA, "Name: " + ad.Unreadable, wrong, []string{"may not read"}},
 		{"no release", ":web-creds", ":stale-creds", wrong,
-			[]string{"PluginInput", "which no release in namespace " + ns + " serves", "helm install stale ",
+			[]string{"PluginInput", "no release in namespace " + ns + " provides", "helm install stale ",
 				"password is wrong"}},
 		{"no Secret", ":web-creds", ":missing-creds", wrong,
-			[]string{"which does not exist", "gmsactl account create " + ns + "/missing"}},
+			[]string{"does not exist", "gmsactl account create " + ns + "/missing"}},
 		{"a broken Secret", ":web-creds", ":broken-creds", wrong, []string{`key "username" starts with a domain`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -383,15 +383,15 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 	}
 	p.file("web.yaml", object)
 	t.Run("domain controller away", func(t *testing.T) {
-		p.want(unable, []string{"not looked at: Active Directory"},
+		p.want(unable, []string{"skipped: Active Directory"},
 			args("credspec check --online web.yaml --dc 127.0.0.1 --dns-server", ad.Address)...)
 	})
 	t.Run("may read nothing", func(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("web.yaml", object)
 		p.file("bad.yaml", strings.ReplaceAll(object, sid, sid+"-1105"))
-		says := []string{"not looked at: releases in namespace " + ns + ": needs the right to list daemonsets.apps",
-			"needs the right to get secrets/web-creds in namespace " + ns, "--username and --password-file"}
+		says := []string{"skipped: releases in namespace " + ns + ": requires permission: list daemonsets.apps",
+			"requires permission: get secrets/web-creds in namespace " + ns, "--username and --password-file"}
 		p.want(unable, says, args("credspec check --online web.yaml", ad.flags())...)
 		p.want(wrong, append(says, "the SID of an account"),
 			args("credspec check --online web.yaml bad.yaml", ad.flags())...)
@@ -400,7 +400,7 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 		p := newProgram(t, kubeconfigOf(t, cp, ns))
 		p.file("web.yaml", strings.ReplaceAll(object, sid, "S-1-5-21-1-2-3"))
 		p.file("pw", ad.Password)
-		p.want(wrong, []string{"write " + sid, "not looked at: releases"},
+		p.want(wrong, []string{"write " + sid, "skipped: releases"},
 			args("credspec check --online web.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-file pw",
 				ad.flags())...)
 	})
@@ -408,8 +408,8 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 		p := newProgram(t, "")
 		p.file("web.yaml", object)
 		p.file("pw", ad.Password)
-		p.want(unable, []string{"not looked at: release and Secret of " + ns + ":web-creds",
-			"web.yaml (" + ad.GMSA + "): good"}, args("credspec check --online web.yaml --domain", ad.DNSName,
+		p.want(unable, []string{"skipped: release and Secret of " + ns + ":web-creds",
+			"web.yaml (" + ad.GMSA + "): ok"}, args("credspec check --online web.yaml --domain", ad.DNSName,
 			"--username", ad.Reader, "--password-file pw", ad.flags())...)
 	})
 }

@@ -72,8 +72,8 @@ func TestTheDocsWordForWord(t *testing.T) {
 			}
 		}
 	}
-	if n := strings.Count(r.stdout, ": good"); n < 4 {
-		t.Errorf("%d good credential specs: %v", n, r)
+	if n := strings.Count(r.stdout, ": ok"); n < 4 {
+		t.Errorf("%d valid credential specs: %v", n, r)
 	}
 }
 

@@ -29,8 +29,8 @@ import (
 
 // diagnosis is what doctor -o json prints, as docs/gmsactl.md says.
 type diagnosis struct {
-	Findings    []finding `json:"findings"`
-	NotLookedAt []unseen  `json:"notLookedAt"`
+	Findings []finding `json:"findings"`
+	Skipped  []unseen  `json:"skipped"`
 }
 
 type finding struct {
@@ -42,8 +42,8 @@ type finding struct {
 }
 
 type unseen struct {
-	What  string `json:"what"`
-	Right string `json:"right"`
+	What       string `json:"what"`
+	Permission string `json:"permission"`
 }
 
 func (d diagnosis) has(code, object string) bool {
@@ -73,7 +73,7 @@ func TestDoctorOfAHealthyInstallation(t *testing.T) {
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
 	webhook(t, c)
-	r := p.want(good, []string{"Nothing wrong was found", "releases of the charts: 2", "Windows nodes: 2",
+	r := p.want(good, []string{"No faults found", "releases of the charts: 2", "Windows nodes: 2",
 		"credential specs: 1", "webhooks for gMSAs: 2"}, "doctor")
 	t.Log(r.stdout)
 }
@@ -135,7 +135,7 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	must(t, <-overwritten)
 	must(t, cluster.Eventually(t.Context(), time.Minute, func() error {
 		if r := p.run("doctor"); r.code != good {
-			return fmt.Errorf("the webhook did not mend its CA bundle: %v", r)
+			return fmt.Errorf("the webhook did not repair its CA bundle: %v", r)
 		}
 		return nil
 	}))
@@ -203,7 +203,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		}
 	}
 	if len(d.Findings) > 0 && d.Findings[0].Object != "Secret gmsa-system/web-creds" {
-		t.Errorf("the first to mend is %+v", d.Findings[0])
+		t.Errorf("the first finding is %+v", d.Findings[0])
 	}
 
 	// The remedy for the right works as it is printed.
@@ -251,10 +251,10 @@ func TestDoctorByAUserWithHardlyAnyRights(t *testing.T) {
 	if r.code != unable || len(d.Findings) > 0 {
 		t.Errorf("%v", r)
 	}
-	for _, right := range []string{"list daemonsets.apps in the whole cluster", "list nodes in the whole cluster",
+	for _, permission := range []string{"list daemonsets.apps in the whole cluster", "list nodes in the whole cluster",
 		"list pods in the whole cluster", "list gmsacredentialspecs.windows.k8s.io in the whole cluster"} {
-		if !slices.ContainsFunc(d.NotLookedAt, func(u unseen) bool { return u.Right == right }) {
-			t.Errorf("nobody says %q: %+v", right, d.NotLookedAt)
+		if !slices.ContainsFunc(d.Skipped, func(u unseen) bool { return u.Permission == permission }) {
+			t.Errorf("no check was skipped for %q: %+v", permission, d.Skipped)
 		}
 	}
 
@@ -267,7 +267,7 @@ func TestDoctorByAUserWithHardlyAnyRights(t *testing.T) {
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{nodesSecret},
 			Verbs: []string{"get"}}))
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "-n", nodesNamespace, "-o", "json"))
-	if len(d.Findings) != 1 || !d.has("secret-not-found", "Secret gmsa-system/web-creds") || len(d.NotLookedAt) == 0 {
+	if len(d.Findings) != 1 || !d.has("secret-not-found", "Secret gmsa-system/web-creds") || len(d.Skipped) == 0 {
 		t.Errorf("%+v", d)
 	}
 }
@@ -294,7 +294,7 @@ func TestABundleOfACluster(t *testing.T) {
 		must(t, err)
 	}()
 
-	r := p.want(wrong, nil, "doctor", "--nodes", "--bundle", "doctor.tgz")
+	r := p.want(wrong, nil, "doctor", "--all-nodes", "--bundle", "doctor.tgz")
 	info, err := os.Stat(filepath.Join(p.home, "doctor.tgz"))
 	must(t, err)
 	if info.Mode().Perm() != 0o600 {

@@ -51,7 +51,7 @@ func (p *program) type_(line []string, dialogue ...string) typedResult {
 		if len(dialogue) > 1 && strings.Contains(since.String(), dialogue[0]) {
 			// The prompt comes just before the echo is turned off; what is typed in between would be shown.
 			p.untilHidden(terminal, strings.HasPrefix(dialogue[0], "Password") ||
-				strings.HasPrefix(dialogue[0], "The same"))
+				strings.HasPrefix(dialogue[0], "Confirm"))
 			answer := dialogue[1]
 			if answer != "\x03" {
 				answer += "\n"

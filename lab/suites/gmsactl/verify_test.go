@@ -30,12 +30,12 @@ type verified struct {
 }
 
 type step struct {
-	Name   string `json:"name"`
-	State  string `json:"state"`
-	Detail string `json:"detail"`
-	Cause  string `json:"cause"`
-	Remedy string `json:"remedy"`
-	Right  string `json:"right"`
+	Name       string `json:"name"`
+	State      string `json:"state"`
+	Detail     string `json:"detail"`
+	Cause      string `json:"cause"`
+	Remedy     string `json:"remedy"`
+	Permission string `json:"permission"`
 }
 
 func broken(steps []step) step {
@@ -83,7 +83,7 @@ func TestVerifyOfAWayThatHolds(t *testing.T) {
 	web01(t, p, ad)
 	begin := time.Now()
 	r := p.want(good, []string{"Kerberos ticket", "krbtgt/CORP.EXAMPLE.COM for web01$@CORP.EXAMPLE.COM",
-		"The whole way holds"}, args("verify web01", ad.flags())...)
+		"All checks passed"}, args("verify web01", ad.flags())...)
 	t.Logf("verify took %v\n%s", time.Since(begin), r.stdout)
 
 	// Measured without the process's own start, on whatever machine this is; the aim is 1 s, a busy machine may take
@@ -146,14 +146,14 @@ func TestVerifyNamesTheFirstBrokenLink(t *testing.T) {
 		"a Secret of no use": {breaks: reader(`CORP\gmsa-reader`, ad.Password), step: "Secret",
 			cause: "secret-invalid", after: []string{"AD bind"}},
 		"a wrong password": {breaks: reader(ad.Reader, "wrong"), step: "AD bind", cause: "wrong-password",
-			after: []string{"spec matches domain", "right to read", "Kerberos ticket"}},
+			after: []string{"spec matches domain", "read permission", "Kerberos ticket"}},
 		"an unknown account": {breaks: reader("nobody", "wrong"), step: "AD bind", cause: "unknown-account",
-			after: []string{"right to read"}},
+			after: []string{"read permission"}},
 		"another domain's SID": {args: change(regexp.MustCompile(`S-1-5-21-[0-9-]+`).FindString(spec),
 			"S-1-5-21-1-2-3"), step: "spec matches domain", cause: "credential-spec-of-another-domain"},
-		"a gMSA that is not": {args: change(ad.GMSA, "web09"), step: "right to read", cause: "gmsa-not-found",
+		"a gMSA that is not": {args: change(ad.GMSA, "web09"), step: "read permission", cause: "gmsa-not-found",
 			after: []string{"managed password", "Kerberos ticket"}},
-		"a gMSA of other people": {args: change(ad.GMSA, ad.Unreadable), step: "right to read",
+		"a gMSA of other people": {args: change(ad.GMSA, ad.Unreadable), step: "read permission",
 			cause: "no-read-permission", after: []string{"managed password", "Kerberos ticket"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestVerifyNamesTheFirstBrokenLink(t *testing.T) {
 				}
 			}
 			for _, after := range test.after {
-				if s := named(t, v.Steps, after); s.State != "not reached" {
+				if s := named(t, v.Steps, after); s.State != "notRun" {
 					t.Errorf("after it: %+v", s)
 				}
 			}
@@ -193,11 +193,11 @@ func TestVerifyWhereTheDomainIsOutOfReach(t *testing.T) {
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
 	v := decode[verified](t, p.want(unable, nil, "verify", "web01", "--dc", "127.77.254.254", "-o", "json"))
-	if s := named(t, v.Steps, "AD bind"); s.State != "not looked at" || s.Cause != "dc-unreachable" ||
+	if s := named(t, v.Steps, "AD bind"); s.State != "skipped" || s.Cause != "dc-unreachable" ||
 		!strings.Contains(s.Remedy, "--node") {
 		t.Errorf("%+v", s)
 	}
-	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "not looked at" {
+	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "skipped" {
 		t.Errorf("%+v", s)
 	}
 	if s := named(t, v.Steps, "release"); s.State != "ok" {
@@ -214,13 +214,13 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 	file := p.file("web01.yaml", spec)
 
 	v := decode[verified](t, p.want(unable, nil, args("verify", "./"+file, "-o json", ad.flags())...))
-	for name, right := range map[string]string{"release": "list daemonsets.apps in namespace gmsa-system",
+	for name, permission := range map[string]string{"release": "list daemonsets.apps in namespace gmsa-system",
 		"Secret": "get secrets/web-creds in namespace gmsa-system"} {
-		if s := named(t, v.Steps, name); s.State != "not looked at" || s.Right != right {
+		if s := named(t, v.Steps, name); s.State != "skipped" || s.Permission != permission {
 			t.Errorf("%+v", s)
 		}
 	}
-	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "not looked at" {
+	if s := named(t, v.Steps, "Kerberos ticket"); s.State != "skipped" {
 		t.Errorf("%+v", s)
 	}
 
@@ -252,13 +252,13 @@ func TestVerifyOfAFileWithoutACluster(t *testing.T) {
 	spec := p.want(good, nil, args("credspec create --account gmsa-system/web --gmsa", ad.GMSA, account)...).stdout
 	p.file("web01.yaml", spec)
 	v := decode[verified](t, p.want(unable, nil, args("verify ./web01.yaml -o json", account)...))
-	for name, state := range map[string]string{"credential spec": "ok", "release": "not looked at",
-		"Secret": "not looked at", "spec matches domain": "ok", "Kerberos ticket": "ok"} {
+	for name, state := range map[string]string{"credential spec": "ok", "release": "skipped",
+		"Secret": "skipped", "spec matches domain": "ok", "Kerberos ticket": "ok"} {
 		if s := named(t, v.Steps, name); s.State != state {
 			t.Errorf("%+v", s)
 		}
 	}
-	r := p.wantWith(ad.Password, unable, []string{"Not looked at: release", "there is no kubeconfig"},
+	r := p.wantWith(ad.Password, unable, []string{"Skipped: release", "no kubeconfig found"},
 		args("verify ./web01.yaml --domain", ad.DNSName, "--username", ad.Reader, "--password-stdin", ad.flags())...)
 	if strings.Contains(r.stdout+r.stderr, ad.Password) {
 		t.Error("the password is printed")
@@ -314,7 +314,7 @@ func TestVerifyOnANode(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	if s := named(t, steps, "provider"); s.State != "not reached" {
+	if s := named(t, steps, "provider"); s.State != "notRun" {
 		t.Errorf("%+v", s)
 	}
 	if b := broken(node(wrong, "win-9")); b.Cause != "node-not-found" {
@@ -328,7 +328,7 @@ func TestVerifyOnANode(t *testing.T) {
 		!strings.Contains(b.Detail, "_ldap._tcp.dc._msdcs.nowhere.example.org") {
 		t.Errorf("%+v", b)
 	}
-	for name, state := range map[string]string{"plugin answers": "ok", "ports": "not reached", "clock": "ok"} {
+	for name, state := range map[string]string{"plugin answers": "ok", "ports": "notRun", "clock": "ok"} {
 		if s := named(t, elsewhere.Nodes[0].Steps, name); s.State != state {
 			t.Errorf("%+v", s)
 		}
@@ -337,7 +337,7 @@ func TestVerifyOnANode(t *testing.T) {
 	// Everything of all nodes: the one that the release leaves out is as it should be.
 	v := decode[verified](t, p.run(args("verify web01 -o json --all-nodes", ad.flags())...))
 	if len(v.Nodes) != 2 || broken(v.Nodes[1].Steps).Name != "" ||
-		named(t, v.Nodes[1].Steps, "node selected").State != "not reached" {
+		named(t, v.Nodes[1].Steps, "node selected").State != "notRun" {
 		t.Errorf("%+v", v.Nodes)
 	}
 
@@ -359,7 +359,7 @@ func TestVerifyOnANode(t *testing.T) {
 	must(t, cluster.Eventually(t.Context(), 2*time.Minute, func() error {
 		steps := onWin1()
 		if s := named(t, steps, "plugin registered"); s.State != "failed" || s.Cause != "plugin-not-installed" ||
-			named(t, steps, "plugin answers").State != "not reached" {
+			named(t, steps, "plugin answers").State != "notRun" {
 			return fmt.Errorf("the plugin is not registered, and verify says %+v", steps)
 		}
 		return nil

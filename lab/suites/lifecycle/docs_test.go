@@ -56,7 +56,7 @@ func TestGettingStartedWordForWord(t *testing.T) {
 	for _, want := range []string{
 		"web-creds created",
 		"GMSACredentialSpec web01 created",
-		"The whole way holds",
+		"All checks passed",
 		"pod/web condition met",
 	} {
 		if !strings.Contains(out, want) {
