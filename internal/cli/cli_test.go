@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ccgrkc/ccgrkc/internal/apitest"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 	"github.com/ccgrkc/ccgrkc/internal/directory"
 	"github.com/ccgrkc/ccgrkc/internal/doctor"
@@ -199,4 +201,16 @@ func TestABundleOverwritesNoFile(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "elsewhere")); err == nil {
 		t.Error("gmsactl followed the link")
 	}
+}
+
+func TestInterfaceMatchesGoldenFile(t *testing.T) {
+	g := &globals{program: "gmsactl", config: newKubeFlags(), output: outputText}
+	var causes strings.Builder
+	for _, c := range directory.Causes {
+		fmt.Fprintln(&causes, "cause", c.Name, exitCode(&directory.Error{Cause: c}))
+	}
+	apitest.Compare(t, apitest.Commands(newRoot(g)),
+		fmt.Sprintf("exit codes: ok %d, fault %d, usage %d, incomplete %d\n", exitOK, exitFault, exitUsage, exitIncomplete),
+		apitest.Fields(accountResult{}), apitest.Fields(applyResult{}), apitest.Fields(checkResult{}),
+		apitest.Fields(versionResult{}), causes.String())
 }

@@ -261,6 +261,14 @@ func (g *globals) printSpec(name string, spec credspec.Spec, format string) erro
 
 const crdURL = "https://raw.githubusercontent.com/kubernetes-sigs/windows-gmsa/master/admission-webhook/deploy/gmsa-crd.yml"
 
+// applyResult is the output of credspec create --apply.
+type applyResult struct {
+	Name        string `json:"name"`
+	GMSA        string `json:"gmsa"`
+	PluginInput string `json:"pluginInput"`
+	Created     bool   `json:"created"`
+}
+
 func (g *globals) applyCredspec(ctx context.Context, c *inventory.Cluster, name string, spec credspec.Spec) error {
 	created, err := c.ApplyCredentialSpec(ctx, name, spec)
 	what := "GMSACredentialSpec " + name
@@ -277,12 +285,7 @@ func (g *globals) applyCredspec(ctx context.Context, c *inventory.Cluster, name 
 	case err != nil:
 		return g.clusterError(what, inventory.Permission("patch", inventory.CredentialSpecResource, ""), err)
 	}
-	result := struct {
-		Name        string `json:"name"`
-		GMSA        string `json:"gmsa"`
-		PluginInput string `json:"pluginInput"`
-		Created     bool   `json:"created"`
-	}{name, spec.GMSAName(), spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput, created}
+	result := applyResult{name, spec.GMSAName(), spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput, created}
 	g.notef("To reference it, a pod's ServiceAccount requires the use permission for gmsacredentialspecs/%s.", name)
 	return g.print(result, func(w io.Writer) {
 		done := "applied"

@@ -323,21 +323,21 @@ func newOptions(g *globals) *cobra.Command {
 	}
 }
 
+// versionResult is the output of version.
+type versionResult struct {
+	Version  string `json:"version"`
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
 func newVersion(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of gmsactl",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			v := struct {
-				Version  string `json:"version"`
-				Go       string `json:"go"`
-				Platform string `json:"platform"`
-			}{version.String(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			return g.print(v, func(w io.Writer) {
-				fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go,
-					v.Platform)
-			})
+			v := versionResult{version.String(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			return g.print(v, func(w io.Writer) { fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
 		},
 	}
 }
