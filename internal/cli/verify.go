@@ -176,11 +176,11 @@ func (g *globals) writeSteps(w io.Writer, steps []verify.Step) {
 		name, state = max(name, len(s.Name)), max(state, len(s.State.String()))
 	}
 	for _, s := range steps {
-		took := ""
+		duration := ""
 		if s.State != verify.NotRun && s.Ms >= 0.5 {
-			took = fmt.Sprintf("%.0f ms", s.Ms)
+			duration = fmt.Sprintf("%.0f ms", s.Ms)
 		}
-		fmt.Fprintf(w, "  %-*s  %s  %8s  %s\n", name, s.Name, g.paintState(s.State, state), took, s.Detail)
+		fmt.Fprintf(w, "  %-*s  %s  %8s  %s\n", name, s.Name, g.paintState(s.State, state), duration, s.Detail)
 	}
 }
 

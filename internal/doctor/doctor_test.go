@@ -179,7 +179,7 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 		code     string // "": no finding
 		severity Severity
 		object   string
-		says     []string
+		contains []string
 	}{
 		"none": {breaks: func(*Objects) {}},
 		"no installer": {func(o *Objects) { o.Releases, o.Pods = o.Releases[:1], o.Pods[2:] }, "installer-missing",
@@ -381,7 +381,7 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 				t.Errorf("found %+v", f)
 			}
 			all := f.Text + "\n" + f.Remedy + "\n" + strings.Join(f.Commands, "\n")
-			for _, want := range c.says {
+			for _, want := range c.contains {
 				if !strings.Contains(all, want) {
 					t.Errorf("no %q in\n%s", want, all)
 				}
@@ -455,8 +455,8 @@ func TestNumbersAreDecoded(t *testing.T) {
 		"ccg event 6": {"ccg-event"},
 		"0x12345678, winapi error #1, #99999999999, event 6 of something, 0xC000006D00": nil,
 		"nothing at all": nil,
-		"winapi error #3489661095 winapi error #3489661095 0xD00000A7":                    {"STATUS_BAD_VALIDATION_CLASS"},
-		"container 0xC0020017f0 has a long number in its name, and ccg event 5 is no one": nil,
+		"winapi error #3489661095 winapi error #3489661095 0xD00000A7":                         {"STATUS_BAD_VALIDATION_CLASS"},
+		"container 0xC0020017f0 has a long number in its name, and ccg event 5 does not exist": nil,
 	} {
 		var got []string
 		for _, m := range Decode(message) {
@@ -499,9 +499,9 @@ func TestCertificatesAreCheckedAsProviderAndPluginDo(t *testing.T) {
 	ref := credential.Reference{Namespace: "gmsa-system", Secret: "web-creds"}
 	server, client := x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth
 	for name, c := range map[string]struct {
-		pem  []byte
-		side string
-		says string
+		pem      []byte
+		side     string
+		contains string
 	}{
 		"server":         {certificate(t, ref.CertificateName(), server), "server", ""},
 		"client":         {certificate(t, ref.CertificateName(), client), "client", ""},
@@ -515,17 +515,17 @@ func TestCertificatesAreCheckedAsProviderAndPluginDo(t *testing.T) {
 	} {
 		got := Certificate{Side: c.side}
 		got.read(c.pem, ref)
-		if (c.says == "") != (got.Problem == "") || !strings.Contains(got.Problem, c.says) {
+		if (c.contains == "") != (got.Problem == "") || !strings.Contains(got.Problem, c.contains) {
 			t.Errorf("%s: %+v", name, got)
 		}
-		if c.says == "" && !got.NotAfter.Equal(now.AddDate(0, 0, 1)) {
+		if c.contains == "" && !got.NotAfter.Equal(now.AddDate(0, 0, 1)) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
 	served := certificate(t, "a.b.svc", server)
 	for name, c := range map[string]struct {
-		chain, bundle []byte
-		host, says    string
+		chain, bundle  []byte
+		host, contains string
 	}{
 		"the webhook's":         {served, served, "a.b.svc", ""},
 		"of another Service":    {served, served, "c.b.svc", "a.b.svc"},
@@ -534,7 +534,7 @@ func TestCertificatesAreCheckedAsProviderAndPluginDo(t *testing.T) {
 	} {
 		var w Webhook
 		w.checkServingCertificate(c.chain, c.bundle, c.host, now)
-		if (c.says == "") != (w.Problem == "") || !strings.Contains(w.Problem, c.says) {
+		if (c.contains == "") != (w.Problem == "") || !strings.Contains(w.Problem, c.contains) {
 			t.Errorf("%s: %+v", name, w)
 		}
 		if c.chain != nil && (!w.Begins.Equal(now) || !w.Expires.Equal(now.AddDate(0, 0, 1))) {

@@ -115,9 +115,9 @@ func TestClosedPortsFailOrWarn(t *testing.T) {
 		return s
 	}
 	for name, c := range map[string]struct {
-		servers []dccheck.Server
-		want    State
-		says    string
+		servers  []dccheck.Server
+		want     State
+		contains string
 	}{
 		"all open":        {[]dccheck.Server{server()}, OK, ""},
 		"9389":            {[]dccheck.Server{server("9389")}, Warning, "Active Directory Web Services"},
@@ -130,7 +130,7 @@ func TestClosedPortsFailOrWarn(t *testing.T) {
 		"no address": {[]dccheck.Server{{Host: "gone", Error: "x"}, server()}, OK, ""},
 	} {
 		n := nodeCheck{report: &dccheck.Report{Servers: c.servers}}
-		if s := n.ports(); s.State != c.want || !strings.Contains(s.Detail, c.says) {
+		if s := n.ports(); s.State != c.want || !strings.Contains(s.Detail, c.contains) {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}

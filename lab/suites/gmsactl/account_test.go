@@ -20,7 +20,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// reader makes an impersonation account of the test's own.
+// reader creates a separate impersonation account for the test.
 func reader(t *testing.T, ad *domain, password string) string {
 	t.Helper()
 	name := fmt.Sprintf("reader-%x", time.Now().UnixNano()&0xffffffff)
@@ -28,7 +28,7 @@ func reader(t *testing.T, ad *domain, password string) string {
 	return name
 }
 
-func TestAccountCreateWritesWhatActiveDirectoryTook(t *testing.T) {
+func TestAccountCreateWritesVerifiedCredentials(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -90,7 +90,7 @@ func TestAccountCreateFindsTheSecretOfTheRelease(t *testing.T) {
 		append(create, "--secret", "another")...)
 }
 
-func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
+func TestAccountCreateRejectsWrongInput(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -168,7 +168,7 @@ func TestAccountCreateWritesNothingThatIsWrong(t *testing.T) {
 	})
 }
 
-func TestAPasswordIsNotTakenFromTheCommandLine(t *testing.T) {
+func TestAPasswordOnTheCommandLineIsRejected(t *testing.T) {
 	t.Parallel()
 	labtest.Require(t)
 	p := newProgram(t, "")
@@ -229,7 +229,8 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 	}
 
 	t.Run("no Secret", func(t *testing.T) {
-		p.want(wrong, []string{"the Secret " + ns + "/none-creds does not exist", "gmsactl account create " + ns + "/none"},
+		p.want(wrong, []string{"the Secret " + ns + "/none-creds does not exist",
+			"gmsactl account create " + ns + "/none"},
 			args("account rotate", ns+"/none --password-stdin", ad.flags())...)
 	})
 	t.Run("a broken Secret", func(t *testing.T) {
@@ -251,14 +252,14 @@ func TestRotateWritesTheNewPasswordAndNothingElse(t *testing.T) {
 	})
 }
 
-func TestRotateDoesNotUndoWhatSomebodyElseWrote(t *testing.T) {
+func TestRotateDoesNotOverwriteAConcurrentChange(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
 	putSecret(t, cp, ns, "web-creds", ad.DNSName, ad.Reader, "old")
 	p := newProgram(t, cp.Kubeconfig)
 	cmd, write := p.waiting(args("account rotate", ns+"/web --password-file pipe", ad.flags())...)
-	// It has read the Secret and waits for the password.
+	// The program has read the Secret and waits for the password.
 	putSecret(t, cp, ns, "web-creds", ad.DNSName, ad.Reader, "somebody else's")
 	out := write(ad.Password)
 	if cmd.ProcessState.ExitCode() != wrong || !strings.Contains(out, "changed by another client") {
@@ -269,8 +270,8 @@ func TestRotateDoesNotUndoWhatSomebodyElseWrote(t *testing.T) {
 	}
 }
 
-// waiting starts the program, which is to read its password from the named pipe "pipe", and returns once it does. write
-// lets it go on and returns its output.
+// waiting starts the program and returns when it reads its password from the named pipe "pipe". write writes the
+// password, waits for the program and returns its output.
 func (p *program) waiting(args ...string) (cmd *exec.Cmd, write func(password string) string) {
 	p.t.Helper()
 	pipe := filepath.Join(p.home, "pipe")
@@ -305,7 +306,7 @@ func (p *program) waiting(args ...string) (cmd *exec.Cmd, write func(password st
 	return nil, nil
 }
 
-func TestThePasswordIsAskedForTwiceWithoutEcho(t *testing.T) {
+func TestThePasswordPromptHasNoEchoAndConfirms(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -336,7 +337,7 @@ func TestThePasswordIsAskedForTwiceWithoutEcho(t *testing.T) {
 		t.Errorf("%v", typed)
 	}
 
-	// Ctrl-C is a way out, and leaves the terminal with its echo.
+	// Ctrl-C cancels the prompt and restores the echo.
 	typed = p.type_(args("account create", ns+"/three --domain", ad.DNSName, "--username", ad.Reader, ad.flags()),
 		"Password of ", "\x03")
 	if typed.code != unable || !typed.echo {
@@ -344,14 +345,14 @@ func TestThePasswordIsAskedForTwiceWithoutEcho(t *testing.T) {
 	}
 }
 
-// No password is anywhere but in the Secret and in Active Directory.
-func TestThePasswordIsNowhereElse(t *testing.T) {
+// Passwords are only in the Secret and in Active Directory.
+func TestThePasswordIsOnlyInTheSecret(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
 	const first, second = "M4rker-Erstes-Wort", "M4rker-Zweites-Wort"
 	name := reader(t, ad, first)
-	// The audit log of the lab records ServiceAccounts.
+	// The lab's audit log records the requests of ServiceAccounts.
 	p := newProgram(t, kubeconfigOf(t, cp, ns,
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"},
 			Verbs: []string{"get", "create", "update"}},
@@ -365,7 +366,7 @@ func TestThePasswordIsNowhereElse(t *testing.T) {
 			}
 		}
 	}
-	// While it runs: its command line and its environment, and in the end its output.
+	// run checks the program's command line and environment while it runs, and its output.
 	run := func(password string, code int, line ...string) {
 		t.Helper()
 		cmd, write := p.waiting(line...)
@@ -403,7 +404,7 @@ func TestThePasswordIsNowhereElse(t *testing.T) {
 	}
 	must(t, ad.setPassword(t.Context(), name, second))
 	run(second, good, args("account rotate", ns+"/web", account)...)
-	// A password in the wrong place is repeated by nobody either.
+	// A message does not contain a password that is under the wrong key.
 	putSecret(t, cp, ns, "swapped-creds", second, name, ad.DNSName)
 	clean("a Secret whose keys are swapped",
 		p.want(wrong, nil, args("credspec create --gmsa", ad.GMSA, "--account", ns+"/swapped", ad.flags())...).String())

@@ -38,7 +38,7 @@ func readOne(t *testing.T, content string) credspec.Document {
 	return docs[0]
 }
 
-func TestCreateMakesWhatCheckFindsGood(t *testing.T) {
+func TestCheckAcceptsTheOutputOfCreate(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -70,7 +70,7 @@ func TestCreateMakesWhatCheckFindsGood(t *testing.T) {
 	p.want(good, []string{"web.yaml (" + ad.GMSA + "): ok"}, args("credspec check web.yaml --online", ad.flags())...)
 }
 
-func TestCreateInEveryFormIsTheSame(t *testing.T) {
+func TestAllFormatsOfCreateAreEquivalent(t *testing.T) {
 	t.Parallel()
 	_, ad := lab(t)
 	p := newProgram(t, "") // no cluster
@@ -106,7 +106,7 @@ func TestCreateInEveryFormIsTheSame(t *testing.T) {
 	}
 }
 
-func TestCreateAsksActiveDirectoryInEveryWay(t *testing.T) {
+func TestCreateSupportsEveryLDAPProtection(t *testing.T) {
 	t.Parallel()
 	_, ad := lab(t)
 	p := newProgram(t, "")
@@ -117,7 +117,7 @@ func TestCreateAsksActiveDirectoryInEveryWay(t *testing.T) {
 	}
 }
 
-func TestCreateSaysWhatIsWrong(t *testing.T) {
+func TestCreateReportsErrorsWithRemedies(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -150,7 +150,8 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 		{"--account good", usage, []string{"specify <namespace>/<release>"}},
 		{"", usage, []string{"account", "plugin-input"}},
 		{"--account NS/good --plugin-input a:b", usage, []string{"none of the others can be"}},
-		{"--account NS/good --domain corp.example.com", usage, []string{"--domain and --username must be used together"}},
+		{"--account NS/good --domain corp.example.com", usage,
+			[]string{"--domain and --username must be used together"}},
 		{"--account NS/good --format yaml", usage, []string{"use kubernetes or docker"}},
 		{"--account NS/good --format docker --apply", usage, []string{"--apply"}},
 		{"--account NS/good --name Not_A_Name", usage, []string{"--name"}},
@@ -205,7 +206,7 @@ func TestCreateSaysWhatIsWrong(t *testing.T) {
 	})
 }
 
-func TestApplyWritesIntoTheCluster(t *testing.T) {
+func TestApplyWritesToTheCluster(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -253,7 +254,7 @@ func TestApplyWritesIntoTheCluster(t *testing.T) {
 	})
 }
 
-func TestAClusterWithoutTheKindSaysHowToInstallIt(t *testing.T) {
+func TestAMissingCRDIsReportedWithItsInstallation(t *testing.T) {
 	t.Parallel()
 	_, ad := lab(t)
 	cp := labtest.ControlPlane(t)
@@ -265,7 +266,7 @@ func TestAClusterWithoutTheKindSaysHowToInstallIt(t *testing.T) {
 	p.want(wrong, []string{"gmsacredentialspecs.windows.k8s.io is not installed"}, "credspec", "check", "web01")
 }
 
-func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
+func TestCheckListsProblemsAndSetsTheExitCode(t *testing.T) {
 	t.Parallel()
 	cp, _ := lab(t)
 	p := newProgram(t, cp.Kubeconfig)
@@ -301,7 +302,8 @@ func TestCheckListsProblemsAndEndsByThem(t *testing.T) {
 		{"", usage, []string{"specify a file"}},
 		{"good.yaml --username x", usage, []string{"--online"}},
 		{"good.yaml --online --password-file x", usage, []string{"--domain and --username must be used together"}},
-		{"good.yaml --online --username x --password-file x", usage, []string{"--domain and --username must be used together"}},
+		{"good.yaml --online --username x --password-file x", usage,
+			[]string{"--domain and --username must be used together"}},
 		{"- --online --domain corp.example.com --username x --password-stdin", usage,
 			[]string{"both a credential spec and the password"}},
 	} {
@@ -414,7 +416,7 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 	})
 }
 
-func TestCompletionNamesWhatTheClusterHas(t *testing.T) {
+func TestCompletionListsObjectsOfTheCluster(t *testing.T) {
 	t.Parallel()
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -440,7 +442,7 @@ func TestCompletionNamesWhatTheClusterHas(t *testing.T) {
 	newProgram(t, kubeconfigOf(t, cp, ns)).want(good, []string{":0"}, "__complete", "credspec", "check", "")
 }
 
-func TestTheProgramIsCalledAsTheUserCallsIt(t *testing.T) {
+func TestHelpUsesTheCommandThatTheUserTyped(t *testing.T) {
 	t.Parallel()
 	labtest.Require(t)
 	p := newProgram(t, "")

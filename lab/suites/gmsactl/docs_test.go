@@ -12,8 +12,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// script runs shell lines as a user would, in the program's directory. DNS is the domain's, which a mount namespace of
-// its own makes the machine's.
+// script runs shell lines in the program's directory. In a separate mount namespace, the domain's DNS server is the
+// machine's.
 func (p *program) script(ad *domain, lines string) result {
 	p.t.Helper()
 	kubectl, err := tools.Path(p.t.Context(), tools.Kubectl, os.Stderr)
@@ -45,7 +45,7 @@ func (p *program) script(ad *domain, lines string) result {
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// The page's commands share names with each other, so they have a control plane of their own.
+// The page's commands use fixed names, so the test has a separate control plane.
 func TestTheDocsWordForWord(t *testing.T) {
 	t.Parallel()
 	_, ad := lab(t)
@@ -63,7 +63,7 @@ func TestTheDocsWordForWord(t *testing.T) {
 	if r.code != good {
 		t.Fatal(r)
 	}
-	// What the page shows of output is what there was.
+	// The output on the page is the real output.
 	for _, block := range []string{"Secret gmsa-system/web-creds created: ", "Secret gmsa-system/web-creds unchanged: ",
 		"GMSACredentialSpec web01 created: "} {
 		for line := range strings.Lines(string(page)) {
@@ -86,7 +86,7 @@ func TestTheExamplesOfHelpRunAsPrinted(t *testing.T) {
 	release(t, cp, "gmsa-system", "web", "web-creds")
 	p := newProgram(t, cp.Kubeconfig)
 	p.file("password.txt", ad.Password)
-	// The order in which one example makes what the next one needs; those that ask on a terminal are typed elsewhere.
+	// In this order, one example creates what the next one requires. Other tests run the examples with a prompt.
 	var lines []string
 	for _, command := range []string{"account create", "account rotate", "credspec create", "credspec check"} {
 		help := p.want(good, nil, append(strings.Fields(command), "--help")...).stdout
@@ -111,7 +111,7 @@ func TestTheExamplesOfHelpRunAsPrinted(t *testing.T) {
 	}
 }
 
-// Credential specs are made in less than half a second.
+// credspec create takes less than half a second.
 func TestCreateIsQuick(t *testing.T) {
 	cp, ad := lab(t)
 	ns := namespace(t, cp)
@@ -123,7 +123,7 @@ func TestCreateIsQuick(t *testing.T) {
 		"without a cluster": args("credspec create --gmsa", ad.GMSA, "--account a/b --domain", ad.DNSName, "--username",
 			ad.Reader, "--password-file pw", ad.flags()),
 	} {
-		// The best of five: others use the machine too.
+		// The best of five, because other tests run at the same time.
 		best := p.took(line)
 		for range 4 {
 			best = min(best, p.took(line))
@@ -135,7 +135,7 @@ func TestCreateIsQuick(t *testing.T) {
 	}
 }
 
-// between is what stands between two marks of a text.
+// between returns the text between two marks.
 func between(text, from, to string) string {
 	_, text, _ = strings.Cut(text, from)
 	text, _, _ = strings.Cut(text, to)

@@ -27,7 +27,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-// diagnosis is what doctor -o json prints, as docs/gmsactl.md says.
+// diagnosis is the output of doctor -o json, as docs/gmsactl.md describes it.
 type diagnosis struct {
 	Findings []finding `json:"findings"`
 	Skipped  []unseen  `json:"skipped"`
@@ -96,7 +96,7 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	const mutating, validating = "mutatingwebhookconfigurations " + cluster.Webhook,
 		"validatingwebhookconfigurations " + cluster.Webhook
 
-	// Another one beside it, which looks like SIG-Windows' and is asked about nothing.
+	// A second webhook with the name of SIG Windows' webhook. It matches no namespace.
 	sideEffects, path := admissionv1.SideEffectClassNone, "https://127.0.0.1:1/mutate"
 	configurations := c.ControlPlane.Client().AdmissionregistrationV1().MutatingWebhookConfigurations()
 	_, err := configurations.Create(t.Context(), &admissionv1.MutatingWebhookConfiguration{
@@ -113,8 +113,8 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	find("webhook-twice", "cluster")
 	must(t, configurations.Delete(t.Context(), "gmsa-webhook", metav1.DeleteOptions{}))
 
-	// Its CA bundle is overwritten with somebody else's CA. The webhook mends that within seconds, so it is done again
-	// and again.
+	// The test overwrites the CA bundle with another CA. The webhook repairs it within seconds, so the test repeats
+	// this.
 	stranger, err := mtls.IssueServer("stranger", "x", time.Now(), 1000*time.Hour)
 	must(t, err)
 	patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":%q}]`,
@@ -145,7 +145,7 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 			nodesNamespace, "--replicas", replicas)
 		must(t, err)
 	}
-	// The third pod has nowhere to go.
+	// The third pod fits on no node.
 	_, err = c.Run(t.Context(), tools.Kubectl, "cordon", "linux-1")
 	must(t, err)
 	scale("3")
@@ -157,14 +157,14 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 	find("webhook-down", validating)
 }
 
-func TestDoctorNamesWhatIsBroken(t *testing.T) {
+func TestDoctorFindsFaults(t *testing.T) {
 	c, ad := nodes(t)
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
 	client, shop := c.ControlPlane.Client(), namespace(t, c.ControlPlane)
 
-	// No webhook, no Secret, an account that nobody serves; a pod that names a credential spec that its ServiceAccount
-	// may not use, and one that is on a node without a provider.
+	// There is no webhook and no Secret. One pod's ServiceAccount does not have the use permission. Another pod is on a
+	// node without a provider.
 	must(t, client.CoreV1().Secrets(nodesNamespace).Delete(t.Context(), nodesSecret, metav1.DeleteOptions{}))
 	defer func() { must(t, putReader(context.Background(), c, ad.Reader, ad.Password)) }()
 	name := "web01"
@@ -173,7 +173,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		SecurityContext: &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}},
 		Containers:      []corev1.Container{{Name: "app", Image: c.AppImage()}},
 	}}
-	// The policies of a webhook that was uninstalled just now hold for a moment.
+	// After an uninstallation, the policies remain active for a moment.
 	must(t, cluster.Eventually(t.Context(), 20*time.Second, func() error {
 		_, err := client.CoreV1().Pods(shop).Create(t.Context(), pod, metav1.CreateOptions{})
 		return err
@@ -184,7 +184,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 			"--grace-period=1")
 		must(t, err)
 	}()
-	// The plugin waits 10 s for a provider before it says that there is none.
+	// The plugin waits 10 s for a provider before it reports an error.
 	_, err := c.WaitForStartFailure(t.Context(), shop, "refused", "endpoint-absent", time.Minute)
 	must(t, err)
 
@@ -206,7 +206,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		t.Errorf("the first finding is %+v", d.Findings[0])
 	}
 
-	// The remedy for the right works as it is printed.
+	// The command that grants the permission works as printed.
 	i := slices.IndexFunc(d.Findings, func(f finding) bool { return f.Code == "use-forbidden" })
 	for _, line := range d.Findings[i].Commands {
 		cmd, err := c.Shell(t.Context(), line)
@@ -220,7 +220,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		must(t, err)
 	}()
 
-	// One pod: what is its own, and nothing of others.
+	// For one pod, doctor reports only the findings of this pod.
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "pod", "refused", "-n", shop, "-o", "json"))
 	if !d.has("endpoint-absent", "pod "+shop+"/refused") || !d.has("node-outside-selector", "pod "+shop+"/refused") ||
 		!d.has("secret-not-found", "Secret gmsa-system/web-creds") {
@@ -231,7 +231,7 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 		!d.has("credential-spec-not-copied", "pod "+shop+"/uncopied") {
 		t.Errorf("%+v", d)
 	}
-	// A node, from within: its provider answers, and has no Secret.
+	// On the node, the provider answers but has no Secret.
 	d = decode[diagnosis](t, p.want(wrong, nil, "doctor", "node", "win-1", "-o", "json"))
 	if !d.has("secret-not-found", "node win-1") || !d.has("node-ports", "node win-1") ||
 		d.has("node-outside-selector", "pod "+shop+"/refused") {
@@ -241,8 +241,8 @@ func TestDoctorNamesWhatIsBroken(t *testing.T) {
 	p.want(usage, nil, "doctor", "pod")
 }
 
-// Whoever may read hardly anything is told what that kept from being looked at, and gets the rest.
-func TestDoctorByAUserWithHardlyAnyRights(t *testing.T) {
+// A user with few permissions gets the missing permissions and the results of all other checks.
+func TestDoctorWithFewPermissions(t *testing.T) {
 	c, ad := nodes(t)
 	web01(t, newProgram(t, c.ControlPlane.Kubeconfig), ad)
 	p := newProgram(t, kubeconfigOf(t, c.ControlPlane, nodesNamespace))
@@ -258,7 +258,7 @@ func TestDoctorByAUserWithHardlyAnyRights(t *testing.T) {
 		}
 	}
 
-	// With rights in one namespace, what is wrong there is found.
+	// With permissions in one namespace, doctor finds the faults there.
 	must(t, c.ControlPlane.Client().CoreV1().Secrets(nodesNamespace).Delete(t.Context(), nodesSecret,
 		metav1.DeleteOptions{}))
 	defer func() { must(t, putReader(context.Background(), c, ad.Reader, ad.Password)) }()
@@ -272,8 +272,8 @@ func TestDoctorByAUserWithHardlyAnyRights(t *testing.T) {
 	}
 }
 
-// The password of the account, and whatever a user's pod holds, is in no file of a bundle.
-func TestABundleOfACluster(t *testing.T) {
+// No file of a bundle contains the account's password or data of users' pods.
+func TestABundleOfAClusterContainsNoSecret(t *testing.T) {
 	c, ad := nodes(t)
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)

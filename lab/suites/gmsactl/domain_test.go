@@ -7,11 +7,11 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/ad"
 )
 
-// domain is a domain and what the tests need beside its fixtures.
+// domain is a domain with additional objects for the tests.
 type domain struct {
 	*ad.Domain
 	Reader, Password string // the impersonation account
-	Unreadable       string // a gMSA that Reader may not read
+	Unreadable       string // a gMSA whose password Reader cannot read
 }
 
 func startDomain(ctx context.Context, dir string) (*domain, error) {
@@ -27,7 +27,7 @@ func startDomain(ctx context.Context, dir string) (*domain, error) {
 	return &domain{d, d.Reader.Username, string(d.Reader.Password.Reveal()), unreadable}, nil
 }
 
-// addReader makes a user that may read the password of the domain's gMSA.
+// addReader creates a user that can read the password of the domain's gMSA.
 func (d *domain) addReader(ctx context.Context, name, password string) error {
 	return d.AddUser(ctx, name, credential.NewPassword([]byte(password)), ad.Group)
 }

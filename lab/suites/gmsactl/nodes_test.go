@@ -24,12 +24,12 @@ var (
 	nodesOnce sync.Once
 	nodesErr  error
 	nodesLab  *cluster.Cluster
-	nodesAD   *domain    // its own: the nodes ask its DNS server
-	nodesTurn sync.Mutex // what one test breaks, another must not see
+	nodesAD   *domain    // a separate domain, because the nodes use its DNS server
+	nodesTurn sync.Mutex // only one test at a time can break the cluster
 )
 
-// nodes is a cluster with both charts on it: the installer on win-1 and win-2, a provider of the account gmsa-reader on
-// win-1 alone, and the credential spec web01. Tests take turns on it.
+// nodes returns a cluster with both charts: the installer on win-1 and win-2, a provider of the account gmsa-reader
+// only on win-1, and the credential spec web01. One test at a time uses it.
 func nodes(t *testing.T) (*cluster.Cluster, *domain) {
 	t.Helper()
 	labtest.Require(t)

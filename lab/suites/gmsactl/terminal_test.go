@@ -14,13 +14,13 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// typedResult is a run on a terminal: stdout is everything that the terminal showed.
+// typedResult is the result of a run on a terminal. stdout is the content of the terminal.
 type typedResult struct {
 	result
 	echo bool // the terminal echoes what is typed, after the end
 }
 
-// type_ runs the program on a terminal of its own and types: after each prompt, the answer that follows it.
+// type_ runs the program on a separate terminal. dialogue contains prompts, each followed by the answer to type.
 func (p *program) type_(line []string, dialogue ...string) typedResult {
 	p.t.Helper()
 	master, terminal := labtest.Terminal(p.t)
@@ -49,7 +49,7 @@ func (p *program) type_(line []string, dialogue ...string) typedResult {
 	deadline := time.After(time.Minute)
 	for {
 		if len(dialogue) > 1 && strings.Contains(since.String(), dialogue[0]) {
-			// The prompt comes just before the echo is turned off; what is typed in between would be shown.
+			// The program prints the prompt before it disables the echo. The terminal would show an answer in between.
 			p.untilHidden(terminal, strings.HasPrefix(dialogue[0], "Password") ||
 				strings.HasPrefix(dialogue[0], "Confirm"))
 			answer := dialogue[1]

@@ -19,7 +19,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-// verified is what verify -o json prints, as docs/gmsactl.md says.
+// verified is the output of verify -o json, as docs/gmsactl.md describes it.
 type verified struct {
 	Steps []step `json:"steps"`
 	Nodes []struct {
@@ -65,7 +65,7 @@ func putReader(ctx context.Context, c *cluster.Cluster, username, password strin
 		})
 }
 
-// web01 applies the credential spec of the release, and leaves it as a file, too.
+// web01 applies the credential spec of the release. It also writes it to a file.
 func web01(t *testing.T, p *program, ad *domain) string {
 	t.Helper()
 	r := p.want(good, nil, args("credspec create --gmsa", ad.GMSA, "--account", nodesNamespace+"/web", ad.flags())...)
@@ -77,7 +77,7 @@ func web01(t *testing.T, p *program, ad *domain) string {
 	return r.stdout
 }
 
-func TestVerifyOfAWayThatHolds(t *testing.T) {
+func TestVerifyPassesOnAHealthyCluster(t *testing.T) {
 	c, ad := nodes(t)
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
@@ -86,8 +86,7 @@ func TestVerifyOfAWayThatHolds(t *testing.T) {
 		"All checks passed"}, args("verify web01", ad.flags())...)
 	t.Logf("verify took %v\n%s", time.Since(begin), r.stdout)
 
-	// Measured without the process's own start, on whatever machine this is; the aim is 1 s, a busy machine may take
-	// longer.
+	// The duration excludes the start of the process. The goal is 1 s.
 	var best float64
 	for range 5 {
 		v := decode[verified](t, p.want(good, nil, args("verify web01 -o json", ad.flags())...))
@@ -104,8 +103,8 @@ func TestVerifyOfAWayThatHolds(t *testing.T) {
 	}
 }
 
-// Each link is broken in turn. It alone is failed, all before it holds, and all that depends on it is not reached.
-func TestVerifyNamesTheFirstBrokenLink(t *testing.T) {
+// The test makes each check fail in turn. The checks before it pass, and the checks that depend on it do not run.
+func TestVerifyReportsTheFirstFailedCheck(t *testing.T) {
 	c, ad := nodes(t)
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	spec := web01(t, p, ad)
@@ -187,8 +186,8 @@ func TestVerifyNamesTheFirstBrokenLink(t *testing.T) {
 	}
 }
 
-// A domain controller that cannot be reached from here says nothing about the nodes.
-func TestVerifyWhereTheDomainIsOutOfReach(t *testing.T) {
+// An unreachable domain controller is not a fault: the nodes can still reach it.
+func TestVerifySkipsChecksOfAnUnreachableDomain(t *testing.T) {
 	c, ad := nodes(t)
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
 	web01(t, p, ad)
@@ -205,8 +204,8 @@ func TestVerifyWhereTheDomainIsOutOfReach(t *testing.T) {
 	}
 }
 
-// Somebody who may read nothing still learns what can be learned with an account of his own.
-func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
+// A user without permissions in the cluster can run the checks in Active Directory with another account.
+func TestVerifyWithFewPermissions(t *testing.T) {
 	c, ad := nodes(t)
 	admin := newProgram(t, c.ControlPlane.Kubeconfig)
 	spec := web01(t, admin, ad)
@@ -232,7 +231,7 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 		t.Errorf("with an account that was given: %+v", s)
 	}
 
-	// A right more, and one thing more is looked at.
+	// With one more permission, one more check runs.
 	p = newProgram(t, kubeconfigOf(t, c.ControlPlane, nodesNamespace,
 		rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"daemonsets"}, Verbs: []string{"list"}}))
 	p.file("web01.yaml", spec)
@@ -242,7 +241,7 @@ func TestVerifyByAUserWithHardlyAnyRights(t *testing.T) {
 	}
 }
 
-// With an account that was given, a file leads to a ticket without any cluster.
+// With --username, verify checks a file up to a ticket without a cluster.
 func TestVerifyOfAFileWithoutACluster(t *testing.T) {
 	t.Parallel()
 	_, ad := lab(t)
@@ -264,7 +263,7 @@ func TestVerifyOfAFileWithoutACluster(t *testing.T) {
 		t.Error("the password is printed")
 	}
 
-	// A credential spec of another domain does not lead the account there.
+	// A credential spec of another domain does not change where the password goes.
 	p.file("evil.yaml", strings.ReplaceAll(spec, ad.DNSName, "evil.example.org"))
 	v = decode[verified](t, p.want(wrong, nil, args("verify ./evil.yaml -o json", account)...))
 	if s := named(t, v.Steps, "AD bind"); s.State != "ok" || !strings.Contains(s.Detail, ad.DC) {
@@ -321,7 +320,7 @@ func TestVerifyOnANode(t *testing.T) {
 		t.Errorf("%+v", b)
 	}
 
-	// A domain that the node's DNS server does not know. The clock was read all the same.
+	// The node's DNS server does not have the domain. The check of the clock still runs.
 	p.file("nowhere.yaml", strings.ReplaceAll(spec, "DnsName: corp.example.com", "DnsName: nowhere.example.org"))
 	elsewhere := decode[verified](t, p.run(args("verify ./nowhere.yaml -o json --node win-1", ad.flags())...))
 	if b := broken(elsewhere.Nodes[0].Steps); b.Cause != "node-dns" ||
@@ -334,15 +333,15 @@ func TestVerifyOnANode(t *testing.T) {
 		}
 	}
 
-	// Everything of all nodes: the one that the release leaves out is as it should be.
+	// With --all-nodes, a node that the release does not select is not a fault.
 	v := decode[verified](t, p.run(args("verify web01 -o json --all-nodes", ad.flags())...))
 	if len(v.Nodes) != 2 || broken(v.Nodes[1].Steps).Name != "" ||
 		named(t, v.Nodes[1].Steps, "node selected").State != "notRun" {
 		t.Errorf("%+v", v.Nodes)
 	}
 
-	// The plugin's registration goes away. The installer heals that within seconds, so it is taken away again and again
-	// until verify has seen it.
+	// The test deletes the plugin's registration. The installer repairs it within seconds, so the test repeats this
+	// until verify reports it.
 	loses, stopLosing := context.WithCancel(t.Context())
 	defer stopLosing()
 	lost := make(chan struct{})
@@ -377,7 +376,7 @@ func TestVerifyOnANode(t *testing.T) {
 	t.Logf("verify says that it is healed after %v", time.Since(heals))
 }
 
-// A taint that the provider does not tolerate takes its pod away; the installer stays and tells.
+// A taint that the provider does not tolerate evicts its pod. The installer's pod remains and runs the checks.
 func TestVerifyOfANodeWithoutItsProvider(t *testing.T) {
 	c, ad := nodes(t)
 	p := newProgram(t, c.ControlPlane.Kubeconfig)
@@ -410,7 +409,7 @@ func TestVerifyOfANodeWithoutItsProvider(t *testing.T) {
 	}
 }
 
-// What a node tells of a domain that it reaches, asked as verify asks it, but of the domain's own DNS server.
+// check-domain on a node, with the same arguments as verify and the domain's DNS server.
 func TestCheckDomainOnAWindowsNode(t *testing.T) {
 	c, ad := nodes(t)
 	pod, err := c.Pod(t.Context(), nodesNamespace, "plugin", "win-1")
