@@ -210,7 +210,7 @@ func TestInterfaceMatchesGoldenFile(t *testing.T) {
 		fmt.Fprintln(&causes, "cause", c.Name, exitCode(&directory.Error{Cause: c}))
 	}
 	apitest.Compare(t, apitest.Commands(newRoot(g)),
-		fmt.Sprintf("exit codes: ok %d, fault %d, usage %d, incomplete %d\n", exitOK, exitFault, exitUsage, exitIncomplete),
+		fmt.Sprintln("exit codes: ok", exitOK, "fault", exitFault, "usage", exitUsage, "incomplete", exitIncomplete),
 		apitest.Fields(accountResult{}), apitest.Fields(applyResult{}), apitest.Fields(checkResult{}),
 		apitest.Fields(versionResult{}), causes.String())
 }

@@ -105,7 +105,7 @@ Exit codes:
   0  all checks passed
   1  a check failed
   2  usage error
-  3  no check failed, but some were skipped: the cluster or a domain controller is unreachable, or a permission is missing`,
+  3  no check failed, but some were skipped: a server is unreachable or a permission is missing`,
 		Version:           version.String(),
 		Annotations:       map[string]string{cobra.CommandDisplayNameAnnotation: g.program},
 		SilenceUsage:      true,
@@ -337,7 +337,9 @@ func newVersion(g *globals) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := versionResult{version.String(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			return g.print(v, func(w io.Writer) { fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
+			return g.print(v, func(w io.Writer) {
+				fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go, v.Platform)
+			})
 		},
 	}
 }

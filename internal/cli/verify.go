@@ -39,7 +39,7 @@ cluster.
 
 With --node, the command also runs programs in the charts' pods on that node, like kubectl exec. They check the
 plugin's registration, the provider, the domain controllers and ports (53, 88, 389, 636, 9389) that the node can
-reach, and the node's clock. --all-nodes checks all Windows nodes that the release selects.`,
+reach, and the node's clock. --all-nodes checks all Windows nodes.`,
 		Example: g.examples(`
   gmsactl verify web01
   gmsactl verify web01 --node win-1

@@ -344,7 +344,8 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 			"", "", "", nil},
 		"image pull error": {func(o *Objects) {
 			stuckWith("")(o)
-			o.GMSAPods[0].Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such host"}
+			waiting := &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such host"}
+			o.GMSAPods[0].Status.ContainerStatuses[0].State.Waiting = waiting
 		}, "", "", "", nil},
 		"unschedulable": {func(o *Objects) {
 			o.GMSAPods[0].Spec.NodeName = ""
