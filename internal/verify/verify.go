@@ -349,7 +349,7 @@ func (v *verify) checkDirectory(ctx context.Context) {
 		}
 		detail := "valid"
 		if password.Query > 0 {
-			detail += fmt.Sprintf(", changes in %s", password.Query.Round(time.Minute))
+			detail += fmt.Sprintf("; next change in %s", password.Query.Round(time.Minute))
 		}
 		return ok(detail)
 	})
