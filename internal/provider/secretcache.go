@@ -193,7 +193,7 @@ func (s *secretCache) logWarnings(warnings []string) {
 }
 
 // state is the content of a health check: no secret, and nothing that needs a request to the API server.
-func (s *secretCache) state() (copyAge time.Duration, have bool, problem *credential.Problem) {
+func (s *secretCache) state() (cacheAge time.Duration, have bool, problem *credential.Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

@@ -400,8 +400,8 @@ func (c *nodeCheck) health(ctx context.Context) Step {
 	switch {
 	case s != nil:
 		return *s
-	case h.Problem != "" && h.CopyAgeSeconds != nil:
-		return warning(h.Problem, fmt.Sprintf("it uses credentials that are %.0f s old: %s", *h.CopyAgeSeconds,
+	case h.Problem != "" && h.CacheAgeSeconds != nil:
+		return warning(h.Problem, fmt.Sprintf("it uses credentials that are %.0f s old: %s", *h.CacheAgeSeconds,
 			h.Detail), remedy)
 	case h.Problem != "":
 		return failed(h.Problem, h.Detail, remedy)

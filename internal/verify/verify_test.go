@@ -190,7 +190,7 @@ func TestInconclusiveCausesSkipACheck(t *testing.T) {
 		directory.CertificateNotTrusted: Skipped,
 		directory.ClockSkew:             Skipped,
 		directory.WrongPassword:         Failed,
-		directory.NoRightToRead:         Failed,
+		directory.NoReadPermission:      Failed,
 		directory.GMSADisabled:          Failed,
 		directory.DNSNotFound:           Skipped,
 		directory.WrongDomain:           Skipped,
