@@ -9,29 +9,29 @@ import (
 	"net/http"
 )
 
-// maxAnswer bounds what is read of an answer, in bytes: the pods of some thousand nodes.
+// maxAnswer limits a response in bytes. The pods of some thousand nodes fit.
 const maxAnswer = 64 << 20
 
-// StatusError is a refusal of the API server: a metav1.Status that is no success.
+// StatusError is an error response of the API server: a metav1.Status.
 type StatusError struct {
-	Code    int    `json:"code"`    // of HTTP
+	Code    int    `json:"code"`    // HTTP status
 	Reason  string `json:"reason"`  // NotFound, Conflict, Forbidden ...
-	Message string `json:"message"` // for people
+	Message string `json:"message"` // for the user
 	Details struct {
 		Name string `json:"name"`
-		Kind string `json:"kind"` // the resource that it is about: "secrets"
+		Kind string `json:"kind"` // the resource, such as "secrets"
 	} `json:"details"`
 }
 
-// Error tells what the API server said.
+// Error contains the HTTP status and the API server's message.
 func (e *StatusError) Error() string {
 	if e.Message == "" {
-		return fmt.Sprintf("API server: status %d, no reason given", e.Code)
+		return fmt.Sprintf("API server: status %d without a message", e.Code)
 	}
 	return fmt.Sprintf("API server: status %d: %s", e.Code, e.Message)
 }
 
-// Code is the HTTP status of an error that the API server answered, and 0 of any other.
+// Code returns the HTTP status of a StatusError, and 0 for any other error.
 func Code(err error) int {
 	var status *StatusError
 	if errors.As(err, &status) {
@@ -40,18 +40,17 @@ func Code(err error) int {
 	return 0
 }
 
-// JSONPatch is a list of operations as in RFC 6902. As the body of Call it is sent as that.
+// JSONPatch is a list of operations (RFC 6902). Call sends it with its content type.
 type JSONPatch []JSONPatchOperation
 
-// JSONPatchOperation is one operation.
 type JSONPatchOperation struct {
 	Op    string `json:"op"`
 	Path  string `json:"path"`
 	Value any    `json:"value,omitempty"`
 }
 
-// Call makes one request. A body that is not nil is sent as JSON. The answer is decoded into into, unless that is nil. A
-// refusal is a *StatusError.
+// Call makes one request. It sends body as JSON unless it is nil, and decodes the response into into unless that is nil. An
+// error response is a *StatusError.
 func (c *Client) Call(ctx context.Context, method, url string, body, into any) error {
 	var data []byte
 	contentType := ""
@@ -71,13 +70,13 @@ func (c *Client) Call(ctx context.Context, method, url string, body, into any) e
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	defer clear(answer) // a Secret may be in it
+	defer clear(answer) // it can contain a Secret
 	if err != nil {
 		return fmt.Errorf("API server: %w", err)
 	}
 	if resp.StatusCode/100 != 2 {
 		status := &StatusError{}
-		_ = json.Unmarshal(answer, status) // what is no Status is told by the code
+		_ = json.Unmarshal(answer, status) // without a Status the code is enough
 		status.Code = resp.StatusCode
 		return status
 	}
@@ -90,5 +89,5 @@ func (c *Client) Call(ctx context.Context, method, url string, body, into any) e
 	return nil
 }
 
-// IsNotFound tells whether the API server said that there is no such object.
+// IsNotFound reports whether err is a StatusError with status 404.
 func IsNotFound(err error) bool { return Code(err) == http.StatusNotFound }

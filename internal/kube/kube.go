@@ -1,5 +1,5 @@
-// Package kube is what a pod knows of the Kubernetes API: where the API server is, as whom to ask it, and one way to ask. It
-// is no client library: the product's pods make a handful of different requests, and each of them can be read here and there.
+// Package kube makes requests to the API server from inside a pod, as the pod's ServiceAccount. It is not a general client
+// library: the product's pods make only a few kinds of requests.
 package kube
 
 import (
@@ -18,21 +18,21 @@ import (
 	"time"
 )
 
-// serviceAccountDir is where a pod finds its ServiceAccount's token and the API server's CA.
+// serviceAccountDir contains the token of the pod's ServiceAccount and the API server's CA.
 const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// Server tells how to reach the API server and as whom.
+// Server is the address of the API server and the credentials for it.
 type Server struct {
 	URL       string // https://host:port
-	TokenFile string // read again for every request: the kubelet renews it
-	CAFile    string // PEM; read again likewise
+	TokenFile string // read for every request, because the kubelet renews it
+	CAFile    string // PEM; also read for every request
 }
 
-// InCluster is the configuration that Kubernetes gives every pod.
+// InCluster returns the configuration that Kubernetes gives every pod.
 func InCluster(getenv func(string) string) (Server, error) {
 	host, port := getenv("KUBERNETES_SERVICE_HOST"), getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
-		return Server{}, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this is not a pod")
+		return Server{}, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: not running in a pod")
 	}
 	token := MountedFile(getenv, serviceAccountDir+"/token")
 	return Server{
@@ -42,9 +42,9 @@ func InCluster(getenv func(string) string) (Server, error) {
 	}, nil
 }
 
-// MountedFile is the path at which the container finds a file that the pod mounts at path. Under containerd 1.6 a
-// HostProcess container finds its volumes below %CONTAINER_SANDBOX_MOUNT_POINT% (KEP-1981). What is there comes first: the
-// same path without the prefix is then the host's own disk, where somebody else could have put a file.
+// MountedFile returns the path in the container of a file that the pod mounts at path. With containerd 1.6, a HostProcess
+// container has its volumes below %CONTAINER_SANDBOX_MOUNT_POINT% (KEP-1981). A file there has precedence: without the
+// prefix, the path is on the host's disk, where another user could have created the file.
 func MountedFile(getenv func(string) string, path string) string {
 	path = filepath.FromSlash(path)
 	if sandbox := getenv("CONTAINER_SANDBOX_MOUNT_POINT"); sandbox != "" {
@@ -56,20 +56,21 @@ func MountedFile(getenv func(string) string, path string) string {
 	return path
 }
 
-// Client asks one API server.
+// Client makes requests to one API server.
 type Client struct {
 	server Server
 	base   *url.URL
 	agent  string
 
 	mu     sync.Mutex
-	ca     []byte // what client was made for
+	ca     []byte // the CA that client trusts
 	client *http.Client
 
 	idle int
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: net.Dialer.DialContext
 }
 
-// NewClient returns a client that calls itself agent. It does not connect.
+// NewClient returns a client with the user agent agent. It does not connect.
 func NewClient(server Server, agent string) (*Client, error) {
 	base, err := url.Parse(server.URL)
 	if err != nil || base.Scheme != "https" || base.Host == "" {
@@ -78,10 +79,15 @@ func NewClient(server Server, agent string) (*Client, error) {
 	return &Client{server: server, base: base, agent: agent, idle: 1}, nil
 }
 
-// KeepIdle says how many connections stay open between requests; without it, one. It is called before the first request.
+// KeepIdle sets the number of idle connections, by default one. Call it before the first request.
 func (c *Client) KeepIdle(connections int) { c.idle = connections }
 
-// URL is the address of the resource with these path elements, which are escaped.
+// DialWith replaces net.Dialer.DialContext. Call it before the first request.
+func (c *Client) DialWith(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
+	c.dial = dial
+}
+
+// URL returns the URL with these path elements, which it escapes.
 func (c *Client) URL(query url.Values, elements ...string) string {
 	u := c.base
 	for _, e := range elements {
@@ -92,7 +98,7 @@ func (c *Client) URL(query url.Values, elements ...string) string {
 	return withQuery.String()
 }
 
-// Do makes one request without a body, with the token and the CA as they are now. The caller closes the answer's body.
+// Do makes one request without a body, with the current token and CA. The caller closes the response body.
 func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, error) {
 	return c.send(ctx, method, url, nil, "")
 }
@@ -123,7 +129,7 @@ func (c *Client) send(ctx context.Context, method, url string, body []byte, cont
 	return resp, nil
 }
 
-// clientForCA returns a client that trusts what the CA file holds now.
+// clientForCA returns a client that trusts the current CA file.
 func (c *Client) clientForCA() (*http.Client, error) {
 	ca, err := os.ReadFile(c.server.CAFile)
 	if err != nil {
@@ -136,19 +142,20 @@ func (c *Client) clientForCA() (*http.Client, error) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("API server's CA: %s holds no certificate", c.server.CAFile)
+		return nil, fmt.Errorf("API server's CA: %s contains no certificate", c.server.CAFile)
 	}
 	if c.client != nil {
 		c.client.CloseIdleConnections()
 	}
 	c.ca = ca
 	c.client = &http.Client{
-		// No proxy from the environment, and no redirect: the token goes to the API server and nowhere else.
+		// No proxy from the environment and no redirects: the token goes only to the API server.
 		Transport: &http.Transport{
 			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 			MaxIdleConns:        c.idle,
 			MaxIdleConnsPerHost: c.idle,
 			IdleConnTimeout:     30 * time.Second,
+			DialContext:         c.dial,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

@@ -8,10 +8,14 @@ import (
 	"testing"
 )
 
-// Under containerd 1.6 a token in the container comes before one on the host's own disk, which somebody may have planted.
+// Attack: a user creates a token on the host's disk. With containerd 1.6 the token in the container has precedence.
 func TestInClusterPrefersTheSandboxMountPoint(t *testing.T) {
 	sandbox := t.TempDir()
-	env := map[string]string{"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443", "CONTAINER_SANDBOX_MOUNT_POINT": sandbox}
+	env := map[string]string{
+		"KUBERNETES_SERVICE_HOST":       "fd00::1",
+		"KUBERNETES_SERVICE_PORT":       "6443",
+		"CONTAINER_SANDBOX_MOUNT_POINT": sandbox,
+	}
 	getenv := func(k string) string { return env[k] }
 	server, err := InCluster(getenv)
 	if err != nil {
@@ -27,16 +31,17 @@ func TestInClusterPrefersTheSandboxMountPoint(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "token"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if server, _ = InCluster(getenv); server.TokenFile != filepath.Join(dir, "token") || server.CAFile != filepath.Join(dir, "ca.crt") {
+	server, _ = InCluster(getenv)
+	if server.TokenFile != filepath.Join(dir, "token") || server.CAFile != filepath.Join(dir, "ca.crt") {
 		t.Errorf("containerd 1.6: %+v", server)
 	}
 	delete(env, "KUBERNETES_SERVICE_HOST")
-	if _, err := InCluster(getenv); err == nil || !strings.Contains(err.Error(), "not a pod") {
+	if _, err := InCluster(getenv); err == nil || !strings.Contains(err.Error(), "not running in a pod") {
 		t.Errorf("outside a pod: %v", err)
 	}
 }
 
-func TestAnElementOfAURLCannotLeadElsewhere(t *testing.T) {
+func TestURLEscapesItsElements(t *testing.T) {
 	c, err := NewClient(Server{URL: "https://127.0.0.1:6443"}, "test")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +52,7 @@ func TestAnElementOfAURLCannotLeadElsewhere(t *testing.T) {
 	}
 	for _, bad := range []string{"http://127.0.0.1", "127.0.0.1:6443", "https://", ""} {
 		if _, err := NewClient(Server{URL: bad}, "test"); err == nil {
-			t.Errorf("%q was taken for an API server", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 }
