@@ -1,5 +1,5 @@
-// Command uninstall-hook is what the charts' uninstall hooks run: it ends a DaemonSet's pods, and waits until another's
-// have cleaned every node.
+// Command uninstall-hook runs in the charts' uninstall hooks. It stops one DaemonSet, and waits until another one has cleaned up
+// all nodes.
 package main
 
 import (
@@ -30,14 +30,14 @@ func main() {
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "uninstall-hook",
-		Short: "Takes a release off the nodes before Helm deletes it",
+		Short: "Clean up nodes before Helm deletes a release",
 		Long: `uninstall-hook runs in the uninstall hooks of the charts rancher-gmsa-plugin-installer and rancher-gmsa-account-provider.
 
-helm uninstall first runs "stop", which ends the pods that keep the release installed on the nodes. Then a DaemonSet of the
-chart cleans every Windows node, and "wait" waits for it. A node that does not follow in time makes "wait", and with it
-helm uninstall, fail with that node's name; the release stays, so that helm uninstall can be run again.
+helm uninstall first runs "stop", which stops the pods that keep the release installed on the nodes. Then a DaemonSet of the
+chart cleans up all Windows nodes, and "wait" waits for it. If a node is not clean in time, "wait" fails with the node's
+name, and helm uninstall fails too. Helm keeps the release, so that you can run helm uninstall again.
 
-Both ask the API server as the pod's ServiceAccount.`,
+Both commands call the API server as the pod's ServiceAccount.`,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -54,8 +54,8 @@ func stop() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "stop",
 		Short: "Delete a DaemonSet and wait until its pods are gone",
-		Long: `Deletes a DaemonSet and waits until its pods are gone. Nodes that do not end theirs in time, because they are down or cut
-off, are named and do not make it fail: "wait" will not pass them over.`,
+		Long: `Deletes a DaemonSet and waits until its pods are gone. Pods on a node that is down or disconnected are reported, but do
+not make this command fail. "wait" fails for such a node.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, err := watcher(cmd)
@@ -68,7 +68,7 @@ off, are named and do not make it fail: "wait" will not pass them over.`,
 	c.Flags().StringVar(&ds.Namespace, "namespace", "", "namespace of the DaemonSet (required)")
 	c.Flags().StringVar(&ds.Name, "daemonset", "", "name of the DaemonSet (required)")
 	c.Flags().StringVar(&ds.Selector, "selector", "", "label selector of its pods (required)")
-	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait for the pods' end")
+	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "time limit for the pods to stop")
 	required(c, "namespace", "daemonset", "selector")
 	return c
 }
@@ -80,9 +80,9 @@ func wait() *cobra.Command {
 	)
 	c := &cobra.Command{
 		Use:   "wait",
-		Short: "Wait until the pods of a cleaning DaemonSet are ready on every node",
-		Long: `Waits until the pods of a DaemonSet that cleans nodes are ready on every node it is meant for, and no pod of the DaemonSet
-that "stop" deleted is left. Fails when that is not so in time, and names the nodes.`,
+		Short: "Wait until a DaemonSet has cleaned up all nodes",
+		Long: `Waits until the pods of the DaemonSet that cleans up are ready on all its nodes, and no pod of the DaemonSet that "stop"
+deleted is left. At the time limit it fails and lists the nodes that are not clean.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, err := watcher(cmd)
@@ -94,16 +94,16 @@ that "stop" deleted is left. Fails when that is not so in time, and names the no
 		},
 	}
 	c.Flags().StringVar(&cleaner.Namespace, "namespace", "", "namespace of both DaemonSets (required)")
-	c.Flags().StringVar(&cleaner.Name, "daemonset", "", "name of the cleaning DaemonSet (required)")
+	c.Flags().StringVar(&cleaner.Name, "daemonset", "", "name of the DaemonSet that cleans up (required)")
 	c.Flags().StringVar(&cleaner.Selector, "selector", "", "label selector of its pods (required)")
 	c.Flags().StringVar(&stopped.Name, "stopped-daemonset", "", "name of the DaemonSet that \"stop\" deleted (required)")
 	c.Flags().StringVar(&stopped.Selector, "stopped-selector", "", "label selector of its pods (required)")
-	c.Flags().DurationVar(&timeout, "timeout", 4*time.Minute, "how long to wait")
+	c.Flags().DurationVar(&timeout, "timeout", 4*time.Minute, "time limit")
 	required(c, "namespace", "daemonset", "selector", "stopped-daemonset", "stopped-selector")
 	return c
 }
 
-// settle is longer than "uninstall --keep-running" takes to look again: 5 s, and 30 s to wait for a DLL that is loaded.
+// settle is longer than "uninstall --keep-running" needs for the next check: 5 s, plus 30 s if the DLL is loaded.
 const settle = 40 * time.Second
 
 func required(c *cobra.Command, flags ...string) {

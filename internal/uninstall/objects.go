@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// The parts of DaemonSet (apps/v1) and Pod (v1) that are read here, named as in the Kubernetes API reference.
+// The fields of DaemonSet (apps/v1) and Pod (v1) that this package reads.
 
 type daemonSet struct {
 	Metadata struct {
@@ -63,8 +63,8 @@ type reason struct {
 	Message  string `json:"message"`
 }
 
-// node is where the pod runs. A pod that no scheduler has bound yet carries the node's name where the DaemonSet controller
-// wrote it.
+// node returns the name of the pod's node. Before the scheduler binds the pod, the name is in the node affinity that the
+// DaemonSet controller wrote.
 func (p *pod) node() string {
 	if p.Spec.NodeName != "" {
 		return p.Spec.NodeName
@@ -76,10 +76,10 @@ func (p *pod) node() string {
 			}
 		}
 	}
-	return "a node that pod " + p.Metadata.Name + " is not bound to yet"
+	return "unknown node of pod " + p.Metadata.Name
 }
 
-// notReady says why the pod is not ready, and nothing if it is.
+// notReady returns why the pod is not ready, or "" if it is ready.
 func (p *pod) notReady() string {
 	ready := false
 	for _, c := range p.Status.Conditions {
@@ -95,15 +95,15 @@ func (p *pod) notReady() string {
 			}
 		}
 	}
-	return "pod " + p.Metadata.Name + " was not started; is the node down?"
+	return "pod " + p.Metadata.Name + " has not started; check that the node is running"
 }
 
-// oneLine shortens what a container said to its end, where the error stands.
+// oneLine shortens a container's message from the start, because the error is at the end.
 func oneLine(s string) string {
 	s = strings.Join(strings.Fields(s), " ")
-	const most = 300
-	if len(s) > most {
-		s = "... " + strings.ToValidUTF8(s[len(s)-most:], "")
+	const maxLength = 300
+	if len(s) > maxLength {
+		s = "... " + strings.ToValidUTF8(s[len(s)-maxLength:], "")
 	}
 	return s
 }

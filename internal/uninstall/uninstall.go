@@ -1,6 +1,6 @@
-// Package uninstall takes a Helm release off the nodes before its objects are deleted. It watches; what is to be done on a node
-// is done there, by the pods of a DaemonSet: Stop ends the pods that keep the product installed, Wait waits for the pods
-// that remove it. Both name the nodes that do not follow, and neither waits for ever.
+// Package uninstall cleans up nodes before Helm deletes a release's objects. The pods of a DaemonSet do the work on the nodes.
+// Stop deletes the DaemonSet that keeps the product installed, and Wait waits for the DaemonSet that removes it. Both report
+// the nodes that are late, and both have a time limit.
 package uninstall
 
 import (
@@ -19,29 +19,29 @@ import (
 
 const requestTimeout = 10 * time.Second
 
-// DaemonSet is what Stop and Wait are about.
+// DaemonSet identifies a DaemonSet and its pods.
 type DaemonSet struct {
 	Namespace, Name string
 	Selector        string // label selector of its pods
 }
 
-// Watcher asks the API server and says how far things are.
+// Watcher polls the API server and reports progress.
 type Watcher struct {
 	API      *kube.Client
 	Progress io.Writer
-	Every    time.Duration // how often it asks
+	Every    time.Duration // polling interval
 }
 
-// Stop deletes ds and waits, for at most timeout, until its pods are gone. Nodes that do not end theirs in time are named on
-// Progress and are no error: Wait will not be satisfied by them.
+// Stop deletes ds and waits at most timeout until its pods are gone. Remaining pods are reported to Progress and are not an
+// error, because Wait fails for their nodes.
 func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration) error {
 	query := url.Values{"propagationPolicy": {"Background"}}
 	var left []pod
 	deleted := false
 	gone, err := w.until(ctx, timeout, func(ctx context.Context) (done bool, state string, err error) {
 		if !deleted {
-			if _, err := w.ask(ctx, http.MethodDelete, ds.url(w.API, query), nil); err != nil {
-				return false, "", fmt.Errorf("deleting it: %w", err)
+			if _, err := w.request(ctx, http.MethodDelete, ds.url(w.API, query), nil); err != nil {
+				return false, "", fmt.Errorf("delete: %w", err)
 			}
 			deleted = true
 		}
@@ -52,30 +52,31 @@ func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration)
 		return fmt.Errorf("DaemonSet %s: %w", ds, err)
 	}
 	if !gone {
-		fmt.Fprintf(w.Progress, "After %s these nodes have not ended the pods of DaemonSet %s: %s. The clean-up goes on without waiting for them.\n", timeout, ds, nodeList(left))
+		fmt.Fprintf(w.Progress, "pods of DaemonSet %s are still running after %s on: %s; the clean-up continues on the other nodes\n",
+			ds, timeout, nodeList(left))
 		return nil
 	}
-	fmt.Fprintf(w.Progress, "no pod of DaemonSet %s is left\n", ds)
+	fmt.Fprintf(w.Progress, "all pods of DaemonSet %s have stopped\n", ds)
 	return nil
 }
 
-// ErrNotClean is the error of Wait when a node did not follow in time.
-var ErrNotClean = errors.New("not every node is clean")
+// ErrNotClean is the error of Wait if a node was not cleaned up in time.
+var ErrNotClean = errors.New("not all nodes are clean")
 
-// Wait waits until cleaner, the DaemonSet whose pods clean, is ready on every node that it is meant for, and no pod of
-// stopped is left. settle is how long a pod of cleaner may take to remove again what a pod of stopped did at its very end;
-// it is waited for only if one was still there.
+// Wait waits until the pods of cleaner, the DaemonSet that cleans up, are ready on all its nodes, and no pod of stopped is
+// left. A pod of stopped can install something just before it stops. settle is the time in which a pod of cleaner removes
+// that. Wait waits for it only if it saw a pod of stopped.
 func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout, settle time.Duration) error {
 	var dirty []string
 	late := false
 	clean, err := w.until(ctx, timeout, func(ctx context.Context) (bool, string, error) {
 		var set daemonSet
-		found, err := w.ask(ctx, http.MethodGet, cleaner.url(w.API, nil), &set)
+		found, err := w.request(ctx, http.MethodGet, cleaner.url(w.API, nil), &set)
 		if err != nil {
 			return false, "", fmt.Errorf("DaemonSet %s: %w", cleaner, err)
 		}
-		if !found { // tools that run hooks in no order make it at the same time
-			return false, "", fmt.Errorf("DaemonSet %s, which cleans the nodes, does not exist; run helm uninstall again", cleaner)
+		if !found { // a tool that ignores hook weights can create it later
+			return false, "", fmt.Errorf("DaemonSet %s, which cleans up the nodes, does not exist; run helm uninstall again", cleaner)
 		}
 		cleaning, err := w.pods(ctx, cleaner)
 		if err != nil {
@@ -88,7 +89,7 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 		late = late || len(running) > 0
 		dirty = dirty[:0]
 		for _, p := range running {
-			dirty = append(dirty, p.node()+" (pod "+p.Metadata.Name+" has not ended)")
+			dirty = append(dirty, p.node()+" (pod "+p.Metadata.Name+" is still running)")
 		}
 		for _, p := range cleaning {
 			if why := p.notReady(); why != "" {
@@ -97,18 +98,20 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 		}
 		slices.Sort(dirty)
 		s := set.Status
-		done := len(dirty) == 0 && s.ObservedGeneration >= set.Metadata.Generation && s.NumberReady >= s.DesiredNumberScheduled && len(cleaning) >= s.DesiredNumberScheduled
+		done := len(dirty) == 0 && s.ObservedGeneration >= set.Metadata.Generation &&
+			s.NumberReady >= s.DesiredNumberScheduled && len(cleaning) >= s.DesiredNumberScheduled
 		return done, fmt.Sprintf("%d of %d nodes are clean", s.NumberReady, s.DesiredNumberScheduled), nil
 	})
 	switch {
 	case err != nil:
 		return err
 	case !clean && len(dirty) == 0:
-		return fmt.Errorf("%w after %s: the DaemonSet controller has not made all pods of DaemonSet %s; is kube-controller-manager running?", ErrNotClean, timeout, cleaner)
+		return fmt.Errorf("%w after %s: DaemonSet %s does not have all its pods; check that kube-controller-manager is running",
+			ErrNotClean, timeout, cleaner)
 	case !clean:
-		return fmt.Errorf(`%w. After %s, these are not: %s.
-Every other node is clean. Mend these nodes, or delete the Node object of one that is gone for good (kubectl delete node NAME), and run helm uninstall again.
-To leave these nodes as they are: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.Join(dirty, ", "))
+		return fmt.Errorf(`%w after %s: %s
+All other nodes are clean. Repair these nodes, or run kubectl delete node NAME for a node that no longer exists. Then run helm uninstall again.
+To skip these nodes: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.Join(dirty, ", "))
 	}
 	if late {
 		select {
@@ -117,29 +120,29 @@ To leave these nodes as they are: helm uninstall --no-hooks`, ErrNotClean, timeo
 		case <-time.After(settle):
 		}
 	}
-	fmt.Fprintln(w.Progress, "every node is clean")
+	fmt.Fprintln(w.Progress, "all nodes are clean")
 	return nil
 }
 
-// permanent is an error that asking again does not mend.
+// permanent is an error for which a retry is useless.
 type permanent struct{ error }
 
-// until calls check until it is done or the time is over. An API server that cannot be reached is asked again; its last
-// error is returned if it is still away at the end.
+// until calls check until it is done or the timeout expires. Errors of the API server are retried. The last one is returned at
+// the timeout.
 func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(context.Context) (done bool, state string, err error)) (bool, error) {
 	deadline := time.Now().Add(timeout)
-	said := ""
+	reported := ""
 	for {
 		done, state, err := check(ctx)
 		if errors.As(err, &permanent{}) || done {
 			return done, err
 		}
 		if err != nil {
-			state = "asking again: " + err.Error()
+			state = "retrying: " + err.Error()
 		}
-		if state != said {
+		if state != reported {
 			fmt.Fprintln(w.Progress, state)
-			said = state
+			reported = state
 		}
 		if !time.Now().Add(w.Every).Before(deadline) {
 			return false, err
@@ -152,8 +155,8 @@ func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(c
 	}
 }
 
-// ask makes one request. A 404 is found = false; into nil drops the answer.
-func (w *Watcher) ask(ctx context.Context, method, url string, into any) (found bool, err error) {
+// request makes one request. Status 404 is found == false. If into is nil, the response is ignored.
+func (w *Watcher) request(ctx context.Context, method, url string, into any) (found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	err = w.API.Call(ctx, method, url, nil, into)
@@ -161,7 +164,7 @@ func (w *Watcher) ask(ctx context.Context, method, url string, into any) (found 
 	case http.StatusNotFound:
 		return false, nil
 	case http.StatusForbidden:
-		return false, permanent{fmt.Errorf("the API server forbids it: %w; restore the release's Role and RoleBinding", err)}
+		return false, permanent{fmt.Errorf("%w; the hook lacks a permission: restore the release's Role and RoleBinding", err)}
 	}
 	return err == nil, err
 }
@@ -171,7 +174,8 @@ func (w *Watcher) pods(ctx context.Context, ds DaemonSet) ([]pod, error) {
 		Items []pod `json:"items"`
 	}
 	query := url.Values{"labelSelector": {ds.Selector}}
-	if _, err := w.ask(ctx, http.MethodGet, w.API.URL(query, "api", "v1", "namespaces", ds.Namespace, "pods"), &list); err != nil {
+	at := w.API.URL(query, "api", "v1", "namespaces", ds.Namespace, "pods")
+	if _, err := w.request(ctx, http.MethodGet, at, &list); err != nil {
 		return nil, fmt.Errorf("pods of DaemonSet %s: %w", ds, err)
 	}
 	return list.Items, nil
