@@ -10,36 +10,47 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 )
 
-// accountTimeout bounds the question for an account: nobody waits long for a warning.
+// accountTimeout limits the account check: a warning must not delay a pod for long.
 const accountTimeout = time.Second
 
-// pluginProblem is why a GMSACredentialSpec that names our plugin cannot work: a sentence, and a word for metrics. Both are ""
-// if nothing is known against it, or another plugin's is named. It has no control characters, which a warning must not have.
-func (h *handler) pluginProblem(ctx context.Context, name string, contents []byte) (text, kind string) {
+// Reasons of a warning, for metrics.
+const (
+	warnPluginInput = "plugin-input-invalid"
+	warnRelease     = "release-missing"
+	warnSecret      = "secret-missing"
+)
+
+// pluginProblem returns why pods cannot obtain the gMSA of a credential spec that uses our plugin, and the reason for
+// metrics. Both are "" if there is no known problem or the spec uses another plugin. The text has no control
+// characters: the API server drops warnings that have any.
+func (h *handler) pluginProblem(ctx context.Context, name string, content []byte) (text, reason string) {
 	var spec credspec.Spec
-	_ = json.Unmarshal(contents, &spec) // a field of the wrong type stays empty
+	_ = json.Unmarshal(content, &spec) // a field of the wrong type stays empty
 	if !spec.UsesPlugin() {
 		return "", ""
 	}
 	ref, err := credential.ParseReference(spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput)
 	if err != nil {
-		return fmt.Sprintf("GMSACredentialSpec %s has a wrong PluginInput, so that its pods get no gMSA: %v", name, err), "input"
+		text = fmt.Sprintf("GMSACredentialSpec %s: PluginInput is invalid, so its pods get no gMSA: %v", name, err)
+		return text, warnPluginInput
 	}
-	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
+	ctx, cancel := context.WithTimeout(ctx, h.accountTimeout)
 	defer cancel()
-	account, err := h.Cluster.Account(ctx, ref)
+	state, err := h.Cluster.Account(ctx, ref)
 	if err != nil {
-		h.Log.Warn("it is not known whether an account is served", "account", ref.String(), "credentialSpec", name, "error", err)
-		h.Metrics.unanswered()
+		h.Log.Warn("cannot check account", "account", ref.String(), "credentialSpec", name, "error", err)
+		h.Metrics.accountCheckFailed()
 		return "", ""
 	}
-	switch account {
-	case AccountUnserved:
-		return fmt.Sprintf("no release of rancher-gmsa-account-provider serves %s (GMSACredentialSpec %s): install it, upgrade one older than the webhook, or set webhook.serviceAccount, webhook.namespace",
-			ref, name), "release"
+	switch state {
+	case ReleaseMissing:
+		text = fmt.Sprintf("GMSACredentialSpec %s: no release of rancher-gmsa-account-provider provides %s; "+
+			"install or upgrade it, or set its values webhook.serviceAccount and webhook.namespace", name, ref)
+		return text, warnRelease
 	case SecretMissing:
-		return fmt.Sprintf("Secret %s is missing in namespace %s, so that pods of GMSACredentialSpec %s get no gMSA: gmsactl account create %s/<release> makes it",
-			ref.Secret, ref.Namespace, name, ref.Namespace), "secret"
+		text = fmt.Sprintf("GMSACredentialSpec %s: Secret %s/%s is missing, so its pods get no gMSA; "+
+			"create it with gmsactl account create %s/<release>", name, ref.Namespace, ref.Secret, ref.Namespace)
+		return text, warnSecret
 	}
 	return "", ""
 }

@@ -3,14 +3,10 @@ package admission
 import (
 	"bytes"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,60 +14,59 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 )
 
-// apiServer stands in for the API server, so that a test can have it fail and count what it is asked. The real one is asked in lab/suites/webhook.
+// apiServer is a fake with a few objects. lab/suites/webhook uses the real one.
 type apiServer struct {
-	*httptest.Server
+	*kubetest.Server
 
 	mu       sync.Mutex
-	specs    map[string]string // credspec by name, as JSON
-	may      map[string]bool   // namespace/serviceAccount/spec; everyone may everything if it is nil
+	specs    map[string]string // credspec by name, as JSON; nil: no CRD
+	canUse   map[string]bool   // namespace/serviceAccount/spec; nil: every permission
 	releases map[string]bool   // namespace:secret
 	secrets  map[string]bool   // namespace:secret
-	code     int               // if it is not 0, every answer ...
-	only     string            // ... to requests that begin so
-	hang     time.Duration     // before answering for an account
-	slow     time.Duration     // before answering for a GMSACredentialSpec
-	unseen   map[string]bool   // names of GMSACredentialSpecs that are not in memory yet
-	asked    []string          // requests, in their order
-	rights   map[string]bool   // namespace/serviceAccount/spec that a SubjectAccessReview asked for
+	hang     time.Duration     // before the response to a TokenRequest
+	slow     time.Duration     // before the response with a GMSACredentialSpec
+	uncached map[string]bool   // names of GMSACredentialSpecs that are not in the API server's cache yet
 }
 
 func newAPIServer(t testing.TB) *apiServer {
 	t.Helper()
 	a := &apiServer{
-		specs:    map[string]string{"web01": spec1, "web02": spec2, "empty": ""},
-		may:      map[string]bool{"shop/default/web01": true, "shop/default/web02": true, "shop/web/web01": true, "shop/default/empty": true},
+		specs: map[string]string{"web01": spec1, "web02": spec2, "empty": ""},
+		canUse: map[string]bool{
+			"shop/default/web01": true,
+			"shop/default/web02": true,
+			"shop/web/web01":     true,
+			"shop/default/empty": true,
+		},
 		releases: map[string]bool{"gmsa-system:web-creds": true},
 		secrets:  map[string]bool{"gmsa-system:web-creds": true},
-		rights:   map[string]bool{},
 	}
-	a.Server = httptest.NewTLSServer(a)
-	t.Cleanup(a.Close)
+	a.Server = kubetest.NewServer(t, a.serve)
 	return a
 }
 
 const (
-	spec1 = `{"ActiveDirectoryConfig":{"GroupManagedServiceAccounts":[{"Name":"web01","Scope":"CORP"}],"HostAccountConfig":{"PluginGUID":"{E4781092-F116-4B79-B55E-28EB6A224E26}","PluginInput":"gmsa-system:web-creds","PortableCcgVersion":"1"}},"CmsPlugins":["ActiveDirectory"],"x-unknown":[1,{"a":null}]}`
-	spec2 = `{"ActiveDirectoryConfig":{"GroupManagedServiceAccounts":[{"Name":"web02","Scope":"CORP"}]},"CmsPlugins":["ActiveDirectory"]}`
+	spec1 = `{"ActiveDirectoryConfig":{"GroupManagedServiceAccounts":[{"Name":"web01","Scope":"CORP"}],` +
+		`"HostAccountConfig":{"PluginGUID":"{E4781092-F116-4B79-B55E-28EB6A224E26}",` +
+		`"PluginInput":"gmsa-system:web-creds","PortableCcgVersion":"1"}},` +
+		`"CmsPlugins":["ActiveDirectory"],"x-unknown":[1,{"a":null}]}`
+	spec2 = `{"ActiveDirectoryConfig":{"GroupManagedServiceAccounts":[{"Name":"web02","Scope":"CORP"}]},` +
+		`"CmsPlugins":["ActiveDirectory"]}`
 )
 
-func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+const specsPath = "/apis/windows.k8s.io/v1/gmsacredentialspecs/"
+
+func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
-	a.asked = append(a.asked, r.Method+" "+r.URL.RequestURI())
-	code, hang, slow := a.code, a.hang, a.slow
-	fails := code != 0 && strings.HasPrefix(r.Method+" "+r.URL.Path, a.only)
+	hang, slow := a.hang, a.slow
 	a.mu.Unlock()
-	if fails {
-		a.refuse(w, code, "", "", "as the test has it")
-		return
-	}
 	switch path := r.URL.Path; {
-	case strings.HasPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/") && r.Method == http.MethodGet:
+	case strings.HasPrefix(path, specsPath) && r.Method == http.MethodGet:
 		time.Sleep(slow)
-		a.credentialSpec(w, strings.TrimPrefix(path, "/apis/windows.k8s.io/v1/gmsacredentialspecs/"), r.URL.Query().Get("resourceVersion") == "0")
+		a.credentialSpec(w, strings.TrimPrefix(path, specsPath), r.URL.Query().Get("resourceVersion") == "0")
 	case path == "/apis/authorization.k8s.io/v1/subjectaccessreviews" && r.Method == http.MethodPost:
 		a.accessReview(w, r)
 	case strings.HasSuffix(path, "/token") && r.Method == http.MethodPost:
@@ -81,95 +76,78 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *apiServer) credentialSpec(w http.ResponseWriter, name string, fromMemory bool) {
+func (a *apiServer) credentialSpec(w http.ResponseWriter, name string, fromCache bool) {
 	a.mu.Lock()
 	spec, ok := a.specs[name]
-	ok = ok && !(fromMemory && a.unseen[name])
+	ok = ok && !(fromCache && a.uncached[name])
 	installed := a.specs != nil
 	a.mu.Unlock()
+	const head = `{"apiVersion":"windows.k8s.io/v1","kind":"GMSACredentialSpec","metadata":{"name":%q}`
 	switch {
 	case !installed:
 		http.Error(w, "404 page not found", http.StatusNotFound)
 	case !ok:
-		a.refuse(w, http.StatusNotFound, "gmsacredentialspecs", name, fmt.Sprintf("gmsacredentialspecs.windows.k8s.io %q not found", name))
+		message := fmt.Sprintf("gmsacredentialspecs.windows.k8s.io %q not found", name)
+		kubetest.Status(w, http.StatusNotFound, "gmsacredentialspecs", name, message)
 	case spec == "":
-		fmt.Fprintf(w, `{"apiVersion":"windows.k8s.io/v1","kind":"GMSACredentialSpec","metadata":{"name":%q}}`, name)
+		fmt.Fprintf(w, head+`}`, name)
 	default:
-		// Not compact, and with a key in another case beside it.
-		fmt.Fprintf(w, `{"apiVersion":"windows.k8s.io/v1","kind":"GMSACredentialSpec","metadata":{"name":%q}, "credspec" :  %s, "CredSpec": {}}`, name, strings.ReplaceAll(spec, `,"`, `, "`))
+		// Not compact, and with the same key in another case.
+		fmt.Fprintf(w, head+`, "credspec" :  %s, "CredSpec": {}}`, name, strings.ReplaceAll(spec, `,"`, `, "`))
 	}
 }
 
 func (a *apiServer) accessReview(w http.ResponseWriter, r *http.Request) {
-	var ask struct {
+	var review struct {
 		Spec struct {
 			User               string
 			Groups             []string
 			ResourceAttributes struct{ Namespace, Verb, Group, Resource, Name string }
 		}
 	}
-	if err := json.NewDecoder(r.Body).Decode(&ask); err != nil {
-		a.refuse(w, http.StatusBadRequest, "", "", err.Error())
+	if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+		kubetest.Status(w, http.StatusBadRequest, "", "", err.Error())
 		return
 	}
-	at := ask.Spec.ResourceAttributes
-	account := strings.TrimPrefix(ask.Spec.User, "system:serviceaccount:"+at.Namespace+":")
+	at := review.Spec.ResourceAttributes
+	account := strings.TrimPrefix(review.Spec.User, "system:serviceaccount:"+at.Namespace+":")
 	groups := []string{"system:serviceaccounts", "system:serviceaccounts:" + at.Namespace, "system:authenticated"}
-	right := at.Namespace + "/" + account + "/" + at.Name
 	a.mu.Lock()
-	a.rights[right] = true
-	allowed := at.Verb == "use" && at.Group == "windows.k8s.io" && at.Resource == "gmsacredentialspecs" && slices.Equal(ask.Spec.Groups, groups) && (a.may == nil || a.may[right])
+	allowed := at.Verb == "use" && at.Group == "windows.k8s.io" && at.Resource == "gmsacredentialspecs" &&
+		slices.Equal(review.Spec.Groups, groups) && (a.canUse == nil || a.canUse[at.Namespace+"/"+account+"/"+at.Name])
 	a.mu.Unlock()
-	fmt.Fprintf(w, `{"status":{"allowed":%t,"reason":"the test says so"}}`, allowed)
+	fmt.Fprintf(w, `{"status":{"allowed":%t,"reason":"decided by the test"}}`, allowed)
 }
 
-// token answers in the order in which the real one looks: pkg/registry/core/serviceaccount/storage/token.go.
+// token checks in the order of the API server: pkg/registry/core/serviceaccount/storage/token.go.
 func (a *apiServer) token(w http.ResponseWriter, r *http.Request, hang time.Duration) {
 	parts := strings.Split(r.URL.Path, "/") // "" api v1 namespaces NS serviceaccounts NAME token
 	namespace, marker := parts[4], parts[6]
-	var ask struct {
+	var request struct {
 		Spec struct {
 			BoundObjectRef struct{ Kind, Name, UID string }
 		}
 	}
-	if err := json.NewDecoder(r.Body).Decode(&ask); err != nil || ask.Spec.BoundObjectRef.UID == "" || ask.Spec.BoundObjectRef.Kind != "Secret" || r.URL.Query().Get("dryRun") != "All" {
-		a.refuse(w, http.StatusBadRequest, "", "", "this asks for a token")
+	err := json.NewDecoder(r.Body).Decode(&request)
+	bound := request.Spec.BoundObjectRef
+	if err != nil || bound.UID == "" || bound.Kind != "Secret" || r.URL.Query().Get("dryRun") != "All" {
+		kubetest.Status(w, http.StatusBadRequest, "", "", "this request could issue a token")
 		return
 	}
 	select {
 	case <-time.After(hang):
-	case <-r.Context().Done(): // which is seen only once the body is read
+	case <-r.Context().Done(): // works only after the body is read
 	}
-	secret := ask.Spec.BoundObjectRef.Name
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case !a.releases[namespace+":"+strings.TrimPrefix(marker, "gmsa-secret-")]:
-		a.refuse(w, http.StatusForbidden, "serviceaccounts", marker, "forbidden")
-	case !a.secrets[namespace+":"+secret]:
-		a.refuse(w, http.StatusNotFound, "secrets", secret, fmt.Sprintf("secrets %q not found", secret))
+		kubetest.Status(w, http.StatusForbidden, "serviceaccounts", marker, "forbidden")
+	case !a.secrets[namespace+":"+bound.Name]:
+		kubetest.Status(w, http.StatusNotFound, "secrets", bound.Name, fmt.Sprintf("secrets %q not found", bound.Name))
 	default:
-		a.refuse(w, http.StatusConflict, "Secret", secret, "the UID does not match")
+		kubetest.Status(w, http.StatusConflict, "Secret", bound.Name, "the UID does not match")
 	}
-}
-
-func (a *apiServer) refuse(w http.ResponseWriter, code int, kind, name, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","code":%d,"message":%q,"details":{"kind":%q,"name":%q}}`, code, message, kind, name)
-}
-
-// requests returns how often something was asked that begins so.
-func (a *apiServer) requests(prefix string) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	n := 0
-	for _, r := range a.asked {
-		if strings.HasPrefix(r, prefix) {
-			n++
-		}
-	}
-	return n
 }
 
 func (a *apiServer) set(change func()) {
@@ -178,47 +156,29 @@ func (a *apiServer) set(change func()) {
 	change()
 }
 
-// client asks this API server as the product does.
-func (a *apiServer) client(t testing.TB) *kube.Client {
-	t.Helper()
-	dir := t.TempDir()
-	server := kube.Server{URL: a.URL, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Certificate().Raw})
-	for file, content := range map[string][]byte{server.TokenFile: []byte("token"), server.CAFile: ca} {
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	client, err := kube.NewClient(server, "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	client.KeepIdle(64)
-	return client
-}
-
-// config has no Cluster if there is no API server.
+// config returns a configuration without a Cluster if a is nil.
 func config(t testing.TB, a *apiServer) Config {
 	c := Config{
 		Metrics: NewMetrics(func() time.Time { return time.Time{} }),
-		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log:     slog.New(slog.DiscardHandler),
 	}
 	if a != nil {
-		c.Cluster = NewCluster(a.client(t))
+		client := a.Client(t, "test")
+		client.KeepIdle(64)
+		c.Cluster = NewCluster(client)
 	}
 	return c
 }
 
-// object is a pod's JSON in the making.
 type object = map[string]any
 
-func windows(name, contents string) object {
+func windows(name, inline string) object {
 	o := object{}
 	if name != "" {
 		o["gmsaCredentialSpecName"] = name
 	}
-	if contents != "" {
-		o["gmsaCredentialSpec"] = contents
+	if inline != "" {
+		o["gmsaCredentialSpec"] = inline
 	}
 	return object{"windowsOptions": o}
 }
@@ -231,22 +191,33 @@ func ctr(name string, security object) object {
 	return c
 }
 
-// newPod has one container, web, unless spec says otherwise.
+// newPod returns a pod. Its only container is web unless spec contains others.
 func newPod(spec object) object {
 	full := object{"serviceAccountName": "default", "containers": []any{ctr("web", nil)}}
 	for k, v := range spec {
 		full[k] = v
 	}
-	return object{"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": "web-1", "namespace": "shop"}, "spec": full}
+	return object{
+		"apiVersion": "v1",
+		"kind":       "Pod",
+		"metadata":   object{"name": "web-1", "namespace": "shop"},
+		"spec":       full,
+	}
 }
 
 func reviewOf(operation, subResource string, pod, old any) []byte {
 	r := object{
-		"uid": "u-1", "operation": operation, "namespace": "shop", "name": "web-1",
-		"kind":     object{"group": "", "version": "v1", "kind": "Pod"},
-		"resource": object{"group": "", "version": "v1", "resource": "pods"},
-		"object":   pod, "oldObject": old, "dryRun": false,
-		"userInfo": object{"username": "alice"}, "options": object{"kind": "CreateOptions"},
+		"uid":       "u-1",
+		"operation": operation,
+		"namespace": "shop",
+		"name":      "web-1",
+		"kind":      object{"group": "", "version": "v1", "kind": "Pod"},
+		"resource":  object{"group": "", "version": "v1", "resource": "pods"},
+		"object":    pod,
+		"oldObject": old,
+		"dryRun":    false,
+		"userInfo":  object{"username": "alice"},
+		"options":   object{"kind": "CreateOptions"},
 	}
 	if subResource != "" {
 		r["subResource"] = subResource
@@ -259,7 +230,11 @@ func reviewOf(operation, subResource string, pod, old any) []byte {
 }
 
 func send(h http.Handler, path string, body []byte) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(http.MethodPost, path+"?timeout=5s", bytes.NewReader(body))
+	return sendWithTimeout(h, path, "5s", body)
+}
+
+func sendWithTimeout(h http.Handler, path, timeout string, body []byte) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, path+"?timeout="+timeout, bytes.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -273,28 +248,28 @@ func answerOf(t testing.TB, w *httptest.ResponseRecorder) *response {
 		t.Fatalf("HTTP status %d, %v: %s", w.Code, err, w.Body)
 	}
 	if v.APIVersion != reviewVersion || v.Kind != reviewKind || v.Response.UID != "u-1" {
-		t.Fatalf("the API server would not take this: %s", w.Body)
+		t.Fatalf("the API server would reject this: %s", w.Body)
 	}
 	return v.Response
 }
 
-func ask(t testing.TB, h http.Handler, path, operation, subResource string, pod, old any) *response {
+func call(t testing.TB, h http.Handler, path, operation, subResource string, pod, old any) *response {
 	t.Helper()
 	return answerOf(t, send(h, path, reviewOf(operation, subResource, pod, old)))
 }
 
-// admit does as the API server: what mutate patches, validate sees.
+// admit works like the API server: validate gets the pod that mutate patched.
 func admit(t testing.TB, h http.Handler, operation, subResource string, pod, old object) (object, *response) {
 	t.Helper()
-	answer := ask(t, h, "/mutate", operation, subResource, pod, old)
+	answer := call(t, h, "/mutate", operation, subResource, pod, old)
 	if !answer.Allowed {
 		return pod, answer
 	}
 	pod = patched(t, pod, answer)
-	return pod, ask(t, h, "/validate", operation, subResource, pod, old)
+	return pod, call(t, h, "/validate", operation, subResource, pod, old)
 }
 
-// patched applies the one operation that patches have here, add to a map (RFC 6902).
+// patched applies the only operation of these patches, add to a map (RFC 6902).
 func patched(t testing.TB, pod object, answer *response) object {
 	t.Helper()
 	var copied object
@@ -339,16 +314,16 @@ func patched(t testing.TB, pod object, answer *response) object {
 	return copied
 }
 
-// contentsAt reads gmsaCredentialSpec at a list and an index of a pod's spec, and the pod's own with "".
-func contentsAt(pod object, list string, i int) string {
+// inlineAt returns gmsaCredentialSpec of an element of a container list, or with list "" of the pod.
+func inlineAt(pod object, list string, i int) string {
 	at := pod["spec"].(object)
 	if list != "" {
 		at = at[list].([]any)[i].(object)
 	}
 	security, _ := at["securityContext"].(object)
 	options, _ := security["windowsOptions"].(object)
-	contents, _ := options["gmsaCredentialSpec"].(string)
-	return contents
+	inline, _ := options["gmsaCredentialSpec"].(string)
+	return inline
 }
 
 func wantAllowed(t testing.TB, answer *response) {
@@ -358,18 +333,18 @@ func wantAllowed(t testing.TB, answer *response) {
 	}
 }
 
-func wantDenied(t testing.TB, answer *response, code int, says ...string) {
+func wantDenied(t testing.TB, answer *response, code int, texts ...string) {
 	t.Helper()
 	if answer.Allowed {
-		t.Errorf("allowed; want %d, %q", code, says)
+		t.Errorf("allowed; want %d, %q", code, texts)
 		return
 	}
 	if answer.Status.Code != code || answer.Status.Reason == "" {
 		t.Errorf("denied with %d %q; want %d", answer.Status.Code, answer.Status.Reason, code)
 	}
-	for _, text := range says {
+	for _, text := range texts {
 		if !strings.Contains(answer.Status.Message, text) {
-			t.Errorf("%q does not say %q", answer.Status.Message, text)
+			t.Errorf("%q lacks %q", answer.Status.Message, text)
 		}
 	}
 }

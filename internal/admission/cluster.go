@@ -15,23 +15,24 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// Cluster is what the webhook asks the API server. It may read GMSACredentialSpecs and ask what others may, and reads no Secret.
-// It is an interface for a fuzz target, which cannot learn from what passes through a network.
+// Cluster answers the webhook's requests to the API server. The webhook can read GMSACredentialSpecs and check
+// permissions. It cannot read credentials Secrets. This is an interface for the fuzz target, which must not depend on a
+// network.
 type Cluster interface {
-	// CredentialSpec returns the contents of a GMSACredentialSpec as compact JSON, every key as it is stored. If the API
-	// server says that there is none, kube.IsNotFound of the error is true.
+	// CredentialSpec returns the credential spec of a GMSACredentialSpec as compact JSON, with all keys unchanged. If
+	// the object does not exist, kube.IsNotFound of the error is true.
 	CredentialSpec(ctx context.Context, name string) ([]byte, error)
-	// MayUse reports whether the pods of a ServiceAccount may use a GMSACredentialSpec, and what the API server gave as
-	// reason. A binding in the ServiceAccount's namespace is enough.
-	MayUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error)
-	// Account tells whether an account is served and its Secret exists, without any right to a Secret.
-	Account(ctx context.Context, ref credential.Reference) (Account, error)
+	// CanUse reports whether the ServiceAccount's pods can use a GMSACredentialSpec, and the API server's reason. A
+	// RoleBinding in the ServiceAccount's namespace is sufficient.
+	CanUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error)
+	// Account reports whether a release provides an account and its Secret exists, without any permission on Secrets.
+	Account(ctx context.Context, ref credential.Reference) (AccountState, error)
 }
 
-// NewCluster returns the Cluster behind an API server. A review asks up to eight things at once: the client should keep at
-// least that many connections.
+// NewCluster returns the Cluster of an API server. An admission request sends up to maxParallelChecks requests at the
+// same time, so the client should keep at least as many idle connections.
 func NewCluster(client *kube.Client) Cluster {
-	return &cluster{client: client, now: time.Now, there: map[credential.Reference]time.Time{}}
+	return &cluster{client: client, now: time.Now, ready: map[credential.Reference]time.Time{}}
 }
 
 type cluster struct {
@@ -39,30 +40,31 @@ type cluster struct {
 	now    func() time.Time
 
 	mu    sync.Mutex
-	there map[credential.Reference]time.Time // until when AccountThere counts
+	ready map[credential.Reference]time.Time // accounts in state AccountReady, with the expiry of the cache entry
 }
 
 const (
-	// thereFor is how long an account that is served, and has its Secret, is not asked for again. Nothing else is remembered, so that
-	// a release or a Secret that is made now is seen by the next pod.
-	thereFor = 10 * time.Second
-	// maxThere bounds what is remembered: some 100 KiB.
-	maxThere = 512
+	// readyTTL is the cache time of AccountReady. Other states are not cached, so that the next pod sees a new release
+	// or Secret.
+	readyTTL = 10 * time.Second
+	// maxReady limits the cache to about 100 KiB.
+	maxReady = 512
 )
 
 const group = "windows.k8s.io"
 
-// errNoContents is an object without the one key that it is there for.
-var errNoContents = errors.New("it has no credspec")
+// errNoCredSpec is the error for a GMSACredentialSpec without the field credspec.
+var errNoCredSpec = errors.New("the field credspec is missing")
 
 func (c *cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
-	// A map, because the names of struct fields match in any case.
+	// A map, because encoding/json matches the names of struct fields in any case.
 	var object map[string]json.RawMessage
 	read := func(query url.Values) error {
-		return c.client.Call(ctx, http.MethodGet, c.client.URL(query, "apis", group, "v1", "gmsacredentialspecs", name), nil, &object)
+		at := c.client.URL(query, "apis", group, "v1", "gmsacredentialspecs", name)
+		return c.client.Call(ctx, http.MethodGet, at, nil, &object)
 	}
-	// Version 0 is what the API server has in its own memory, which saves it a question to etcd: milliseconds old, as are the roles by
-	// which it decides itself. What was made a moment ago may not be there yet, and is no reason to refuse a pod.
+	// With resourceVersion 0 the API server answers from its cache, without etcd. The cache is milliseconds old, as is
+	// the RBAC data of its authorizer. A new object can be missing there, which must not deny a pod.
 	err := read(url.Values{"resourceVersion": {"0"}})
 	if kube.IsNotFound(err) {
 		err = read(nil)
@@ -70,27 +72,32 @@ func (c *cluster) CredentialSpec(ctx context.Context, name string) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	contents := object["credspec"]
-	if len(contents) == 0 || contents[0] != '{' {
-		return nil, errNoContents
+	spec := object["credspec"]
+	if len(spec) == 0 || spec[0] != '{' {
+		return nil, errNoCredSpec
 	}
 	var compact bytes.Buffer
-	if err := json.Compact(&compact, contents); err != nil {
+	if err := json.Compact(&compact, spec); err != nil {
 		return nil, err
 	}
 	return compact.Bytes(), nil
 }
 
-func (c *cluster) MayUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error) {
+func (c *cluster) CanUse(ctx context.Context, namespace, serviceAccount, name string) (bool, string, error) {
 	type object = map[string]any
-	ask := object{
-		"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+	review := object{
+		"apiVersion": "authorization.k8s.io/v1",
+		"kind":       "SubjectAccessReview",
 		"spec": object{
 			"user":   "system:serviceaccount:" + namespace + ":" + serviceAccount,
 			"groups": []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
 			"resourceAttributes": object{
-				"namespace": namespace, "verb": "use",
-				"group": group, "version": "v1", "resource": "gmsacredentialspecs", "name": name,
+				"namespace": namespace,
+				"verb":      "use",
+				"group":     group,
+				"version":   "v1",
+				"resource":  "gmsacredentialspecs",
+				"name":      name,
 			},
 		},
 	}
@@ -101,7 +108,8 @@ func (c *cluster) MayUse(ctx context.Context, namespace, serviceAccount, name st
 			EvaluationError string `json:"evaluationError"`
 		} `json:"status"`
 	}
-	if err := c.client.Call(ctx, http.MethodPost, c.client.URL(nil, "apis", "authorization.k8s.io", "v1", "subjectaccessreviews"), ask, &answer); err != nil {
+	at := c.client.URL(nil, "apis", "authorization.k8s.io", "v1", "subjectaccessreviews")
+	if err := c.client.Call(ctx, http.MethodPost, at, review, &answer); err != nil {
 		return false, "", err
 	}
 	reason := answer.Status.Reason
@@ -111,83 +119,91 @@ func (c *cluster) MayUse(ctx context.Context, namespace, serviceAccount, name st
 	return answer.Status.Allowed, reason, nil
 }
 
-// Account is what a cluster knows of an impersonation account.
-type Account int
+// AccountState is what the webhook can find out about an impersonation account.
+type AccountState int
 
 const (
-	AccountUnknown  Account = iota // the question cannot be asked
-	AccountThere                   // a release serves it, and its Secret exists
-	AccountUnserved                // no release serves it, or none that knows this webhook
-	SecretMissing                  // a release serves it, but there is no such Secret
+	AccountUnknown AccountState = iota // the state cannot be determined
+	AccountReady                       // a release provides the account, and its Secret exists
+	ReleaseMissing                     // no release provides the account, or only one that does not know this webhook
+	SecretMissing                      // a release provides the account, but its Secret does not exist
 )
 
-// secretMarker is the name of the ServiceAccount that a release makes for its Secret. It has no rights; that the webhook may ask
-// for its token is what tells the webhook of the release.
-const secretMarker = "gmsa-secret-"
+// markerPrefix is the name prefix of a ServiceAccount that each release creates for its Secret. This ServiceAccount has
+// no permissions. The webhook's permission to request its token is how the webhook finds the release.
+const markerPrefix = "gmsa-secret-"
 
-// maxName is the longest name of an object (RFC 1123 subdomain), in bytes.
+// maxName is the maximum length of an object name in bytes (RFC 1123 subdomain).
 const maxName = 253
 
-func (c *cluster) Account(ctx context.Context, ref credential.Reference) (Account, error) {
-	if c.remembered(ref) {
-		return AccountThere, nil
+func (c *cluster) Account(ctx context.Context, ref credential.Reference) (AccountState, error) {
+	if c.isReady(ref) {
+		return AccountReady, nil
 	}
-	account, err := c.askForAccount(ctx, ref)
-	if account == AccountThere {
-		c.remember(ref)
+	state, err := c.probeAccount(ctx, ref)
+	if state == AccountReady {
+		c.setReady(ref)
 	}
-	return account, err
+	return state, err
 }
 
-func (c *cluster) remembered(ref credential.Reference) bool {
+func (c *cluster) isReady(ref credential.Reference) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.now().Before(c.there[ref])
+	return c.now().Before(c.ready[ref])
 }
 
-func (c *cluster) remember(ref credential.Reference) {
+func (c *cluster) setReady(ref credential.Reference) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	if len(c.there) >= maxThere {
-		maps.DeleteFunc(c.there, func(_ credential.Reference, until time.Time) bool { return !now.Before(until) })
+	if len(c.ready) >= maxReady {
+		maps.DeleteFunc(c.ready, func(_ credential.Reference, expiry time.Time) bool { return !now.Before(expiry) })
 	}
-	if len(c.there) < maxThere {
-		c.there[ref] = now.Add(thereFor)
+	if len(c.ready) < maxReady {
+		c.ready[ref] = now.Add(readyTTL)
 	}
 }
 
-// askForAccount asks for a token that is bound to the Secret by a UID that no object has. The API server looks for the ServiceAccount
-// first, then for the Secret, then compares the UID: so it tells what is missing, and never makes a token.
-func (c *cluster) askForAccount(ctx context.Context, ref credential.Reference) (Account, error) {
-	marker := secretMarker + ref.Secret
+// probeAccount requests a token bound to the Secret with a UID that no object has. The API server looks up the
+// ServiceAccount, then the Secret, and then compares the UID. Its error shows what is missing, and it never issues a
+// token.
+func (c *cluster) probeAccount(ctx context.Context, ref credential.Reference) (AccountState, error) {
+	marker := markerPrefix + ref.Secret
 	if len(marker) > maxName {
-		return AccountUnknown, nil // the chart makes none
+		return AccountUnknown, nil // the chart does not create one
 	}
 	type object = map[string]any
-	ask := object{
-		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+	request := object{
+		"apiVersion": "authentication.k8s.io/v1",
+		"kind":       "TokenRequest",
 		"spec": object{
-			// If there were a token all the same, it would open nothing.
-			"audiences":      []string{"nobody"},
-			"boundObjectRef": object{"apiVersion": "v1", "kind": "Secret", "name": ref.Secret, "uid": "00000000-0000-0000-0000-000000000000"},
+			"audiences": []string{"nobody"}, // no server would accept the token
+			"boundObjectRef": object{
+				"apiVersion": "v1",
+				"kind":       "Secret",
+				"name":       ref.Secret,
+				"uid":        "00000000-0000-0000-0000-000000000000",
+			},
 		},
 	}
-	at := c.client.URL(url.Values{"dryRun": {"All"}}, "api", "v1", "namespaces", ref.Namespace, "serviceaccounts", marker, "token")
-	err := c.client.Call(ctx, http.MethodPost, at, ask, nil)
-	var refusal *kube.StatusError
+	query := url.Values{"dryRun": {"All"}}
+	at := c.client.URL(query, "api", "v1", "namespaces", ref.Namespace, "serviceaccounts", marker, "token")
+	err := c.client.Call(ctx, http.MethodPost, at, request, nil)
+	var status *kube.StatusError
 	switch {
 	case err == nil:
-		return AccountThere, nil
-	case !errors.As(err, &refusal):
+		return AccountReady, nil
+	case !errors.As(err, &status):
 		return AccountUnknown, err
 	}
 	switch {
-	case refusal.Code == http.StatusConflict:
-		return AccountThere, nil
-	case refusal.Code == http.StatusForbidden, refusal.Code == http.StatusNotFound && refusal.Details.Kind == "serviceaccounts":
-		return AccountUnserved, nil
-	case refusal.Code == http.StatusNotFound && refusal.Details.Kind == "secrets":
+	case status.Code == http.StatusConflict:
+		return AccountReady, nil
+	case status.Code == http.StatusForbidden,
+		status.Code == http.StatusNotFound && status.Details.Kind == "serviceaccounts":
+		return ReleaseMissing, nil
+	case status.Code == http.StatusNotFound && status.Details.Kind == "secrets":
 		return SecretMissing, nil
 	}
 	return AccountUnknown, err

@@ -15,53 +15,56 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// memory is a cluster of two GMSACredentialSpecs that everybody may use, and that writes down who asked for it. A fuzz target
-// needs one without a network, whose timing would pass for new coverage.
+// memory is a Cluster with two GMSACredentialSpecs that every ServiceAccount can use. It records the permission checks.
+// The fuzz target needs it because the timing of a network looks like new coverage.
 type memory struct {
-	mu     sync.Mutex
-	rights map[string]bool
+	mu      sync.Mutex
+	checked map[string]bool // namespace/serviceAccount/spec
 }
 
 func (*memory) CredentialSpec(_ context.Context, name string) ([]byte, error) {
 	if s, ok := inMemory[name]; ok {
 		return []byte(s), nil
 	}
-	return nil, errors.New("there is none")
+	return nil, errors.New("not found")
 }
 
-func (m *memory) MayUse(_ context.Context, namespace, serviceAccount, name string) (bool, string, error) {
+func (m *memory) CanUse(_ context.Context, namespace, serviceAccount, name string) (bool, string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.rights[namespace+"/"+serviceAccount+"/"+name] = true
+	m.checked[namespace+"/"+serviceAccount+"/"+name] = true
 	return true, "", nil
 }
 
-func (*memory) Account(_ context.Context, ref credential.Reference) (Account, error) {
-	return Account(len(ref.Secret) % 4), nil
+func (*memory) Account(_ context.Context, ref credential.Reference) (AccountState, error) {
+	return AccountState(len(ref.Secret) % 4), nil
 }
 
-// inMemory is short, for the fuzzer makes each input as short as it can, byte by byte.
+// inMemory has short values, because the fuzzer shortens its inputs byte by byte.
 var inMemory = map[string]string{
 	"a": `{"b":[1]}`,
-	"p": `{"ActiveDirectoryConfig":{"HostAccountConfig":{"PluginGUID":"{E4781092-F116-4B79-B55E-28EB6A224E26}","PluginInput":"n:s"}}}`,
+	"p": withPlugin(pluginClass, `"n:s"`),
 }
 
-// Whatever comes, nothing panics, and a pod that is allowed has no gMSA whose right to be used was not asked for, nor contents
-// other than its GMSACredentialSpec's. The real API server is asked in lab/suites/webhook.
+// No input causes a panic. For each gMSA of an allowed pod, the permission was checked, and the inline credential spec
+// equals the GMSACredentialSpec. lab/suites/webhook uses the real API server.
 func FuzzReview(f *testing.F) {
-	const frame = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","kind":{"version":"v1","kind":"Pod"},"resource":{"version":"v1","resource":"pods"},"namespace":"n",`
+	const frame = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+		`"kind":{"version":"v1","kind":"Pod"},"resource":{"version":"v1","resource":"pods"},"namespace":"n",`
 	a := `{"securityContext":{"windowsOptions":{"gmsaCredentialSpecName":"a","gmsaCredentialSpec":"{\"b\":[1]}"}}}`
 	named := strings.Replace(a, `,"gmsaCredentialSpec":"{\"b\":[1]}"`, "", 1)
 	smuggled := strings.Replace(a, `"gmsaCredentialSpecName":"a",`, "", 1)
+	plugin := strings.Replace(named, `"a"`, `"p"`, 1)
 	for _, request := range []string{
 		`"operation":"CREATE","object":{"spec":` + a + `}}}`,
 		`"operation":"CREATE","object":{"spec":` + named + `}}}`,
 		`"operation":"CREATE","object":{"spec":{"containers":[` + a + `],"serviceAccountName":"x"}}}}`,
 		`"operation":"CREATE","object":{"spec":{"initContainers":[` + smuggled + `]}}}}`,
-		`"operation":"CREATE","object":{"spec":{"ephemeralContainers":[` + strings.Replace(named, `"a"`, `"p"`, 1) + `],"hostNetwork":true}}}}`,
+		`"operation":"CREATE","object":{"spec":{"ephemeralContainers":[` + plugin + `],"hostNetwork":true}}}}`,
 		`"operation":"CREATE","object":{"spec":{"containers":[{}]}}}}`,
 		`"operation":"UPDATE","object":{"spec":` + a + `},"oldObject":{"spec":` + a + `}}}`,
-		`"operation":"UPDATE","subResource":"ephemeralcontainers","object":{"spec":{"ephemeralContainers":[` + named + `]}},"oldObject":{}}}`,
+		`"operation":"UPDATE","subResource":"ephemeralcontainers",` +
+			`"object":{"spec":{"ephemeralContainers":[` + named + `]}},"oldObject":{}}}`,
 	} {
 		f.Add([]byte(frame + request))
 	}
@@ -76,27 +79,28 @@ func FuzzReview(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for path, decide := range map[string]func(context.Context, *request) *response{"mutate": h.mutate, "validate": h.validate} {
-			m.rights = map[string]bool{}
+		for path, decide := range map[string]decideFunc{"mutate": h.mutate, "validate": h.validate} {
+			m.checked = map[string]bool{}
 			answer := decide(t.Context(), r)
 			answer.encode()
-			if answer.Allowed == (answer.Status != nil) || (answer.Patch != nil) != (answer.PatchType != "") || path == "validate" && answer.Patch != nil {
+			if answer.Allowed == (answer.Status != nil) || (answer.Patch != nil) != (answer.PatchType != "") ||
+				path == "validate" && answer.Patch != nil {
 				t.Errorf("%s: %+v", path, answer)
 			}
 			if path == "validate" && answer.Allowed {
-				checked(t, m, body)
+				verifyAllowed(t, m, body)
 			}
 		}
 	})
 }
 
-// checked walks the pod by another way than the package does.
-func checked(t *testing.T, m *memory, body []byte) {
+// verifyAllowed finds the gMSA fields independently of the package.
+func verifyAllowed(t *testing.T, m *memory, body []byte) {
 	v, _, err := exactJSON(body, math.MaxInt)
 	if err != nil {
-		return // a key stands twice
+		return // a duplicate key
 	}
-	root, ok := folded(v)
+	root, ok := lowerKeys(v)
 	if !ok {
 		return
 	}
@@ -119,30 +123,31 @@ func checked(t *testing.T, m *memory, body []byte) {
 		security, _ := h["securitycontext"].(object)
 		options, _ := security["windowsoptions"].(object)
 		name, _ := options["gmsacredentialspecname"].(string)
-		contents, _ := options["gmsacredentialspec"].(string)
-		if name == "" && contents == "" {
+		inline, _ := options["gmsacredentialspec"].(string)
+		if name == "" && inline == "" {
 			continue
 		}
-		if right := request["namespace"].(string) + "/" + account + "/" + name; !m.rights[right] {
-			t.Errorf("allowed, but nobody asked for the right %s; asked: %v", right, m.rights)
+		if use := request["namespace"].(string) + "/" + account + "/" + name; !m.checked[use] {
+			t.Errorf("allowed without a permission check of %s; checked: %v", use, m.checked)
 		}
-		var is, want any
-		if json.Unmarshal([]byte(contents), &is) != nil || json.Unmarshal([]byte(inMemory[name]), &want) != nil || !cmp.Equal(is, want) {
-			t.Errorf("allowed with contents %q, which are not those of %q", contents, name)
+		var got, want any
+		if json.Unmarshal([]byte(inline), &got) != nil || json.Unmarshal([]byte(inMemory[name]), &want) != nil ||
+			!cmp.Equal(got, want) {
+			t.Errorf("allowed with inline credential spec %q, which differs from %q", inline, name)
 		}
 	}
 }
 
-// folded makes all keys lower case, as Go's JSON does not tell them apart; it reports false if a key stands twice then. The API
-// server, which sends what it has read, writes no such thing.
-func folded(v any) (any, bool) {
+// lowerKeys makes all keys lower case, because encoding/json ignores case. It returns false for duplicate keys, which
+// the API server never sends.
+func lowerKeys(v any) (any, bool) {
 	switch v := v.(type) {
 	case map[string]any:
 		m := object{}
 		for k, inner := range v {
-			// Two letters besides ASCII's are folded: U+017F and U+212A.
+			// encoding/json also folds these two letters that are not ASCII.
 			k = strings.ToLower(strings.NewReplacer("\u017f", "s", "\u212a", "k").Replace(k))
-			f, ok := folded(inner)
+			f, ok := lowerKeys(inner)
 			if _, twice := m[k]; twice || !ok {
 				return nil, false
 			}
@@ -151,7 +156,7 @@ func folded(v any) (any, bool) {
 		return m, true
 	case []any:
 		for i := range v {
-			f, ok := folded(v[i])
+			f, ok := lowerKeys(v[i])
 			if !ok {
 				return nil, false
 			}
@@ -161,38 +166,39 @@ func folded(v any) (any, bool) {
 	return v, true
 }
 
-// One mutate and one validate of a usual pod.
+// One mutate and one validate request for a typical pod.
 func BenchmarkAdmission(b *testing.B) {
 	b.Run("alone", func(b *testing.B) {
 		c := config(b, nil)
-		c.Cluster = &memory{rights: map[string]bool{}}
+		c.Cluster = &memory{checked: map[string]bool{}}
 		benchmark(b, NewHandler(c), "p", inMemory["p"])
 	})
-	b.Run("with requests to an API server that answers at once", func(b *testing.B) {
+	b.Run("with requests to an API server", func(b *testing.B) {
 		benchmark(b, NewHandler(config(b, newAPIServer(b))), "web01", spec1)
 	})
 }
 
-func benchmark(b *testing.B, h http.Handler, name, contents string) {
+func benchmark(b *testing.B, h http.Handler, name, inline string) {
 	named := reviewOf(create, "", newPod(object{"securityContext": windows(name, "")}), nil)
-	filled := reviewOf(create, "", newPod(object{"securityContext": windows(name, contents)}), nil)
+	populated := reviewOf(create, "", newPod(object{"securityContext": windows(name, inline)}), nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		for path, body := range map[string][]byte{"/mutate": named, "/validate": filled} {
-			if w := send(h, path, body); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"allowed":true`) {
+		for path, body := range map[string][]byte{"/mutate": named, "/validate": populated} {
+			w := send(h, path, body)
+			if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"allowed":true`) {
 				b.Fatalf("%s: %d %s", path, w.Code, w.Body)
 			}
 		}
 	}
 }
 
-// The same contents in another order, which are parsed.
-func BenchmarkSameContents(b *testing.B) {
+// The keys are in another order, so both sides are decoded.
+func BenchmarkSameSpec(b *testing.B) {
 	reordered := strings.Replace(spec1, `"CmsPlugins":["ActiveDirectory"],`, "", 1)
 	reordered = strings.Replace(reordered, "{", `{"CmsPlugins":["ActiveDirectory"],`, 1)
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := sameContents(reordered, []byte(spec1)); err != nil {
+		if err := sameSpec(reordered, []byte(spec1)); err != nil {
 			b.Fatal(err)
 		}
 	}

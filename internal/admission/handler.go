@@ -12,136 +12,166 @@ import (
 	"time"
 )
 
-// OnProblem is what happens to a pod whose GMSACredentialSpec names our plugin, but cannot work.
-type OnProblem string
+// ProblemAction is what happens to a pod whose GMSACredentialSpec uses our plugin but cannot work.
+type ProblemAction string
 
 const (
-	Warn OnProblem = "warn" // it is admitted, and kubectl shows why it will not work
-	Deny OnProblem = "deny"
+	Warn ProblemAction = "warn" // allow the pod with a warning
+	Deny ProblemAction = "deny"
 )
 
-// Config is what a handler needs; all of it must be set but the last two.
+// Config configures a handler. Cluster, Metrics and Log are required.
 type Config struct {
 	Cluster Cluster
 	Metrics *Metrics
 	Log     *slog.Logger
 
-	RandomHostname bool      // pods with a gMSA that have no host name get one of their own
-	PluginInput    OnProblem // "" is Warn
+	RandomHostname bool          // give pods that use a gMSA and have no host name a random one
+	PluginInput    ProblemAction // default Warn
 }
 
 const (
-	// A body is a pod twice at most, and the API server stores none above 1.5 MiB.
+	// A body contains a pod at most twice, and the API server stores no object above 1.5 MiB.
 	maxBody = 4 << 20
-	// Small reviews do not wait for large ones, which are rare and cost memory. With what is made of them both stay within the
-	// 128 MiB that the chart gives.
-	maxSmallBody  = 64 << 10
-	maxSmallPatch = 16 << 10
-	smallAtOnce   = 64
-	largeAtOnce   = 4
+	// Small requests do not wait for large ones, which are rare and need memory. Together they stay within the chart's
+	// memory limit of 128 MiB.
+	maxSmallBody     = 64 << 10
+	maxSmallPatch    = 16 << 10
+	maxSmallRequests = 64
+	maxLargeRequests = 4
 
-	bodyTimeout = 2 * time.Second // for the whole body to arrive
+	bodyTimeout = 2 * time.Second // for reading the whole body
 )
 
 type handler struct {
 	Config
-	small, large *slots
+	small, large   *slots
+	bodyTimeout    time.Duration
+	accountTimeout time.Duration
 }
 
-// NewHandler serves POST /mutate and POST /validate: AdmissionReviews of admission.k8s.io/v1, of pods. What is none is
-// answered with an HTTP error.
-func NewHandler(c Config) http.Handler {
-	h := &handler{Config: c, small: newSlots(smallAtOnce), large: newSlots(largeAtOnce)}
+// NewHandler serves POST /mutate and POST /validate: AdmissionReviews of admission.k8s.io/v1 for pods. Any other
+// request gets an HTTP error.
+func NewHandler(c Config) http.Handler { return newHandler(c).routes() }
+
+func newHandler(c Config) *handler {
+	return &handler{
+		Config:         c,
+		small:          newSlots(maxSmallRequests),
+		large:          newSlots(maxLargeRequests),
+		bodyTimeout:    bodyTimeout,
+		accountTimeout: accountTimeout,
+	}
+}
+
+func (h *handler) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("POST /mutate", h.reviews("mutate", h.mutate))
-	mux.Handle("POST /validate", h.reviews("validate", h.validate))
+	mux.Handle("POST /mutate", h.serve("mutate", h.mutate))
+	mux.Handle("POST /validate", h.serve("validate", h.validate))
 	return mux
 }
 
-// refusal is an answer to what is no review, or comes when there is no room for it.
-type refusal struct {
+// decideFunc answers an admission request.
+type decideFunc func(context.Context, *request) *response
+
+// httpError answers a request that is not an admission request, or for which there is no slot.
+type httpError struct {
 	code   int
-	result string // in metrics
+	result string // for metrics
 	text   string
 }
 
 var (
-	busy    = &refusal{http.StatusServiceUnavailable, resultBusy, "too many other reviews are under way; try again"}
-	tooLong = &refusal{http.StatusRequestEntityTooLarge, resultInvalid, fmt.Sprintf("the body has more than %d bytes", maxBody)}
+	errBusy = &httpError{
+		code:   http.StatusServiceUnavailable,
+		result: resultBusy,
+		text:   "too many concurrent requests; try again",
+	}
+	errTooLong = &httpError{
+		code:   http.StatusRequestEntityTooLarge,
+		result: resultInvalid,
+		text:   fmt.Sprintf("body exceeds %d bytes", maxBody),
+	}
 )
 
-func (r *refusal) Error() string { return r.text }
+func (e *httpError) Error() string { return e.text }
 
-func (h *handler) reviews(path string, decide func(context.Context, *request) *response) http.Handler {
+func (h *handler) serve(path string, decide decideFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		start := time.Now()
-		ctx, cancel := context.WithTimeout(hr.Context(), budget(hr))
+		ctx, cancel := context.WithTimeout(hr.Context(), timeLimit(hr))
 		defer cancel()
 		result, err := h.review(ctx, path, w, hr, decide)
-		var no *refusal
-		if errors.As(err, &no) {
-			result = no.result
-			// At debug level: anybody in the cluster's network may send it. Metrics count it.
-			h.Log.Debug("a request was refused", "path", path, "from", hr.RemoteAddr, "code", no.code, "error", no.text)
-			http.Error(w, no.text, no.code)
+		var failed *httpError
+		if errors.As(err, &failed) {
+			result = failed.result
+			// Debug level: every client in the cluster network can send this. The metrics count it.
+			h.Log.Debug("request rejected",
+				"path", path, "client", hr.RemoteAddr, "code", failed.code, "error", failed.text)
+			http.Error(w, failed.text, failed.code)
 		}
-		h.Metrics.reviewed(path, result, time.Since(start))
+		h.Metrics.observe(path, result, time.Since(start))
 	})
 }
 
-// budget leaves the API server time to read an answer that says what went wrong. It tells how long it waits, in whole seconds.
-func budget(hr *http.Request) time.Duration {
+// timeLimit leaves the API server time to read a response that explains the failure. The query parameter timeout is its
+// own limit, in whole seconds.
+func timeLimit(hr *http.Request) time.Duration {
 	timeout, err := time.ParseDuration(hr.URL.Query().Get("timeout"))
-	if err != nil || timeout <= 0 || timeout > 30*time.Second { // 30 s is the most of a configuration
+	if err != nil || timeout <= 0 || timeout > 30*time.Second { // 30 s is the maximum of a webhook configuration
 		timeout = 5 * time.Second
 	}
 	return timeout * 9 / 10
 }
 
-func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter, hr *http.Request, decide func(context.Context, *request) *response) (result string, err error) {
-	if kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return "", &refusal{http.StatusUnsupportedMediaType, resultInvalid, fmt.Sprintf("Content-Type is %q; want application/json", hr.Header.Get("Content-Type"))}
+func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter, hr *http.Request, decide decideFunc) (
+	result string, err error) {
+	contentType := hr.Header.Get("Content-Type")
+	if mediaType, _, err := mime.ParseMediaType(contentType); err != nil || mediaType != "application/json" {
+		text := fmt.Sprintf("Content-Type is %q; want application/json", contentType)
+		return "", &httpError{http.StatusUnsupportedMediaType, resultInvalid, text}
 	}
 	if hr.ContentLength > maxBody {
-		return "", tooLong
+		return "", errTooLong
 	}
 	var body []byte
 	slots := h.large
 	if hr.ContentLength >= 0 && hr.ContentLength <= maxSmallBody {
-		// It is read before it has a place, which a body that never comes would hold; connections are bounded.
+		// Small bodies are read before they get a slot, so that a body that never arrives holds none. The connection
+		// limiter limits their number.
 		slots = h.small
-		if body, err = readBody(w, hr); err != nil {
+		if body, err = h.readBody(w, hr); err != nil {
 			return "", err
 		}
 	}
 	address, _, _ := net.SplitHostPort(hr.RemoteAddr)
-	leave, ok := slots.take(ctx, address)
+	release, ok := slots.acquire(ctx, address)
 	if !ok {
-		return "", busy
+		return "", errBusy
 	}
-	defer leave()
+	defer release()
 	if slots == h.large {
-		if body, err = readBody(w, hr); err != nil {
+		if body, err = h.readBody(w, hr); err != nil {
 			return "", err
 		}
 	}
 	r, err := readReview(body)
 	if err != nil {
-		return "", &refusal{http.StatusBadRequest, resultInvalid, err.Error()}
+		return "", &httpError{http.StatusBadRequest, resultInvalid, err.Error()}
 	}
 	answer := decide(ctx, r)
 	answer.UID = r.UID
 	h.log(path, r, answer)
 	if answer.Added > maxSmallPatch && slots == h.small {
-		// Patch, answer and the room to write them are as much as a large body, until the client has read it.
-		leave, ok := h.large.take(ctx, address)
+		// Until the client has read it, the response needs as much memory as a large body.
+		release, ok := h.large.acquire(ctx, address)
 		if !ok {
-			return "", busy
+			return "", errBusy
 		}
-		defer leave()
+		defer release()
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(answer.encode()) // a client that went away gets nothing
+	_, _ = w.Write(answer.encode()) // the client may have disconnected
 	switch {
 	case answer.Allowed:
 		return resultAllowed, nil
@@ -151,20 +181,22 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	return resultDenied, nil
 }
 
-func readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // a test's recorder has none
+func (h *handler) readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
+	// A httptest.ResponseRecorder has no deadline.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.bodyTimeout))
 	body, err := readAll(http.MaxBytesReader(w, hr.Body, maxBody), hr.ContentLength)
-	var most *http.MaxBytesError
+	var tooLong *http.MaxBytesError
 	switch {
-	case errors.As(err, &most):
-		return nil, tooLong
+	case errors.As(err, &tooLong):
+		return nil, errTooLong
 	case err != nil:
-		return nil, &refusal{http.StatusRequestTimeout, resultInvalid, fmt.Sprintf("the body did not arrive whole within %s: %v", bodyTimeout, err)}
+		text := fmt.Sprintf("body incomplete after %s: %v", h.bodyTimeout, err)
+		return nil, &httpError{http.StatusRequestTimeout, resultInvalid, text}
 	}
 	return body, nil
 }
 
-// readAll takes no more memory than the body has bytes, if that is known and true.
+// readAll allocates no more than length bytes if the length is known.
 func readAll(body io.Reader, length int64) ([]byte, error) {
 	if length < 0 {
 		return io.ReadAll(body)
@@ -175,7 +207,13 @@ func readAll(body io.Reader, length int64) ([]byte, error) {
 }
 
 func (h *handler) log(path string, r *request, answer *response) {
-	attrs := []any{"path", path, "operation", r.Operation, "namespace", r.Namespace, "pod", r.Object.name(), "dryRun", r.DryRun}
+	attrs := []any{
+		"path", path,
+		"operation", r.Operation,
+		"namespace", r.Namespace,
+		"pod", r.Object.logName(),
+		"dryRun", r.DryRun,
+	}
 	switch {
 	case !answer.Allowed:
 		attrs = append(attrs, "code", answer.Status.Code, "reason", answer.Status.Message)

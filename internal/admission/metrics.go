@@ -12,23 +12,24 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// Metrics are the webhook's. None has a label that comes from outside.
+// Metrics are the webhook's metrics. No label value comes from a request.
 type Metrics struct{ set *vm.Set }
 
-// NewMetrics returns metrics in which expiry tells when the serving certificate ends; the zero time means that there is none.
+// NewMetrics returns the metrics. expiry returns the expiry of the serving certificate, or the zero time without one.
 func NewMetrics(expiry func() time.Time) *Metrics {
 	m := &Metrics{vm.NewSet()}
-	// A series that first appears when it is 1 hides its first increase from rate().
+	// All counters start at 0: rate() does not see the first increase of a series that starts at 1.
 	for _, path := range []string{"mutate", "validate"} {
 		for _, result := range []string{resultAllowed, resultDenied, resultFailed, resultInvalid, resultBusy} {
-			m.set.NewCounter(reviews(path, result))
+			m.set.NewCounter(requestsTotal(path, result))
 		}
 	}
-	for _, kind := range []string{"input", "release", "secret"} {
-		m.set.NewCounter(warnings(kind))
+	for _, reason := range []string{warnPluginInput, warnRelease, warnSecret} {
+		m.set.NewCounter(warningsTotal(reason))
 	}
-	m.set.NewCounter(unansweredQuestions)
-	m.set.NewGauge(fmt.Sprintf(`gmsa_webhook_build_info{version=%q,goversion=%q}`, version.String(), runtime.Version()), func() float64 { return 1 })
+	m.set.NewCounter(accountCheckErrorsTotal)
+	build := fmt.Sprintf(`gmsa_webhook_build_info{version=%q,goversion=%q}`, version.String(), runtime.Version())
+	m.set.NewGauge(build, func() float64 { return 1 })
 	m.set.NewGauge(`gmsa_webhook_certificate_expiry_timestamp_seconds`, func() float64 {
 		t := expiry()
 		if t.IsZero() {
@@ -39,31 +40,34 @@ func NewMetrics(expiry func() time.Time) *Metrics {
 	return m
 }
 
-// Results of a review: the pod's; an answer that the API server owes us; a request that was no review of a pod; too many at once.
+// Results of an admission request.
 const (
 	resultAllowed = "allowed"
 	resultDenied  = "denied"
-	resultFailed  = "failed"
-	resultInvalid = "invalid"
-	resultBusy    = "busy"
+	resultFailed  = "failed"  // the API server did not answer the webhook
+	resultInvalid = "invalid" // not an admission request for a pod
+	resultBusy    = "busy"    // too many concurrent requests
 )
 
-func reviews(path, result string) string {
-	return fmt.Sprintf(`gmsa_webhook_reviews_total{path=%q,result=%q}`, path, result)
+const accountCheckErrorsTotal = `gmsa_webhook_account_check_errors_total`
+
+func requestsTotal(path, result string) string {
+	return fmt.Sprintf(`gmsa_webhook_admission_requests_total{path=%q,result=%q}`, path, result)
 }
 
-const unansweredQuestions = `gmsa_webhook_unanswered_account_questions_total`
-
-func warnings(kind string) string { return fmt.Sprintf(`gmsa_webhook_warnings_total{kind=%q}`, kind) }
-
-func (m *Metrics) reviewed(path, result string, took time.Duration) {
-	m.set.GetOrCreateCounter(reviews(path, result)).Inc()
-	m.set.GetOrCreateSummary(fmt.Sprintf(`gmsa_webhook_review_duration_seconds{path=%q}`, path)).Update(took.Seconds())
+func warningsTotal(reason string) string {
+	return fmt.Sprintf(`gmsa_webhook_admission_warnings_total{reason=%q}`, reason)
 }
 
-func (m *Metrics) warned(kind string) { m.set.GetOrCreateCounter(warnings(kind)).Inc() }
+func (m *Metrics) observe(path, result string, took time.Duration) {
+	m.set.GetOrCreateCounter(requestsTotal(path, result)).Inc()
+	duration := fmt.Sprintf(`gmsa_webhook_admission_request_duration_seconds{path=%q}`, path)
+	m.set.GetOrCreateSummary(duration).Update(took.Seconds())
+}
 
-func (m *Metrics) unanswered() { m.set.GetOrCreateCounter(unansweredQuestions).Inc() }
+func (m *Metrics) warned(reason string) { m.set.GetOrCreateCounter(warningsTotal(reason)).Inc() }
 
-// Write writes them in the text format of Prometheus.
+func (m *Metrics) accountCheckFailed() { m.set.GetOrCreateCounter(accountCheckErrorsTotal).Inc() }
+
+// Write writes the metrics in the Prometheus text format.
 func (m *Metrics) Write(w io.Writer) { m.set.WritePrometheus(w) }

@@ -9,44 +9,49 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// maxAdded bounds what is added to one pod, in bytes of JSON: as many reviews as there may be at once hold it several times over. A
+// maxAdded limits the JSON that mutate adds to a pod, in bytes. Concurrent requests hold it in memory several times. A
 // credential spec has about 1 KiB.
 const maxAdded = 256 << 10
 
-// mutate copies the contents of GMSACredentialSpecs to where they are named. It checks no right: a patch goes nowhere if
-// validate refuses the pod.
+// mutate populates the pod. It checks no permission, because a patch has no effect if validate denies the pod.
 func (h *handler) mutate(ctx context.Context, r *request) *response {
-	var wanted []place
-	for _, p := range r.added() {
-		if p.name != "" && p.contents == "" {
-			wanted = append(wanted, p)
+	var refs []credSpecRef
+	for _, ref := range r.newRefs() {
+		if ref.name != "" && ref.inline == "" {
+			refs = append(refs, ref)
 		}
 	}
-	if d := cannotBe(wanted); d != nil {
+	if d := validateRefs(refs); d != nil {
 		return d.response()
 	}
-	specs, refusal := h.read(ctx, wanted)
-	if refusal != nil {
-		return refusal.response()
+	specs, denied := h.readSpecs(ctx, refs)
+	if denied != nil {
+		return denied.response()
 	}
 	var patch kube.JSONPatch
 	added := 0
-	for _, p := range wanted {
-		s := specs[p.name]
+	for _, ref := range refs {
+		s := specs[ref.name]
 		if s.err != nil {
-			return cannotRead(p, s.err).response()
+			return denyUnreadable(ref, s.err).response()
 		}
-		if s.text == nil {
+		if s.encoded == nil {
 			var err error
-			if s.text, err = json.Marshal(string(s.contents)); err != nil {
-				panic(err) // texts always encode
+			if s.encoded, err = json.Marshal(string(s.content)); err != nil {
+				panic(err) // a string always encodes
 			}
 		}
-		if added += len(s.text); added > maxAdded {
-			return forbidden("%s: with the contents of GMSACredentialSpec %s more than %d KiB would be added to the pod; name it once in the pod's securityContext instead of in each container", p.where, p.name, maxAdded>>10).response()
+		if added += len(s.encoded); added > maxAdded {
+			return forbidden("%s: GMSACredentialSpec %s would make the webhook add more than %d KiB to the pod; "+
+				"reference it once in the pod's securityContext instead of in each container",
+				ref.where, ref.name, maxAdded>>10).response()
 		}
-		// windowsOptions exists: the name is in it.
-		patch = append(patch, kube.JSONPatchOperation{Op: "add", Path: p.pointer + "/gmsaCredentialSpec", Value: s.text})
+		// windowsOptions exists, because it contains the name.
+		patch = append(patch, kube.JSONPatchOperation{
+			Op:    "add",
+			Path:  ref.pointer + "/gmsaCredentialSpec",
+			Value: s.encoded,
+		})
 	}
 	if h.RandomHostname && r.Operation == create && needsHostname(r.Object) {
 		patch = append(patch, kube.JSONPatchOperation{Op: "add", Path: "/spec/hostname", Value: randomHostname()})
@@ -54,35 +59,35 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 	return &response{Allowed: true, Operations: patch, Added: added}
 }
 
-// added are the places that the request brings into the cluster: all of a new pod; of a pod that exists, those of containers
-// that it had not, which only ephemeral ones can be.
-func (r *request) added() []place {
+// newRefs returns the references that the request adds to the cluster: all of a new pod, and for an existing pod those
+// of new containers, which can only be ephemeral ones.
+func (r *request) newRefs() []credSpecRef {
 	if r.Operation == create {
-		return r.Object.used()
+		return r.Object.setRefs()
 	}
-	had := map[string]bool{}
-	for _, p := range r.OldObject.places() {
-		had[p.where] = true
+	existing := map[string]bool{}
+	for _, ref := range r.OldObject.credSpecRefs() {
+		existing[ref.where] = true
 	}
-	var added []place
-	for _, p := range r.Object.used() {
-		if !had[p.where] {
-			added = append(added, p)
+	var refs []credSpecRef
+	for _, ref := range r.Object.setRefs() {
+		if !existing[ref.where] {
+			refs = append(refs, ref)
 		}
 	}
-	return added
+	return refs
 }
 
-// needsHostname: the containers of one gMSA that have the same name towards the domain take each other's session key, and
-// Windows makes that name of the first 15 characters of the host name, which is often the same in all pods of a Deployment. A pod
-// in the host's network has the host's name whatever it says. A subdomain or setHostnameAsFQDN changes nothing: the host
-// name is the first label of the longer one.
+// needsHostname: containers of one gMSA that have the same computer name in the domain overwrite each other's session
+// key. Windows derives this name from the first 15 characters of the host name, which is often equal in all pods of a
+// Deployment. A pod in the host network has the host's name. Subdomain and setHostnameAsFQDN have no effect: the host
+// name is the first label of the resulting name.
 func needsHostname(p *pod) bool {
-	return p.Spec.Hostname == "" && p.Spec.HostnameOverride == nil && !p.Spec.HostNetwork && len(p.used()) > 0
+	return p.Spec.Hostname == "" && p.Spec.HostnameOverride == nil && !p.Spec.HostNetwork && len(p.setRefs()) > 0
 }
 
-// randomHostname has 15 characters, the most of a NetBIOS name.
+// randomHostname has 15 characters, the maximum of a NetBIOS name.
 func randomHostname() string {
-	// A text of base 32 has 26 characters and 130 bits.
+	// rand.Text returns 26 base32 characters with 130 bits.
 	return "gmsa-" + strings.ToLower(rand.Text()[:10])
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// The parts of Pod (v1) that are read here. The API server sends what it has read itself, so that no key stands twice or in
-// another case.
+// The fields of Pod (v1) that the webhook reads. The API server sends objects that it has decoded, so no key is
+// duplicated or in another case.
 
 type pod struct {
 	Metadata struct {
@@ -32,12 +32,12 @@ type container struct {
 
 type securityContext struct {
 	WindowsOptions *struct {
-		Name     string `json:"gmsaCredentialSpecName"`
-		Contents string `json:"gmsaCredentialSpec"`
+		Name   string `json:"gmsaCredentialSpecName"`
+		Inline string `json:"gmsaCredentialSpec"`
 	} `json:"windowsOptions"`
 }
 
-// UnmarshalJSON holds nothing of what is not read here, and tells what is no pod.
+// UnmarshalJSON keeps only the fields above. Its error is a notPodError.
 func (p *pod) UnmarshalJSON(object []byte) error {
 	type plain pod
 	var read plain
@@ -50,21 +50,22 @@ func (p *pod) UnmarshalJSON(object []byte) error {
 
 type notPodError struct{ err error }
 
-func (e notPodError) Error() string { return "it is no pod: " + e.err.Error() }
+func (e notPodError) Error() string { return "not a pod: " + e.err.Error() }
 
-// place is where a pod can say which gMSA it is: in its own securityContext and in that of each container. A container that
-// says something there takes nothing of what the pod says.
-type place struct {
-	where    string // for people, and what tells the places of a pod apart: "container web"
-	pointer  string // JSON pointer of its windowsOptions
-	name     string // of a GMSACredentialSpec
-	contents string // of it, as JSON: the only thing that the kubelet reads
+// credSpecRef is the pair of gMSA fields in the pod's securityContext or in a container's. A container that has either
+// field does not inherit the pod's.
+type credSpecRef struct {
+	where   string // for messages, unique in the pod: "container web"
+	pointer string // JSON pointer of windowsOptions
+	name    string // credential spec name
+	inline  string // inline credential spec, as JSON: the only field that the kubelet reads
 }
 
-func (p place) isEmpty() bool { return p.name == "" && p.contents == "" }
+func (r credSpecRef) isEmpty() bool { return r.name == "" && r.inline == "" }
 
-func (p *pod) places() []place {
-	all := []place{newPlace("the pod's securityContext", "/spec", p.Spec.SecurityContext)}
+// credSpecRefs returns the references of the pod and of all its containers, including empty ones.
+func (p *pod) credSpecRefs() []credSpecRef {
+	refs := []credSpecRef{newCredSpecRef("the pod's securityContext", "/spec", p.Spec.SecurityContext)}
 	for _, list := range []struct {
 		kind, pointer string
 		containers    []container
@@ -74,29 +75,30 @@ func (p *pod) places() []place {
 		{"ephemeral container", "/spec/ephemeralContainers", p.Spec.EphemeralContainers},
 	} {
 		for i, c := range list.containers {
-			all = append(all, newPlace(list.kind+" "+c.Name, fmt.Sprintf("%s/%d", list.pointer, i), c.SecurityContext))
+			pointer := fmt.Sprintf("%s/%d", list.pointer, i)
+			refs = append(refs, newCredSpecRef(list.kind+" "+c.Name, pointer, c.SecurityContext))
 		}
 	}
-	return all
+	return refs
 }
 
-func newPlace(where, pointer string, s *securityContext) place {
-	p := place{where: where, pointer: pointer + "/securityContext/windowsOptions"}
+func newCredSpecRef(where, pointer string, s *securityContext) credSpecRef {
+	r := credSpecRef{where: where, pointer: pointer + "/securityContext/windowsOptions"}
 	if s != nil && s.WindowsOptions != nil {
-		p.name, p.contents = s.WindowsOptions.Name, s.WindowsOptions.Contents
+		r.name, r.inline = s.WindowsOptions.Name, s.WindowsOptions.Inline
 	}
-	return p
+	return r
 }
 
-// used are the places that say something.
-func (p *pod) used() []place {
-	var used []place
-	for _, at := range p.places() {
-		if !at.isEmpty() {
-			used = append(used, at)
+// setRefs returns the references that are not empty.
+func (p *pod) setRefs() []credSpecRef {
+	var set []credSpecRef
+	for _, r := range p.credSpecRefs() {
+		if !r.isEmpty() {
+			set = append(set, r)
 		}
 	}
-	return used
+	return set
 }
 
 func (p *pod) serviceAccount() string {
@@ -106,22 +108,22 @@ func (p *pod) serviceAccount() string {
 	return p.Spec.ServiceAccountName
 }
 
-// name is for the log: a pod that a controller makes has its name only after admission.
-func (p *pod) name() string {
+// logName is metadata.generateName for a controller's pod, which gets its name after admission.
+func (p *pod) logName() string {
 	if p.Metadata.Name == "" {
 		return p.Metadata.GenerateName
 	}
 	return p.Metadata.Name
 }
 
-// names are the different GMSACredentialSpecs of places, in their order.
-func names(places []place) []string {
+// specNames returns the credential spec names of refs in their order, without duplicates.
+func specNames(refs []credSpecRef) []string {
 	var list []string
 	seen := map[string]bool{}
-	for _, p := range places {
-		if !seen[p.name] {
-			seen[p.name] = true
-			list = append(list, p.name)
+	for _, r := range refs {
+		if !seen[r.name] {
+			seen[r.name] = true
+			list = append(list, r.name)
 		}
 	}
 	return list

@@ -1,6 +1,7 @@
-// Package admission is what the webhook says of a pod: it copies the contents of a GMSACredentialSpec into the pods that
-// name it, and refuses the pods that may not use it, that bring contents of their own, or that change them later. It knows
-// only the parts of the API that it reads, and asks the API server through a Cluster.
+// Package admission decides about pods that use a gMSA. It populates pods that reference a GMSACredentialSpec. It
+// denies pods whose ServiceAccount lacks the use permission, pods with an inline credential spec that differs from the
+// object, and later changes of these fields. It decodes only the fields that it needs, and calls the API server through
+// a Cluster.
 package admission
 
 import (
@@ -12,7 +13,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// The parts of AdmissionReview (admission.k8s.io/v1) that are read and written here, named as in the Kubernetes API reference.
+// The fields of AdmissionReview (admission.k8s.io/v1) that the webhook reads and writes.
 
 type review struct {
 	APIVersion string    `json:"apiVersion"`
@@ -37,7 +38,7 @@ type request struct {
 	Namespace   string `json:"namespace"`
 	Operation   string `json:"operation"`
 	Object      *pod   `json:"object"`
-	OldObject   *pod   `json:"oldObject"` // of an UPDATE
+	OldObject   *pod   `json:"oldObject"` // only for UPDATE
 	DryRun      bool   `json:"dryRun"`
 }
 
@@ -49,10 +50,10 @@ type response struct {
 	PatchType string   `json:"patchType,omitempty"`
 	Warnings  []string `json:"warnings,omitempty"`
 
-	Cause error `json:"-"` // of a denial; for the log alone
+	Cause error `json:"-"` // of a denial, for the log only
 
-	Operations kube.JSONPatch `json:"-"` // what encode makes Patch of
-	Added      int            `json:"-"` // their size as JSON, in bytes, about
+	Operations kube.JSONPatch `json:"-"` // encode writes them to Patch
+	Added      int            `json:"-"` // their approximate size as JSON, in bytes
 }
 
 // encode returns the AdmissionReview.
@@ -61,7 +62,7 @@ func (r *response) encode() []byte {
 	if len(r.Operations) > 0 {
 		r.PatchType = "JSONPatch"
 		if r.Patch, err = json.Marshal(r.Operations); err != nil {
-			panic(err) // texts always encode
+			panic(err) // strings always encode
 		}
 	}
 	data, err := json.Marshal(review{APIVersion: reviewVersion, Kind: reviewKind, Response: r})
@@ -93,18 +94,19 @@ const (
 	ephemeralContainers = "ephemeralcontainers"
 )
 
-// readReview returns the request of a review, with its pods. An error means that this is no review of a pod, which a
-// configuration of the chart never sends.
+// readReview returns the request of an AdmissionReview. An error means that this is not an admission request for a pod.
+// An API server with the chart's webhook configurations never sends one.
 func readReview(body []byte) (*request, error) {
 	var v review
-	var no notPodError
-	if err := json.Unmarshal(body, &v); errors.As(err, &no) {
-		return nil, fmt.Errorf("oldObject or object: %w", no)
+	var notPod notPodError
+	if err := json.Unmarshal(body, &v); errors.As(err, &notPod) {
+		return nil, fmt.Errorf("oldObject or object: %w", notPod)
 	} else if err != nil {
-		return nil, fmt.Errorf("the body is no AdmissionReview: %w", err)
+		return nil, fmt.Errorf("the body is not an AdmissionReview: %w", err)
 	}
 	if v.APIVersion != reviewVersion || v.Kind != reviewKind {
-		return nil, fmt.Errorf("the body is apiVersion %q, kind %q; want %s, %s", v.APIVersion, v.Kind, reviewVersion, reviewKind)
+		return nil, fmt.Errorf("the body has apiVersion %q, kind %q; want %s, %s",
+			v.APIVersion, v.Kind, reviewVersion, reviewKind)
 	}
 	r := v.Request
 	switch {
@@ -115,28 +117,29 @@ func readReview(body []byte) (*request, error) {
 	case r.Resource.Group != "" || r.Resource.Version != "v1" || r.Resource.Resource != "pods",
 		r.Kind.Group != "" || r.Kind.Version != "v1" || r.Kind.Kind != "Pod",
 		r.SubResource != "" && r.SubResource != ephemeralContainers:
-		return nil, fmt.Errorf("the request is about resource %q %q %q, subresource %q, kind %q; the rules of the webhook are for v1 pods and pods/ephemeralcontainers",
+		return nil, fmt.Errorf("the request has resource %q %q %q, subresource %q, kind %q; "+
+			"the webhook accepts only v1 pods and pods/ephemeralcontainers",
 			r.Resource.Group, r.Resource.Version, r.Resource.Resource, r.SubResource, r.Kind.Kind)
 	case r.Operation != create && r.Operation != update:
-		return nil, fmt.Errorf("the operation is %q; the rules of the webhook are for CREATE and UPDATE", r.Operation)
+		return nil, fmt.Errorf("the operation is %q; the webhook accepts only CREATE and UPDATE", r.Operation)
 	case r.Namespace == "":
 		return nil, fmt.Errorf("the request has no namespace")
 	}
 	if r.Object == nil {
-		return nil, errors.New("object: it is missing")
+		return nil, errors.New("object is missing")
 	}
 	if r.Operation == update && r.OldObject == nil {
-		return nil, errors.New("oldObject: it is missing")
+		return nil, errors.New("oldObject is missing")
 	}
 	return r, nil
 }
 
-// denial is a refusal of a pod, as the user sees it.
+// denial is the answer that denies a pod, as the user sees it.
 type denial struct {
 	code    int
 	reason  string
 	message string
-	cause   error // for the log: it may name addresses that are no business of users
+	cause   error // for the log only: it can contain addresses
 }
 
 func notFound(format string, args ...any) *denial {
@@ -150,7 +153,7 @@ func forbidden(format string, args ...any) *denial {
 func (d *denial) response() *response {
 	s := &status{Code: d.code, Reason: d.reason, Message: d.message}
 	if d.code == http.StatusServiceUnavailable {
-		// The API server makes a Retry-After of it, upon which client-go, and so kubectl, tries again by itself.
+		// The API server returns it as Retry-After, so that client-go, and therefore kubectl, retries.
 		s.Details = &details{RetryAfterSeconds: 1}
 	}
 	return &response{Status: s, Cause: d.cause}

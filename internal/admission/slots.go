@@ -5,42 +5,45 @@ import (
 	"sync"
 )
 
-// slots are how many reviews there may be at once. One remote address has at most half of them, so that a stranger, who must have
-// some address, leaves room for the API server. If both have the same, behind a proxy, they wait in one line.
+// slots limit the number of concurrent requests. One client address has at most half of them, so that an
+// unauthenticated client leaves the other half to the API server. If a proxy gives both the same address, they share
+// one half.
 type slots struct {
 	all chan struct{}
 
-	mu   sync.Mutex
-	each map[string]*share // of addresses that have a place or wait for one
+	mu      sync.Mutex
+	clients map[string]*clientSlots // addresses that hold a slot or wait for one
 }
 
-type share struct {
-	places chan struct{}
-	users  int
+type clientSlots struct {
+	slots chan struct{}
+	users int
 }
 
-func newSlots(n int) *slots { return &slots{all: make(chan struct{}, n), each: map[string]*share{}} }
+func newSlots(n int) *slots {
+	return &slots{all: make(chan struct{}, n), clients: map[string]*clientSlots{}}
+}
 
-// take waits for a place until ctx ends, and tells whether there was one; it is given back with leave.
-func (s *slots) take(ctx context.Context, address string) (leave func(), ok bool) {
+// acquire waits for a slot until ctx is done, and reports whether it got one. The caller releases it.
+func (s *slots) acquire(ctx context.Context, address string) (release func(), ok bool) {
 	s.mu.Lock()
-	mine := s.each[address]
-	if mine == nil {
-		mine = &share{places: make(chan struct{}, max(1, cap(s.all)/2))}
-		s.each[address] = mine
+	client := s.clients[address]
+	if client == nil {
+		client = &clientSlots{slots: make(chan struct{}, max(1, cap(s.all)/2))}
+		s.clients[address] = client
 	}
-	mine.users++
+	client.users++
 	s.mu.Unlock()
 	forget := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if mine.users--; mine.users == 0 {
-			delete(s.each, address)
+		if client.users--; client.users == 0 {
+			delete(s.clients, address)
 		}
 	}
-	// The share comes first: of each address no more wait for a place among all than it may have.
+	// The client's slot comes first, so that no address has more waiters for the common slots than it can hold.
 	select {
-	case mine.places <- struct{}{}:
+	case client.slots <- struct{}{}:
 	case <-ctx.Done():
 		forget()
 		return nil, false
@@ -48,13 +51,13 @@ func (s *slots) take(ctx context.Context, address string) (leave func(), ok bool
 	select {
 	case s.all <- struct{}{}:
 	case <-ctx.Done():
-		<-mine.places
+		<-client.slots
 		forget()
 		return nil, false
 	}
 	return func() {
 		<-s.all
-		<-mine.places
+		<-client.slots
 		forget()
 	}, true
 }

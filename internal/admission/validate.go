@@ -18,244 +18,289 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// maxSpecs bounds the different GMSACredentialSpecs of one pod: each is three questions to the API server.
+// maxSpecs limits the different GMSACredentialSpecs of one pod. Each needs up to three requests to the API server.
 const maxSpecs = 64
 
-// maxPlaces bounds the places of one pod that say something.
-const maxPlaces = 256
+// maxRefs limits the references of one pod that are not empty.
+const maxRefs = 256
 
-// cannotBe refuses what is not worth a question to the API server. It has not checked a pod's names itself when it asks to mutate.
-func cannotBe(places []place) *denial {
-	for _, p := range places {
-		if p.name == "" {
+// maxParallelChecks limits the concurrent requests to the API server for one pod.
+const maxParallelChecks = 8
+
+// validateRefs denies a pod that is not worth a request to the API server. The API server calls mutating webhooks
+// before it validates the names itself.
+func validateRefs(refs []credSpecRef) *denial {
+	for _, ref := range refs {
+		if ref.name == "" {
 			continue
 		}
-		if err := credential.ValidateName(p.name); err != nil {
-			return &denial{code: http.StatusUnprocessableEntity, reason: "Invalid", message: fmt.Sprintf(
-				"%s: gmsaCredentialSpecName %.80q is no name that a GMSACredentialSpec can have: want parts of lower-case letters, digits and hyphens, with dots between, 253 characters at most", p.where, p.name)}
+		if err := credential.ValidateName(ref.name); err != nil {
+			return &denial{
+				code:   http.StatusUnprocessableEntity,
+				reason: "Invalid",
+				message: fmt.Sprintf("%s: gmsaCredentialSpecName %.80q is not a valid name; use lower-case letters, "+
+					"digits, hyphens and dots, at most 253 characters", ref.where, ref.name),
+			}
 		}
 	}
-	if len(places) <= maxPlaces {
+	if len(refs) <= maxRefs {
 		return nil
 	}
-	return forbidden("the pod says which gMSA it is in %d places, and may in %d; name the GMSACredentialSpec once in the pod's securityContext, which counts for all containers that name none", len(places), maxPlaces)
+	return forbidden("the pod specifies a gMSA in %d places; the maximum is %d; set gmsaCredentialSpecName once in "+
+		"the pod's securityContext, which applies to all containers that do not set it", len(refs), maxRefs)
 }
 
-// spec is a GMSACredentialSpec as it is now, or why it cannot be told.
+// spec is the current state of a GMSACredentialSpec.
 type spec struct {
-	contents []byte
-	err      error
+	content []byte // the credential spec as compact JSON
+	err     error  // of reading it
 
-	text json.RawMessage // only to mutate: contents as a text in JSON, made once
+	encoded json.RawMessage // only in mutate: content as a JSON string
 
-	// Only asked to validate:
-	allowed       bool
-	reason        string // the API server's
-	mayErr        error
-	problem, kind string // pluginProblem
+	// Only in validate:
+	canUse        bool
+	canUseReason  string // from the API server
+	canUseErr     error
+	problem       string // of pluginProblem
+	problemMetric string
 }
 
-// read reads the GMSACredentialSpecs of places, each once.
-func (h *handler) read(ctx context.Context, places []place) (map[string]*spec, *denial) {
-	return h.ask(places, func(name string, s *spec) []func() {
-		return []func(){func() { s.contents, s.err = h.Cluster.CredentialSpec(ctx, name) }}
+// readSpecs reads the GMSACredentialSpecs of refs, each once.
+func (h *handler) readSpecs(ctx context.Context, refs []credSpecRef) (map[string]*spec, *denial) {
+	return h.runChecks(refs, func(name string, s *spec) []func() {
+		return []func(){func() { s.content, s.err = h.Cluster.CredentialSpec(ctx, name) }}
 	})
 }
 
-// check reads them, asks whether the ServiceAccount may use them, and whether they can work.
-func (h *handler) check(ctx context.Context, namespace, serviceAccount string, places []place) (map[string]*spec, *denial) {
-	return h.ask(places, func(name string, s *spec) []func() {
+// checkSpecs reads the GMSACredentialSpecs, and checks the use permission of the ServiceAccount and the plugin input.
+func (h *handler) checkSpecs(ctx context.Context, namespace, serviceAccount string, refs []credSpecRef) (
+	map[string]*spec, *denial) {
+	return h.runChecks(refs, func(name string, s *spec) []func() {
 		return []func(){
 			func() {
-				if s.contents, s.err = h.Cluster.CredentialSpec(ctx, name); s.err == nil {
-					s.problem, s.kind = h.pluginProblem(ctx, name, s.contents)
+				if s.content, s.err = h.Cluster.CredentialSpec(ctx, name); s.err == nil {
+					s.problem, s.problemMetric = h.pluginProblem(ctx, name, s.content)
 				}
 			},
-			func() { s.allowed, s.reason, s.mayErr = h.Cluster.MayUse(ctx, namespace, serviceAccount, name) },
+			func() {
+				s.canUse, s.canUseReason, s.canUseErr = h.Cluster.CanUse(ctx, namespace, serviceAccount, name)
+			},
 		}
 	})
 }
 
-// ask runs the questions of all places, eight at a time.
-func (h *handler) ask(places []place, questions func(string, *spec) []func()) (map[string]*spec, *denial) {
-	list := names(places)
+// runChecks runs the checks of all GMSACredentialSpecs that refs reference.
+func (h *handler) runChecks(refs []credSpecRef, checks func(string, *spec) []func()) (map[string]*spec, *denial) {
+	list := specNames(refs)
 	if len(list) > maxSpecs {
-		return nil, forbidden("the pod names %d different GMSACredentialSpecs; %d at most", len(list), maxSpecs)
+		return nil, forbidden("the pod references %d different GMSACredentialSpecs; the maximum is %d",
+			len(list), maxSpecs)
 	}
 	specs := map[string]*spec{}
 	var all []func()
 	for _, name := range list {
 		specs[name] = &spec{}
-		all = append(all, questions(name, specs[name])...)
+		all = append(all, checks(name, specs[name])...)
 	}
 	var wg sync.WaitGroup
-	free := make(chan struct{}, 8)
-	for _, q := range all {
-		free <- struct{}{}
+	slots := make(chan struct{}, maxParallelChecks)
+	for _, check := range all {
+		slots <- struct{}{}
 		wg.Go(func() {
-			defer func() { <-free }()
-			q()
+			defer func() { <-slots }()
+			check()
 		})
 	}
 	wg.Wait()
 	return specs, nil
 }
 
-// validate refuses a pod that uses a gMSA otherwise than a GMSACredentialSpec and its ServiceAccount's rights have it.
+// validate denies a pod that uses a gMSA without permission, or with an inline credential spec that differs from the
+// object.
 func (h *handler) validate(ctx context.Context, r *request) *response {
 	if r.Operation == update {
-		if d := changed(r.OldObject, r.Object); d != nil {
+		if d := denyChange(r.OldObject, r.Object); d != nil {
 			return d.response()
 		}
 	}
-	places := r.added()
-	if d := cannotBe(places); d != nil {
+	refs := r.newRefs()
+	if d := validateRefs(refs); d != nil {
 		return d.response()
 	}
-	for _, p := range places {
+	for _, ref := range refs {
 		switch {
-		case p.name == "":
-			return forbidden("%s: gmsaCredentialSpec is set without gmsaCredentialSpecName; set gmsaCredentialSpecName to a GMSACredentialSpec that the pod's ServiceAccount may use, and leave gmsaCredentialSpec out: it is filled in", p.where).response()
-		case p.contents == "":
-			return forbidden("%s: the contents of GMSACredentialSpec %s were not filled in, without which the container would have no gMSA; see whether the MutatingWebhookConfiguration of rancher-gmsa-webhook exists, and whether another webhook added the name after that was asked: webhooks are asked in the order of their configurations' names; then create the pod again", p.where, p.name).response()
+		case ref.name == "":
+			return forbidden("%s: gmsaCredentialSpec is set without gmsaCredentialSpecName; set "+
+				"gmsaCredentialSpecName to a GMSACredentialSpec that the pod's ServiceAccount can use, and remove "+
+				"gmsaCredentialSpec, which the webhook populates", ref.where).response()
+		case ref.inline == "":
+			return forbidden("%s: GMSACredentialSpec %s was not populated, so the container would have no gMSA; check "+
+				"that the MutatingWebhookConfiguration of rancher-gmsa-webhook exists, and that no other webhook sets "+
+				"gmsaCredentialSpecName later (webhooks run in the order of their configurations' names); then create "+
+				"the pod again", ref.where, ref.name).response()
 		}
 	}
 	account := r.Object.serviceAccount()
-	specs, refusal := h.check(ctx, r.Namespace, account, places)
-	if refusal != nil {
-		return refusal.response()
+	specs, denied := h.checkSpecs(ctx, r.Namespace, account, refs)
+	if denied != nil {
+		return denied.response()
 	}
 	answer := &response{Allowed: true}
-	for _, p := range places {
-		s := specs[p.name]
+	for _, ref := range refs {
+		s := specs[ref.name]
 		switch {
 		case s.err != nil:
-			return cannotRead(p, s.err).response()
-		case s.mayErr != nil:
-			return unavailable(s.mayErr, "%s: whether ServiceAccount %s/%s may use GMSACredentialSpec %s could not be asked", p.where, r.Namespace, account, p.name).response()
-		case !s.allowed:
-			return mayNot(p, r.Namespace, account, s.reason).response()
+			return denyUnreadable(ref, s.err).response()
+		case s.canUseErr != nil:
+			return unavailable(s.canUseErr, "%s: could not check whether ServiceAccount %s/%s can use "+
+				"GMSACredentialSpec %s",
+				ref.where, r.Namespace, account, ref.name).response()
+		case !s.canUse:
+			return denyUse(ref, r.Namespace, account, s.canUseReason).response()
 		}
-		// After the right to use: nobody else learns by trying what a GMSACredentialSpec says.
-		if err := sameContents(p.contents, s.contents); err != nil {
-			return forbidden("%s: gmsaCredentialSpec %v; leave it out, and the contents of GMSACredentialSpec %s are filled in; if that was changed just now, create the pod again", p.where, err, p.name).response()
+		// After the permission check, so that only a user with the permission can find out the content by trial and
+		// error.
+		if err := sameSpec(ref.inline, s.content); err != nil {
+			return forbidden("%s: gmsaCredentialSpec %v; remove it, and the webhook populates it from "+
+				"GMSACredentialSpec %s; if that object changed just now, create the pod again",
+				ref.where, err, ref.name).response()
 		}
 		if s.problem == "" {
 			continue
 		}
-		text := p.where + ": " + s.problem
+		text := ref.where + ": " + s.problem
 		if h.PluginInput == Deny {
 			return forbidden("%s", text).response()
 		}
 		answer.Warnings = append(answer.Warnings, text)
-		h.Metrics.warned(s.kind)
-		s.problem = "" // once is enough
+		h.Metrics.warned(s.problemMetric)
+		s.problem = "" // one warning for each GMSACredentialSpec
 	}
 	return answer
 }
 
-// changed refuses an update of what a pod was admitted with.
-func changed(old, now *pod) *denial {
-	if was, is := old.serviceAccount(), now.serviceAccount(); was != is && len(now.used()) > 0 {
-		return forbidden("the ServiceAccount of a pod with a gMSA does not change from %s to %s; create a new pod", was, is)
+// denyChange denies an update of the gMSA fields of an existing pod.
+func denyChange(before, after *pod) *denial {
+	if from, to := before.serviceAccount(), after.serviceAccount(); from != to && len(after.setRefs()) > 0 {
+		return forbidden("the ServiceAccount of a pod that uses a gMSA cannot change from %s to %s; create a new pod",
+			from, to)
 	}
-	is := map[string]place{}
-	for _, p := range now.places() {
-		is[p.where] = p
+	refs := map[string]credSpecRef{}
+	for _, ref := range after.credSpecRefs() {
+		refs[ref.where] = ref
 	}
-	for _, was := range old.places() {
-		p, there := is[was.where]
+	for _, from := range before.credSpecRefs() {
+		to, exists := refs[from.where]
 		switch {
-		case !there && !was.isEmpty():
-			return forbidden("%s: it has a gMSA and does not go from its pod; create a new pod", was.where)
-		case there && p.name != was.name:
-			return forbidden("%s: gmsaCredentialSpecName does not change from %q to %q in a pod that exists; create a new pod", was.where, was.name, p.name)
-		case there && p.contents != was.contents:
-			return forbidden("%s: gmsaCredentialSpec does not change in a pod that exists; create a new pod", was.where)
+		case !exists && !from.isEmpty():
+			return forbidden("%s: a container that uses a gMSA cannot be removed from its pod; create a new pod",
+				from.where)
+		case exists && to.name != from.name:
+			return forbidden("%s: gmsaCredentialSpecName cannot change from %q to %q in an existing pod; create a new "+
+				"pod",
+				from.where, from.name, to.name)
+		case exists && to.inline != from.inline:
+			return forbidden("%s: gmsaCredentialSpec cannot change in an existing pod; create a new pod", from.where)
 		}
 	}
 	return nil
 }
 
-func mayNot(p place, namespace, account, reason string) *denial {
-	because := ""
+func denyUse(ref credSpecRef, namespace, account, reason string) *denial {
 	if reason != "" {
-		because = " (" + reason + ")"
+		reason = " (" + reason + ")"
 	}
-	return forbidden("%s: ServiceAccount %s/%s may not use GMSACredentialSpec %s: it lacks the verb use on gmsacredentialspecs.%s%s. To grant it: echo '%s' | kubectl apply -f -",
-		p.where, namespace, account, p.name, group, because, credspec.UseRBACManifest(p.name, namespace, account))
+	return forbidden("%s: ServiceAccount %s/%s cannot use GMSACredentialSpec %s: it needs the verb use on "+
+		"gmsacredentialspecs.%s%s. To grant it: echo '%s' | kubectl apply -f -",
+		ref.where, namespace, account, ref.name,
+		group, reason, credspec.UseRBACManifest(ref.name, namespace, account))
 }
 
-func cannotRead(p place, err error) *denial {
-	var refusal *kube.StatusError
+func denyUnreadable(ref credSpecRef, err error) *denial {
+	var status *kube.StatusError
 	switch {
-	case errors.Is(err, errNoContents):
-		return forbidden("%s: GMSACredentialSpec %s has no credspec; gmsactl credspec create %s makes one of what Active Directory says", p.where, p.name, p.name)
-	case errors.As(err, &refusal) && refusal.Code == http.StatusNotFound && refusal.Details.Name == "":
-		return notFound("%s: there is no GMSACredentialSpec %s, because the cluster has no CustomResourceDefinition gmsacredentialspecs.%s; the chart rancher-gmsa-webhook brings it (value crd.install)", p.where, p.name, group)
+	case errors.Is(err, errNoCredSpec):
+		return forbidden("%s: GMSACredentialSpec %s has no field credspec; create the object again with gmsactl "+
+			"credspec create",
+			ref.where, ref.name)
+	case errors.As(err, &status) && status.Code == http.StatusNotFound && status.Details.Name == "":
+		return notFound("%s: GMSACredentialSpec %s does not exist: the cluster has no CustomResourceDefinition "+
+			"gmsacredentialspecs.%s; the chart rancher-gmsa-webhook installs it (value crd.install)",
+			ref.where, ref.name, group)
 	case kube.IsNotFound(err):
-		return notFound("%s: there is no GMSACredentialSpec %s; kubectl get gmsacredentialspecs shows which there are, gmsactl credspec create makes one", p.where, p.name)
+		return notFound("%s: GMSACredentialSpec %s does not exist; list the existing ones with kubectl get "+
+			"gmsacredentialspecs, or create it with gmsactl credspec create", ref.where, ref.name)
 	}
-	return unavailable(err, "%s: GMSACredentialSpec %s could not be read", p.where, p.name)
+	return unavailable(err, "%s: could not read GMSACredentialSpec %s", ref.where, ref.name)
 }
 
-// unavailable is no verdict on the pod: the API server did not answer, which passes, or refused the webhook itself, which an
-// administrator must mend.
+// unavailable is the answer when the API server did not answer the webhook, which is temporary, or denied the webhook's
+// own request, which an administrator must repair.
 func unavailable(err error, format string, args ...any) *denial {
-	d := &denial{code: http.StatusServiceUnavailable, reason: "ServiceUnavailable", message: fmt.Sprintf(format, args...) + ", try again: ", cause: err}
-	var said *kube.StatusError
+	d := &denial{
+		code:    http.StatusServiceUnavailable,
+		reason:  "ServiceUnavailable",
+		message: fmt.Sprintf(format, args...),
+		cause:   err,
+	}
+	var status *kube.StatusError
 	switch {
-	case !errors.As(err, &said):
-		d.message += "the API server did not answer the webhook, whose log says more"
-	case said.Code == http.StatusUnauthorized || said.Code == http.StatusForbidden:
+	case !errors.As(err, &status):
+		d.message += "; try again: the API server did not answer the webhook; see the webhook's log"
+	case status.Code == http.StatusUnauthorized || status.Code == http.StatusForbidden:
 		d.code, d.reason = http.StatusInternalServerError, "InternalError"
-		d.message = fmt.Sprintf(format, args...) + ": the webhook's own rights are missing, helm upgrade of rancher-gmsa-webhook restores them: " + said.Error()
+		d.message += ": the webhook lacks a permission; restore it with helm upgrade of rancher-gmsa-webhook: " +
+			status.Error()
 	default:
-		d.message += said.Error()
+		d.message += "; try again: " + status.Error()
 	}
 	return d
 }
 
-// sameContents compares as values, so that the order of keys and white space do not matter. contents is the user's, want the
-// API server's.
-func sameContents(contents string, want []byte) error {
-	if contents == string(want) {
-		return nil // what mutate has written
+// sameSpec compares the JSON values, so that white space and the order of keys do not matter. inline is the user's
+// JSON, want the API server's.
+func sameSpec(inline string, want []byte) error {
+	if inline == string(want) {
+		return nil // written by mutate
 	}
-	should, tokens, err := exactJSON(want, math.MaxInt)
+	wantValue, tokens, err := exactJSON(want, math.MaxInt)
 	if err != nil {
 		return err
 	}
-	// What has many more is something else, and need not be held in memory to say so: a text of 3 MiB can become 60.
-	is, _, err := exactJSON([]byte(contents), 2*tokens+100)
+	// JSON with many more tokens differs anyway. The limit saves memory: 3 MiB of JSON can become 60 MiB of values.
+	value, _, err := exactJSON([]byte(inline), 2*tokens+100)
 	if err != nil {
 		return err
 	}
-	if !reflect.DeepEqual(is, should) {
+	if !reflect.DeepEqual(value, wantValue) {
 		return errDiffers
 	}
 	return nil
 }
 
-var errDiffers = errors.New("is not what the GMSACredentialSpec says")
+// Errors of sameSpec follow the name of the field.
+var (
+	errDiffers = errors.New("differs from the GMSACredentialSpec")
+	errNotJSON = errors.New("is not valid JSON")
+)
 
-// exactJSON reads what has one meaning only, and tells of how many tokens it is. Of a key that stands twice one reader takes the
-// first value and another the last: what is compared here would not be what Windows reads. With more tokens than most it is
-// errDiffers.
-func exactJSON(text []byte, most int) (v any, tokens int, err error) {
-	// It also bounds the depth, as the decoder's tokens do not, and sees what follows the value.
+// exactJSON decodes unambiguous JSON, and returns the number of its tokens. Of duplicate keys some decoders use the
+// first and others the last, so Windows could read another value than the one compared here. With more than limit
+// tokens it returns errDiffers.
+func exactJSON(text []byte, limit int) (v any, tokens int, err error) {
+	// Unlike Decoder.Token, Valid limits the depth and rejects text after the value.
 	if !json.Valid(text) {
-		return nil, 0, errors.New("is not JSON")
+		return nil, 0, errNotJSON
 	}
-	d := &exact{json.NewDecoder(bytes.NewReader(text)), most}
+	d := &exact{json.NewDecoder(bytes.NewReader(text)), limit}
 	d.UseNumber()
 	v, err = d.value()
-	return v, most - d.left, err
+	return v, limit - d.left, err
 }
 
 type exact struct {
 	*json.Decoder
-	left int // tokens that may come
+	left int // remaining tokens
 }
 
 func (d *exact) token() (json.Token, error) {
@@ -273,7 +318,7 @@ func (d *exact) value() (any, error) {
 	switch t := t.(type) {
 	case string:
 		if strings.ContainsRune(t, utf8.RuneError) {
-			return nil, errors.New("holds a character that is none in Unicode")
+			return nil, errors.New("contains an invalid Unicode character")
 		}
 	case json.Delim:
 		if t == '[' {
@@ -293,7 +338,7 @@ func (d *exact) list() (any, error) {
 		}
 		list = append(list, v)
 	}
-	_, err := d.token() // the bracket
+	_, err := d.token() // the closing bracket
 	return list, err
 }
 
@@ -306,15 +351,15 @@ func (d *exact) object() (any, error) {
 		}
 		k, ok := key.(string)
 		if !ok {
-			return nil, errors.New("is not JSON")
+			return nil, errNotJSON
 		}
 		if _, twice := m[k]; twice {
-			return nil, fmt.Errorf("has the key %q twice in one place", k)
+			return nil, fmt.Errorf("contains the key %q twice in one object", k)
 		}
 		if m[k], err = d.value(); err != nil {
 			return nil, err
 		}
 	}
-	_, err := d.token() // the brace
+	_, err := d.token() // the closing brace
 	return m, err
 }
