@@ -1,5 +1,5 @@
-// Command gmsa-webhook is the admission webhook: it copies GMSACredentialSpecs into the pods that name them, and refuses pods
-// that may not use theirs.
+// Command gmsa-webhook is the admission webhook. It populates pods from the GMSACredentialSpecs that they reference,
+// and denies pods that cannot use theirs.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the second signal ends the process at once
+	context.AfterFunc(ctx, stop) // the second signal terminates the process immediately
 	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "gmsa-webhook:", err)
 		os.Exit(1)
@@ -35,13 +35,12 @@ func main() {
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gmsa-webhook",
-		Short: "Copies GMSACredentialSpecs into the pods that name them, and refuses pods that may not use theirs",
-		Long: `gmsa-webhook is the admission webhook for pods with group Managed Service Accounts.
+		Short: "Populate pods from the GMSACredentialSpecs that they reference, and validate them",
+		Long: `gmsa-webhook is the admission webhook for pods that use a group Managed Service Account (gMSA).
 
-The API server asks it about each pod that has gMSA fields. POST /mutate puts the contents of the GMSACredentialSpec that the
-pod, or one of its containers, names into the pod, where the kubelet reads them. POST /validate lets the pod pass if its
-ServiceAccount may "use" that GMSACredentialSpec, and the contents are those of the object. Nothing else is ever served, and
-no Secret but the one with its own certificate is ever read.`,
+The API server calls it for each pod that sets a gMSA field. POST /mutate copies the referenced GMSACredentialSpec into
+the pod, where the kubelet reads it. POST /validate allows the pod if its ServiceAccount has the "use" permission for
+the GMSACredentialSpec and the copy equals the object. The only Secret that the webhook reads contains its certificate.`,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -55,7 +54,7 @@ no Secret but the one with its own certificate is ever read.`,
 	return root
 }
 
-// flags are run's.
+// flags are the flags of the run command.
 type flags struct {
 	listen, healthListen string
 	namespace, service   string
@@ -75,32 +74,34 @@ func run() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Serve until stopped",
-		Long: `Serves admission reviews over TLS 1.3 until SIGTERM or Ctrl-C. It asks the API server as the pod's ServiceAccount, and waits
-for one that is away.
+		Long: `Serves admission requests over TLS 1.3 until SIGTERM or Ctrl-C. The webhook calls the API server as the
+pod's ServiceAccount. While the API server is unavailable, the webhook retries.
 
-The certificate. With --certificates self it is made here, renewed when a third of --certificate-lifetime is left, and shared
-by all replicas in the Secret --certificate-secret, which must exist and may be empty. With --certificates dir it is
-read from --certificate-dir (tls.crt, tls.key, and ca.crt if there is one), again and again. In both modes the CA is
-written into every caBundle of the two configurations, and a new certificate is served only when they have held its CA
-for --certificate-settle, so that no API server meets a certificate that it does not know. A directory without ca.crt leaves
-the configurations alone.
+Certificate: With --certificates self, the webhook issues its certificate and stores it in the Secret
+--certificate-secret for all replicas. The Secret must exist, but can be empty. The webhook renews the certificate when
+a third of --certificate-lifetime is left. With --certificates dir, the webhook reads tls.crt, tls.key and optionally
+ca.crt from --certificate-dir, and detects changes.
 
-Ready, at /readyz on --health-listen, is a replica whose certificate is in date and trusted by both configurations. A new
-replica with a directory whose CA they did not hold waits until every API server knows it. Time is told by the API server's
-clock. To replace the certificate now, empty the Secret: the one that is served goes on until the new one is known.
+In both modes the webhook writes the CA into every caBundle of the two webhook configurations. It serves a new
+certificate only after they have contained its CA for --certificate-settle, so that every API server trusts it. If the
+directory has no ca.crt, the webhook does not change the configurations.
 
-At SIGTERM /readyz fails at once, reviews are answered for another --shutdown-delay, in which Services forget the
-replica, and then those under way are finished. A second signal ends it on the spot.`,
-		Example: `  # in a pod, with a certificate of its own
+Readiness: /readyz on --health-listen succeeds while the certificate is valid and both configurations trust it. A new
+replica with a new CA becomes ready when every API server has had time to learn this CA. The API server's clock applies.
+To replace the certificate, empty the Secret. The webhook serves the old one until every API server trusts the new one.
+
+Shutdown: After SIGTERM, /readyz fails immediately. The webhook accepts requests for --shutdown-delay, until Services no
+longer route to the replica, and completes those in progress. A second signal terminates it immediately.`,
+		Example: `  # in a pod, with a self-issued certificate
   gmsa-webhook run --namespace cattle-windows-gmsa-system --service rancher-gmsa-webhook \
     --mutating-configuration rancher-gmsa-webhook --validating-configuration rancher-gmsa-webhook
 
-  # with a certificate of cert-manager's, mounted from its Secret
+  # with a certificate from cert-manager, mounted from its Secret
   gmsa-webhook run --namespace cattle-windows-gmsa-system --service rancher-gmsa-webhook \
     --mutating-configuration rancher-gmsa-webhook --validating-configuration rancher-gmsa-webhook \
     --certificates dir --certificate-dir /certificates
 
-  # only for an API server that shows a certificate, and only for pods that can work
+  # accept only an API server with a client certificate, and deny pods that cannot work
   gmsa-webhook run ... --client-ca-file /clients/ca.crt --client-name kube-apiserver --plugin-input deny`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -148,7 +149,7 @@ replica, and then those under way are finished. A second signal ends it on the s
 					Metrics:        metrics,
 					Log:            log,
 					RandomHostname: o.randomHostname,
-					PluginInput:    admission.OnProblem(o.pluginInput),
+					PluginInput:    admission.ProblemAction(o.pluginInput),
 				}),
 				ShutdownDelay: o.shutdownDelay,
 				Log:           log,
@@ -158,22 +159,33 @@ replica, and then those under way are finished. A second signal ends it on the s
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.listen, "listen", ":9443", "address for admission reviews, over TLS")
+	f.StringVar(&o.listen, "listen", ":9443", "address for admission requests, over TLS")
 	f.StringVar(&o.healthListen, "health-listen", ":9440", "address for /livez, /readyz and /metrics, over plain HTTP")
 	f.StringVar(&o.namespace, "namespace", "", "namespace of the webhook's Service and Secret (required)")
 	f.StringVar(&o.service, "service", "", "name of the webhook's Service (required)")
 	f.StringVar(&o.mutating, "mutating-configuration", "", "name of the MutatingWebhookConfiguration (required)")
 	f.StringVar(&o.validating, "validating-configuration", "", "name of the ValidatingWebhookConfiguration (required)")
-	f.StringVar(&o.certificates, "certificates", "self", "where the certificate comes from: self (made here) or dir (mounted)")
-	f.StringVar(&o.secret, "certificate-secret", "", "with --certificates self: Secret in which replicas share the certificate (default: the Service's name and -tls)")
-	f.StringVar(&o.dir, "certificate-dir", "", "with --certificates dir: directory with tls.crt, tls.key and perhaps ca.crt")
-	f.DurationVar(&o.lifetime, "certificate-lifetime", servingcert.DefaultLifetime, "with --certificates self: lifetime of a certificate; renewed when a third of it is left")
-	f.DurationVar(&o.settle, "certificate-settle", servingcert.DefaultSettle, "how long every API server takes at most to learn of a change of the configurations; short only for tests")
-	f.StringVar(&o.clients.CAFile, "client-ca-file", "", "answer only clients with a certificate of a CA in this file; for API servers whose AdmissionConfiguration gives them one")
-	f.StringVar(&o.clients.Name, "client-name", "", "with --client-ca-file: the common name that the client's certificate must have (default: any)")
-	f.BoolVar(&o.randomHostname, "random-hostname", false, "give pods with a gMSA that have no host name a random one")
-	f.StringVar(&o.pluginInput, "plugin-input", "warn", "on a GMSACredentialSpec for the CCG plugin whose plugin input cannot work: warn, or deny the pod")
-	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "how long reviews are still taken after SIGTERM")
+	f.StringVar(&o.certificates, "certificates", "self",
+		"source of the certificate: self (issued by the webhook) or dir (mounted)")
+	f.StringVar(&o.secret, "certificate-secret", "",
+		"with --certificates self: Secret in which replicas share the certificate (default: <service>-tls)")
+	f.StringVar(&o.dir, "certificate-dir", "",
+		"with --certificates dir: directory with tls.crt, tls.key and optionally ca.crt")
+	f.DurationVar(&o.lifetime, "certificate-lifetime", servingcert.DefaultLifetime,
+		"with --certificates self: lifetime of a certificate, which is renewed when a third is left")
+	f.DurationVar(&o.settle, "certificate-settle", servingcert.DefaultSettle,
+		"maximum time until every API server applies a changed webhook configuration; use a short one only in tests")
+	f.StringVar(&o.clients.CAFile, "client-ca-file", "",
+		"CA file; accept only clients with a certificate from it, which the AdmissionConfiguration must give to API "+
+			"servers")
+	f.StringVar(&o.clients.Name, "client-name", "",
+		"with --client-ca-file: required common name of the client's certificate (default: any)")
+	f.BoolVar(&o.randomHostname, "random-hostname", false,
+		"set a random host name in pods that use a gMSA and have no host name")
+	f.StringVar(&o.pluginInput, "plugin-input", "warn",
+		"action on pods whose GMSACredentialSpec has a plugin input that cannot work: warn or deny")
+	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second,
+		"time for which requests are accepted after SIGTERM")
 	o.logs.Add(f)
 	for _, required := range []string{"namespace", "service", "mutating-configuration", "validating-configuration"} {
 		_ = c.MarkFlagRequired(required)
@@ -181,24 +193,25 @@ replica, and then those under way are finished. A second signal ends it on the s
 	return c
 }
 
-// memoryLimit is from where on garbage is not left lying, in bytes. The most that strangers can have reviews come to needs about as
-// much; without a limit it came to 168 MiB resident, with it to 93.
+// memoryLimit is Go's soft memory limit in bytes. The worst case that unauthenticated clients can cause needs about as
+// much. Measured resident memory in this case: 168 MiB without the limit, 93 MiB with it.
 const memoryLimit = 64 << 20
 
-// idleConnections to the API server stay open between reviews, each of some 30 KiB.
+// idleConnections is the number of idle connections to the API server, with about 30 KiB each.
 const idleConnections = 16
 
 // source validates the flags and returns the source of the serving certificate. It needs no API server.
 func (o *flags) source() (servingcert.Source, error) {
 	var source servingcert.Source
-	// Both names become part of a host name and of URLs; a reference is checked as Kubernetes checks names.
+	// Both names become part of a host name and of URLs.
 	if _, err := credential.NewReference(o.namespace, o.service); err != nil {
-		return nil, fmt.Errorf("--namespace %q, --service %q: want the names of a namespace and of a Service in it", o.namespace, o.service)
+		return nil, fmt.Errorf("--namespace %q, --service %q: want the names of a namespace and a Service",
+			o.namespace, o.service)
 	}
 	switch o.certificates {
 	case "self":
 		if o.dir != "" {
-			return nil, fmt.Errorf("--certificate-dir %s goes with --certificates dir", o.dir)
+			return nil, fmt.Errorf("--certificate-dir %s requires --certificates dir", o.dir)
 		}
 		if o.secret == "" {
 			o.secret = o.service + "-tls"
@@ -209,22 +222,23 @@ func (o *flags) source() (servingcert.Source, error) {
 		source = servingcert.Self{Namespace: o.namespace, Secret: o.secret, Lifetime: o.lifetime}
 	case "dir":
 		if o.dir == "" {
-			return nil, errors.New("--certificates dir needs --certificate-dir")
+			return nil, errors.New("--certificates dir requires --certificate-dir")
 		}
 		if o.secret != "" {
-			return nil, fmt.Errorf("--certificate-secret %s goes with --certificates self; mount the Secret and name the directory with --certificate-dir", o.secret)
+			return nil, fmt.Errorf("--certificate-secret %s requires --certificates self; with dir, mount the Secret "+
+				"and set --certificate-dir", o.secret)
 		}
 		source = &servingcert.Dir{Path: o.dir}
 	default:
 		return nil, fmt.Errorf("--certificates %q: want self or dir", o.certificates)
 	}
-	switch admission.OnProblem(o.pluginInput) {
+	switch admission.ProblemAction(o.pluginInput) {
 	case admission.Warn, admission.Deny:
 	default:
 		return nil, fmt.Errorf("--plugin-input %q: want warn or deny", o.pluginInput)
 	}
 	if o.clients.Name != "" && o.clients.CAFile == "" {
-		return nil, fmt.Errorf("--client-name %s: want --client-ca-file too, which says whose word for the name counts", o.clients.Name)
+		return nil, fmt.Errorf("--client-name %s requires --client-ca-file", o.clients.Name)
 	}
 	if o.shutdownDelay < 0 {
 		return nil, fmt.Errorf("--shutdown-delay %s: want 0 or more", o.shutdownDelay)

@@ -1,5 +1,5 @@
-// Command uninstall-hook runs in the charts' uninstall hooks. It stops one DaemonSet, and waits until another one has cleaned up
-// all nodes.
+// Command uninstall-hook runs in the charts' uninstall hooks. It stops one DaemonSet, and waits until another one has
+// cleaned up all nodes.
 package main
 
 import (
@@ -31,11 +31,12 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "uninstall-hook",
 		Short: "Clean up nodes before Helm deletes a release",
-		Long: `uninstall-hook runs in the uninstall hooks of the charts rancher-gmsa-plugin-installer and rancher-gmsa-account-provider.
+		Long: `uninstall-hook runs in the uninstall hooks of the charts rancher-gmsa-plugin-installer and
+rancher-gmsa-account-provider.
 
-helm uninstall first runs "stop", which stops the pods that keep the release installed on the nodes. Then a DaemonSet of the
-chart cleans up all Windows nodes, and "wait" waits for it. If a node is not clean in time, "wait" fails with the node's
-name, and helm uninstall fails too. Helm keeps the release, so that you can run helm uninstall again.
+helm uninstall first runs "stop", which stops the pods that keep the release installed on the nodes. Then a DaemonSet of
+the chart cleans up all Windows nodes, and "wait" waits for it. If a node is not clean in time, "wait" fails with the
+node's name, and helm uninstall fails too. Helm keeps the release, so that you can run helm uninstall again.
 
 Both commands call the API server as the pod's ServiceAccount.`,
 		Version:       version.String(),
@@ -54,8 +55,8 @@ func stop() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "stop",
 		Short: "Delete a DaemonSet and wait until its pods are gone",
-		Long: `Deletes a DaemonSet and waits until its pods are gone. Pods on a node that is down or disconnected are reported, but do
-not make this command fail. "wait" fails for such a node.`,
+		Long: `Deletes a DaemonSet and waits until its pods are gone. Pods on a node that is down or disconnected are
+reported, but do not make this command fail. "wait" fails for such a node.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, err := watcher(cmd)
@@ -81,8 +82,8 @@ func wait() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until a DaemonSet has cleaned up all nodes",
-		Long: `Waits until the pods of the DaemonSet that cleans up are ready on all its nodes, and no pod of the DaemonSet that "stop"
-deleted is left. At the time limit it fails and lists the nodes that are not clean.`,
+		Long: `Waits until the pods of the DaemonSet that cleans up are ready on all its nodes, and no pod of the
+DaemonSet that "stop" deleted is left. At the time limit it fails and lists the nodes that are not clean.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, err := watcher(cmd)
@@ -96,7 +97,7 @@ deleted is left. At the time limit it fails and lists the nodes that are not cle
 	c.Flags().StringVar(&cleaner.Namespace, "namespace", "", "namespace of both DaemonSets (required)")
 	c.Flags().StringVar(&cleaner.Name, "daemonset", "", "name of the DaemonSet that cleans up (required)")
 	c.Flags().StringVar(&cleaner.Selector, "selector", "", "label selector of its pods (required)")
-	c.Flags().StringVar(&stopped.Name, "stopped-daemonset", "", "name of the DaemonSet that \"stop\" deleted (required)")
+	c.Flags().StringVar(&stopped.Name, "stopped-daemonset", "", `name of the DaemonSet that "stop" deleted (required)`)
 	c.Flags().StringVar(&stopped.Selector, "stopped-selector", "", "label selector of its pods (required)")
 	c.Flags().DurationVar(&timeout, "timeout", 4*time.Minute, "time limit")
 	required(c, "namespace", "daemonset", "selector", "stopped-daemonset", "stopped-selector")

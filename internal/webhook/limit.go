@@ -8,67 +8,66 @@ import (
 	"time"
 )
 
-// maxConnections bounds what strangers can have this process hold, at some 50 KiB each, a small body more. An API server needs a
-// few, and one for each review under way: a connection has one at a time (HTTP/1.1).
+// maxConnections limits what unauthenticated clients can make this process hold: about 50 KiB per connection, plus a
+// small body. An API server needs a few connections and one for each concurrent admission request (HTTP/1.1).
 const maxConnections = 512
 
-// crowd holds at most maxConnections. When one too many comes, one of those goes that the remote address with the most of them
-// has: whoever opens connections and keeps them, or keeps them busy, makes room for the others by itself.
-type crowd struct {
-	mu  sync.Mutex
-	all map[net.Conn]*guest
+// connLimiter limits the number of connections to maxConnections. Above it, the limiter closes a connection of the
+// client address that has the most. A client that keeps many connections therefore loses only its own.
+type connLimiter struct {
+	mu    sync.Mutex
+	conns map[net.Conn]*conn
 }
 
-// guest is a connection.
-type guest struct {
+type conn struct {
 	address string // without the port
-	idle    bool   // a new one is: it has asked nothing yet
+	idle    bool   // also true for a new connection
 	since   time.Time
 }
 
-func newCrowd() *crowd { return &crowd{all: map[net.Conn]*guest{}} }
+func newConnLimiter() *connLimiter { return &connLimiter{conns: map[net.Conn]*conn{}} }
 
-// connState is for http.Server.
-func (c *crowd) connState(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch g := c.all[conn]; {
+// connState is the ConnState hook of http.Server.
+func (l *connLimiter) connState(nc net.Conn, state http.ConnState) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch c := l.conns[nc]; {
 	case state == http.StateNew:
-		address, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-		c.all[conn] = &guest{address, true, time.Now()}
+		address, _, _ := net.SplitHostPort(nc.RemoteAddr().String())
+		l.conns[nc] = &conn{address: address, idle: true, since: time.Now()}
 	case state == http.StateClosed || state == http.StateHijacked:
-		delete(c.all, conn)
-	case g != nil: // else it has been sent away
-		g.idle, g.since = state == http.StateIdle, time.Now()
+		delete(l.conns, nc)
+	case c != nil: // nil after evict
+		c.idle, c.since = state == http.StateIdle, time.Now()
 	}
-	if len(c.all) > maxConnections {
-		c.sendAway()
+	if len(l.conns) > maxConnections {
+		l.evict()
 	}
 }
 
-// sendAway closes one connection of the address that has the most: of the idle ones that which is so for longest; if all are
-// busy, the one that is for longest, as no API server's is that has other addresses beside it, and few are that share theirs: a
-// review takes milliseconds, and a stranger's request as long as it can.
-func (c *crowd) sendAway() {
+// evict closes one connection of the address that has the most: the one that is idle for longest, or if all are busy,
+// the one that is busy for longest. An admission request takes milliseconds, but an attacker's request takes as long as
+// possible.
+func (l *connLimiter) evict() {
 	count := map[string]int{}
-	for _, g := range c.all {
-		count[g.address]++
+	for _, c := range l.conns {
+		count[c.address]++
 	}
-	var chosen net.Conn
-	for conn, g := range c.all {
-		if chosen == nil || c.goesFirst(g, c.all[chosen], count) {
-			chosen = conn
+	var victim net.Conn
+	for nc, c := range l.conns {
+		if victim == nil || evictBefore(c, l.conns[victim], count) {
+			victim = nc
 		}
 	}
-	delete(c.all, chosen)
-	// Not Close of the tls.Conn, which waits to say goodbye.
-	if t, ok := chosen.(*tls.Conn); ok {
-		chosen = t.NetConn()
+	delete(l.conns, victim)
+	// Close of a tls.Conn would wait to send an alert.
+	if t, ok := victim.(*tls.Conn); ok {
+		victim = t.NetConn()
 	}
-	go chosen.Close()
+	go victim.Close()
 }
 
-func (c *crowd) goesFirst(a, b *guest, count map[string]int) bool {
+func evictBefore(a, b *conn, count map[string]int) bool {
 	switch {
 	case count[a.address] != count[b.address]:
 		return count[a.address] > count[b.address]

@@ -18,8 +18,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/servingcert"
 )
 
-// drainTimeout limits how long admission requests can take after the shutdown delay. Together they stay below the 30 s that
-// Kubernetes gives a pod to terminate.
+// drainTimeout limits how long admission requests can take after the shutdown delay. Together they stay below the 30 s
+// that Kubernetes gives a pod to terminate.
 const drainTimeout = 20 * time.Second
 
 // Server serves admission requests, probes and metrics. All fields but Clients are required.
@@ -41,8 +41,8 @@ func (s *Server) Run(ctx context.Context) error {
 	config := &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: s.Keeper.GetCertificate,
-		// API servers use only HTTP/1.1 for webhooks (k8s.io/apiserver/pkg/util/webhook). With one request per connection at
-		// a time, maxConnections also limits concurrent requests.
+		// API servers use only HTTP/1.1 for webhooks (k8s.io/apiserver/pkg/util/webhook). With one request per
+		// connection at a time, maxConnections also limits concurrent requests.
 		NextProtos: []string{"http/1.1"},
 	}
 	if s.Clients.CAFile != "" {
@@ -51,62 +51,72 @@ func (s *Server) Run(ctx context.Context) error {
 			return fmt.Errorf("--client-ca-file: %w", err)
 		}
 	}
-	reviews, err := net.Listen("tcp", s.Listen)
+	requests, err := net.Listen("tcp", s.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen %q: %w", s.Listen, err)
 	}
-	defer reviews.Close()
+	defer requests.Close()
 	health, err := net.Listen("tcp", s.HealthListen)
 	if err != nil {
 		return fmt.Errorf("--health-listen %q: %w", s.HealthListen, err)
 	}
 	defer health.Close()
 
-	// The certificate stays current until the last request is answered.
+	// The certificate is renewed until the last request is answered.
 	keeping, stopKeeping := context.WithCancel(context.Background())
 	defer stopKeeping()
 	go s.Keeper.Run(keeping)
 
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
-	// What strangers send is told at debug level: anybody in the cluster's network may send it.
+	// Debug level: every client in the cluster network can cause these errors.
 	errorLog := slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)
 	server := &http.Server{
-		Handler: s.closeWhenStopping(s.Admission), Protocols: protocols, TLSConfig: config, ErrorLog: errorLog, MaxHeaderBytes: 16 << 10,
-		// An API server waits 30 s at most, and keeps connections between reviews for 90 s.
-		ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 35 * time.Second, IdleTimeout: 2 * time.Minute,
-		ConnState: newCrowd().connState,
+		Handler:           s.closeWhenStopping(s.Admission),
+		Protocols:         protocols,
+		TLSConfig:         config,
+		ErrorLog:          errorLog,
+		MaxHeaderBytes:    16 << 10,
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      35 * time.Second, // an API server waits at most 30 s
+		IdleTimeout:       2 * time.Minute,  // an API server keeps idle connections for 90 s
+		ConnState:         newConnLimiter().connState,
 	}
 	healthServer := &http.Server{
-		Handler: s.health(), ErrorLog: errorLog, MaxHeaderBytes: 4 << 10,
-		ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second,
+		Handler:        s.health(),
+		ErrorLog:       errorLog,
+		MaxHeaderBytes: 4 << 10,
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   10 * time.Second,
+		IdleTimeout:    10 * time.Second,
 	}
 	failed := make(chan error, 2)
-	go func() { failed <- server.ServeTLS(reviews, "", "") }()
+	go func() { failed <- server.ServeTLS(requests, "", "") }()
 	go func() { failed <- healthServer.Serve(health) }()
 	defer healthServer.Close()
 	defer server.Close()
-	s.Log.Info("serving", "reviews", reviews.Addr().String(), "health", health.Addr().String())
+	s.Log.Info("serving", "admission", requests.Addr().String(), "health", health.Addr().String())
 
 	select {
 	case err := <-failed:
 		return err
 	case <-ctx.Done():
 	}
-	s.Log.Info("ending", "after", s.ShutdownDelay)
+	s.Log.Info("shutting down", "delay", s.ShutdownDelay)
 	s.stopping.Store(true)
 	time.Sleep(s.ShutdownDelay)
 	draining, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if err := server.Shutdown(draining); err != nil {
-		return fmt.Errorf("reviews were still under way after %s: %w", drainTimeout, err)
+		return fmt.Errorf("admission requests still in progress after %s: %w", drainTimeout, err)
 	}
-	s.Log.Info("ended")
+	s.Log.Info("stopped")
 	return nil
 }
 
-// closeWhenStopping has clients close their connections once this process is ending. An idle connection that the server closes may be
-// taken for a review at that very moment, which then fails: so each goes with an answer, and the next review to another replica.
+// closeWhenStopping makes clients close their connections during shutdown. If the server closed an idle connection, a
+// request sent at that moment would fail. Instead each connection ends with a response, and the next request goes to
+// another replica.
 func (s *Server) closeWhenStopping(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if s.stopping.Load() {
@@ -123,7 +133,7 @@ func (s *Server) health() http.Handler {
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
 		err := s.Keeper.Ready()
 		if s.stopping.Load() {
-			err = errors.New("it is ending")
+			err = errors.New("shutting down")
 		}
 		if err != nil {
 			http.Error(rw, err.Error(), http.StatusServiceUnavailable)
