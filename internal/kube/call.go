@@ -49,8 +49,8 @@ type JSONPatchOperation struct {
 	Value any    `json:"value,omitempty"`
 }
 
-// Call makes one request. It sends body as JSON unless it is nil, and decodes the response into into unless that is nil. An
-// error response is a *StatusError.
+// Call makes one request. It sends body as JSON unless it is nil, and decodes the response into into unless that is
+// nil. An error response is a *StatusError.
 func (c *Client) Call(ctx context.Context, method, url string, body, into any) error {
 	var data []byte
 	contentType := ""

@@ -23,8 +23,8 @@ func TestCallSendsBodyWithItsContentType(t *testing.T) {
 	var got request
 	c := start(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		h := r.Header
-		got = request{r.Method, h.Get("Content-Type"), h.Get("Accept"), h.Get("Authorization"), r.UserAgent(), string(body)}
+		get := r.Header.Get
+		got = request{r.Method, get("Content-Type"), get("Accept"), get("Authorization"), r.UserAgent(), string(body)}
 		fmt.Fprint(w, `{"a":"b"}`)
 	})
 	const jsonType = "application/json"
@@ -43,7 +43,8 @@ func TestCallSendsBodyWithItsContentType(t *testing.T) {
 		},
 	} {
 		var into map[string]string
-		if err := c.Call(t.Context(), call.method, c.URL(nil, "api"), call.body, &into); err != nil || into["a"] != "b" {
+		err := c.Call(t.Context(), call.method, c.URL(nil, "api"), call.body, &into)
+		if err != nil || into["a"] != "b" {
 			t.Errorf("%s: %v, %v", call.method, err, into)
 		}
 		want := request{call.method, call.wantType, jsonType, "Bearer a-token", "test/1", call.wantRaw}
@@ -54,6 +55,7 @@ func TestCallSendsBodyWithItsContentType(t *testing.T) {
 }
 
 func TestCallReturnsErrorResponsesAsStatusError(t *testing.T) {
+	const none = " without a message"
 	for name, c := range map[string]struct {
 		code int
 		body string
@@ -62,7 +64,8 @@ func TestCallReturnsErrorResponsesAsStatusError(t *testing.T) {
 	}{
 		"Status": {
 			http.StatusNotFound,
-			`{"kind":"Status","code":404,"reason":"NotFound","message":"secrets \"x\" not found","details":{"name":"x","kind":"secrets"}}`,
+			`{"kind":"Status","code":404,"reason":"NotFound","message":"secrets \"x\" not found",` +
+				`"details":{"name":"x","kind":"secrets"}}`,
 			kube.StatusError{Code: 404, Reason: "NotFound", Message: `secrets "x" not found`},
 			`API server: status 404: secrets "x" not found`,
 		},
@@ -72,9 +75,9 @@ func TestCallReturnsErrorResponsesAsStatusError(t *testing.T) {
 			kube.StatusError{Code: 409, Message: "changed"},
 			"API server: status 409: changed",
 		},
-		"no Status": {http.StatusBadGateway, `<html>`, kube.StatusError{Code: 502}, "API server: status 502 without a message"},
-		"empty":     {http.StatusUnauthorized, ``, kube.StatusError{Code: 401}, "API server: status 401 without a message"},
-		"redirect":  {http.StatusFound, ``, kube.StatusError{Code: 302}, "API server: status 302 without a message"},
+		"no Status": {http.StatusBadGateway, `<html>`, kube.StatusError{Code: 502}, "API server: status 502" + none},
+		"empty":     {http.StatusUnauthorized, ``, kube.StatusError{Code: 401}, "API server: status 401" + none},
+		"redirect":  {http.StatusFound, ``, kube.StatusError{Code: 302}, "API server: status 302" + none},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := start(t, func(w http.ResponseWriter, _ *http.Request) {

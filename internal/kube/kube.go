@@ -1,5 +1,5 @@
-// Package kube makes requests to the API server from inside a pod, as the pod's ServiceAccount. It is not a general client
-// library: the product's pods make only a few kinds of requests.
+// Package kube makes requests to the API server from inside a pod, as the pod's ServiceAccount. It is not a general
+// client library: the product's pods make only a few kinds of requests.
 package kube
 
 import (
@@ -32,7 +32,8 @@ type Server struct {
 func InCluster(getenv func(string) string) (Server, error) {
 	host, port := getenv("KUBERNETES_SERVICE_HOST"), getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
-		return Server{}, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: not running in a pod")
+		return Server{}, errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: not running in " +
+			"a pod")
 	}
 	token := MountedFile(getenv, serviceAccountDir+"/token")
 	return Server{
@@ -42,9 +43,9 @@ func InCluster(getenv func(string) string) (Server, error) {
 	}, nil
 }
 
-// MountedFile returns the path in the container of a file that the pod mounts at path. With containerd 1.6, a HostProcess
-// container has its volumes below %CONTAINER_SANDBOX_MOUNT_POINT% (KEP-1981). A file there has precedence: without the
-// prefix, the path is on the host's disk, where another user could have created the file.
+// MountedFile returns the path in the container of a file that the pod mounts at path. With containerd 1.6, a
+// HostProcess container has its volumes below %CONTAINER_SANDBOX_MOUNT_POINT% (KEP-1981). A file there has precedence:
+// without the prefix, the path is on the host's disk, where another user could have created the file.
 func MountedFile(getenv func(string) string, path string) string {
 	path = filepath.FromSlash(path)
 	if sandbox := getenv("CONTAINER_SANDBOX_MOUNT_POINT"); sandbox != "" {
@@ -103,7 +104,8 @@ func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, er
 	return c.send(ctx, method, url, nil, "")
 }
 
-func (c *Client) send(ctx context.Context, method, url string, body []byte, contentType string) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, method, url string, body []byte, contentType string) (
+	*http.Response, error) {
 	client, err := c.clientForCA()
 	if err != nil {
 		return nil, err

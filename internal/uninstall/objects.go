@@ -63,8 +63,8 @@ type reason struct {
 	Message  string `json:"message"`
 }
 
-// node returns the name of the pod's node. Before the scheduler binds the pod, the name is in the node affinity that the
-// DaemonSet controller wrote.
+// node returns the name of the pod's node. Before the scheduler binds the pod, the name is in the node affinity that
+// the DaemonSet controller wrote.
 func (p *pod) node() string {
 	if p.Spec.NodeName != "" {
 		return p.Spec.NodeName

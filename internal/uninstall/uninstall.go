@@ -1,6 +1,6 @@
-// Package uninstall cleans up nodes before Helm deletes a release's objects. The pods of a DaemonSet do the work on the nodes.
-// Stop deletes the DaemonSet that keeps the product installed, and Wait waits for the DaemonSet that removes it. Both report
-// the nodes that are late, and both have a time limit.
+// Package uninstall cleans up nodes before Helm deletes a release's objects. The pods of a DaemonSet do the work on the
+// nodes. Stop deletes the DaemonSet that keeps the product installed, and Wait waits for the DaemonSet that removes it.
+// Both report the nodes that are late, and both have a time limit.
 package uninstall
 
 import (
@@ -32,8 +32,8 @@ type Watcher struct {
 	Every    time.Duration // polling interval
 }
 
-// Stop deletes ds and waits at most timeout until its pods are gone. Remaining pods are reported to Progress and are not an
-// error, because Wait fails for their nodes.
+// Stop deletes ds and waits at most timeout until its pods are gone. Remaining pods are reported to Progress and are
+// not an error, because Wait fails for their nodes.
 func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration) error {
 	query := url.Values{"propagationPolicy": {"Background"}}
 	var left []pod
@@ -52,7 +52,8 @@ func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration)
 		return fmt.Errorf("DaemonSet %s: %w", ds, err)
 	}
 	if !gone {
-		fmt.Fprintf(w.Progress, "pods of DaemonSet %s are still running after %s on: %s; the clean-up continues on the other nodes\n",
+		fmt.Fprintf(w.Progress, "pods of DaemonSet %s are still running after %s on: %s; the clean-up continues on "+
+			"the other nodes\n",
 			ds, timeout, nodeList(left))
 		return nil
 	}
@@ -63,9 +64,9 @@ func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration)
 // ErrNotClean is the error of Wait if a node was not cleaned up in time.
 var ErrNotClean = errors.New("not all nodes are clean")
 
-// Wait waits until the pods of cleaner, the DaemonSet that cleans up, are ready on all its nodes, and no pod of stopped is
-// left. A pod of stopped can install something just before it stops. settle is the time in which a pod of cleaner removes
-// that. Wait waits for it only if it saw a pod of stopped.
+// Wait waits until the pods of cleaner, the DaemonSet that cleans up, are ready on all its nodes, and no pod of stopped
+// is left. A pod of stopped can install something just before it stops. settle is the time in which a pod of cleaner
+// removes that. Wait waits for it only if it saw a pod of stopped.
 func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout, settle time.Duration) error {
 	var dirty []string
 	late := false
@@ -76,7 +77,8 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 			return false, "", fmt.Errorf("DaemonSet %s: %w", cleaner, err)
 		}
 		if !found { // a tool that ignores hook weights can create it later
-			return false, "", fmt.Errorf("DaemonSet %s, which cleans up the nodes, does not exist; run helm uninstall again", cleaner)
+			return false, "", fmt.Errorf("DaemonSet %s, which cleans up the nodes, does not exist; run helm uninstall "+
+				"again", cleaner)
 		}
 		cleaning, err := w.pods(ctx, cleaner)
 		if err != nil {
@@ -106,11 +108,13 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 	case err != nil:
 		return err
 	case !clean && len(dirty) == 0:
-		return fmt.Errorf("%w after %s: DaemonSet %s does not have all its pods; check that kube-controller-manager is running",
+		return fmt.Errorf("%w after %s: DaemonSet %s does not have all its pods; check that kube-controller-manager "+
+			"is running",
 			ErrNotClean, timeout, cleaner)
 	case !clean:
 		return fmt.Errorf(`%w after %s: %s
-All other nodes are clean. Repair these nodes, or run kubectl delete node NAME for a node that no longer exists. Then run helm uninstall again.
+All other nodes are clean. Repair these nodes, or run kubectl delete node NAME for a node that no longer exists.
+Then run helm uninstall again.
 To skip these nodes: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.Join(dirty, ", "))
 	}
 	if late {
@@ -127,9 +131,10 @@ To skip these nodes: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.J
 // permanent is an error for which a retry is useless.
 type permanent struct{ error }
 
-// until calls check until it is done or the timeout expires. Errors of the API server are retried. The last one is returned at
-// the timeout.
-func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(context.Context) (done bool, state string, err error)) (bool, error) {
+// until calls check until it is done or the timeout expires. Errors of the API server are retried. The last one is
+// returned at the timeout.
+func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(context.Context) (
+	done bool, state string, err error)) (bool, error) {
 	deadline := time.Now().Add(timeout)
 	reported := ""
 	for {
@@ -164,7 +169,8 @@ func (w *Watcher) request(ctx context.Context, method, url string, into any) (fo
 	case http.StatusNotFound:
 		return false, nil
 	case http.StatusForbidden:
-		return false, permanent{fmt.Errorf("%w; the hook lacks a permission: restore the release's Role and RoleBinding", err)}
+		return false, permanent{fmt.Errorf("%w; the hook lacks a permission: restore the release's Role and "+
+			"RoleBinding", err)}
 	}
 	return err == nil, err
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 )
 
-// cluster is a fake API server whose pods can change between requests. lab/suites test the charts' hooks with a real one.
+// cluster is a fake API server whose pods can change between requests. lab/suites test the charts' hooks with a real
+// one.
 type cluster struct {
 	mu      sync.Mutex
 	deleted []string

@@ -1,5 +1,6 @@
-// Package kubetest is a fake API server for unit tests. It serves what a test's handler returns, fails on demand and records
-// requests. It implements nothing of the Kubernetes API: the suites in lab/suites run the same code against a real API server.
+// Package kubetest is a fake API server for unit tests. It serves what a test's handler returns, fails on demand and
+// records requests. It implements nothing of the Kubernetes API: the suites in lab/suites run the same code against a
+// real API server.
 package kubetest
 
 import (
@@ -95,7 +96,9 @@ func (s *Server) Access(t testing.TB, dir string) kube.Server {
 	t.Helper()
 	access := kube.Server{URL: s.URL, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-	err := errors.Join(os.WriteFile(access.TokenFile, []byte("a-token\n"), 0o600), os.WriteFile(access.CAFile, ca, 0o600))
+	err := errors.Join(
+		os.WriteFile(access.TokenFile, []byte("a-token\n"), 0o600),
+		os.WriteFile(access.CAFile, ca, 0o600))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,6 +122,6 @@ func (s *Server) Client(t testing.TB, agent string) *kube.Client {
 func Status(w http.ResponseWriter, code int, kind, name, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","code":%d,"message":%q,"details":{"kind":%q,"name":%q}}`,
-		code, message, kind, name)
+	fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","code":%d,"message":%q,`+
+		`"details":{"kind":%q,"name":%q}}`, code, message, kind, name)
 }
