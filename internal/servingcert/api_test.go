@@ -5,102 +5,100 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 )
 
 const (
 	dnsName = "web.gmsa.svc"
 	settle  = 300 * time.Millisecond
-	// lag is how late this API server acts on its own configurations, as by an informer.
+	// lag is the delay until this API server applies a changed configuration.
 	lag = 100 * time.Millisecond
 )
 
-// apiServer plays the API server for one Secret and two configurations, over TLS, with resource versions, conflicts and
-// generations. It can fail where a real one could not be made to at will; keepers run against a real one in lab/suites/webhook.
+// apiServer is a fake with one Secret and two webhook configurations, with resource versions, conflicts and generations. Keepers
+// run against a real one in lab/suites/webhook.
 type apiServer struct {
-	http *httptest.Server
-	dir  string // of what clients need
+	http *kubetest.Server
 
 	mu      sync.Mutex
 	version int
 	secret  map[string]any
 	configs map[string]*config
-	writes  []string // that took place
+	writes  []string // completed ones
 	fault   func(agent, write string) fault
 	down    bool
 	clock   *clock
-	behind  map[string]time.Duration // by agent: one of several API servers, whose clock is wrong
+	behind  map[string]time.Duration // by user agent: another API server with a wrong clock
 }
 
 type config struct {
 	object  map[string]any
-	history []told
+	history []bundlesSince
 }
 
-// told is what a configuration's webhooks had from a time on.
-type told struct {
+// bundlesSince are the caBundles of a configuration from a time on.
+type bundlesSince struct {
 	at      time.Time
 	bundles [][]byte
 }
 
-// fault is what becomes of a write.
+// fault is a failure of a write.
 type fault int
 
 const (
 	none   fault = iota
-	lost         // it does not arrive
-	silent       // it takes place, and the answer does not arrive
-	late         // it takes long to arrive
+	lost         // the request is lost
+	silent       // the response is lost
+	late         // the request is delayed
 )
 
 func newAPI(t *testing.T) *apiServer {
 	t.Helper()
-	a := &apiServer{dir: t.TempDir(), configs: map[string]*config{}, fault: func(string, string) fault { return none }}
+	a := &apiServer{configs: map[string]*config{}, fault: func(string, string) fault { return none }}
 	a.secret = map[string]any{
-		"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-		"metadata": map[string]any{"name": "web-tls", "namespace": "gmsa", "labels": map[string]any{"helm": "yes"}, "resourceVersion": a.next()},
+		"apiVersion": "v1",
+		"kind":       "Secret",
+		"type":       "Opaque",
+		"metadata": map[string]any{
+			"name":            "web-tls",
+			"namespace":       "gmsa",
+			"labels":          map[string]any{"helm": "yes"},
+			"resourceVersion": a.next(),
+		},
 	}
-	for resource, webhooks := range map[string][]string{"mutatingwebhookconfigurations": {"mutate.x"}, "validatingwebhookconfigurations": {"a.x", "b.x"}} {
+	for resource, webhooks := range map[string][]string{
+		"mutatingwebhookconfigurations":   {"mutate.x"},
+		"validatingwebhookconfigurations": {"a.x", "b.x"},
+	} {
 		var list []any
 		for _, name := range webhooks {
-			list = append(list, map[string]any{"name": name, "clientConfig": map[string]any{"service": map[string]any{"name": "web", "namespace": "gmsa"}}})
+			service := map[string]any{"name": "web", "namespace": "gmsa"}
+			list = append(list, map[string]any{"name": name, "clientConfig": map[string]any{"service": service}})
 		}
-		c := &config{object: map[string]any{"metadata": map[string]any{"name": "web", "uid": resource, "generation": 1.0, "resourceVersion": a.next()}, "webhooks": list}}
-		c.tell()
+		metadata := map[string]any{"name": "web", "uid": resource, "generation": 1.0, "resourceVersion": a.next()}
+		c := &config{object: map[string]any{"metadata": metadata, "webhooks": list}}
+		c.record()
 		a.configs[resource] = c
 	}
-	a.http = httptest.NewTLSServer(http.HandlerFunc(a.serve))
-	t.Cleanup(a.http.Close)
-	a.file(t, "token", []byte("token"))
-	a.file(t, "ca.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.http.Certificate().Raw}))
+	a.http = kubetest.NewMemoryServer(t, a.serve)
 	return a
 }
 
-func (a *apiServer) file(t *testing.T, name string, data []byte) {
-	t.Helper()
-	if err := os.WriteFile(filepath.Join(a.dir, name), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// next is called with mu held, or before there is anybody else.
+// next needs mu, except before the server starts.
 func (a *apiServer) next() string {
 	a.version++
 	return strconv.Itoa(a.version)
@@ -121,12 +119,9 @@ func (c *config) bundles() [][]byte {
 	return all
 }
 
-func (c *config) tell() { c.history = append(c.history, told{time.Now(), c.bundles()}) }
+func (c *config) record() { c.history = append(c.history, bundlesSince{time.Now(), c.bundles()}) }
 
-func refuse(w http.ResponseWriter, code int, text string) {
-	w.WriteHeader(code)
-	fmt.Fprintf(w, `{"kind":"Status","status":"Failure","code":%d,"message":%q}`, code, text)
-}
+func fail(w http.ResponseWriter, code int, text string) { kubetest.Status(w, code, "", "", text) }
 
 func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
@@ -142,7 +137,7 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	if c != nil {
 		object = c.object
 	} else if r.URL.Path != "/api/v1/namespaces/gmsa/secrets/web-tls" {
-		refuse(w, 403, "you may not "+r.Method+" "+r.URL.Path)
+		fail(w, 403, "forbidden: "+r.Method+" "+r.URL.Path)
 		return
 	}
 	if r.Method == http.MethodGet {
@@ -170,22 +165,22 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodPut && c == nil:
 		var sent map[string]any
 		if err := json.Unmarshal(body, &sent); err != nil {
-			refuse(w, 400, err.Error())
+			fail(w, 400, err.Error())
 			return
 		}
 		if metadata(sent)["resourceVersion"] != metadata(a.secret)["resourceVersion"] {
-			refuse(w, 409, "the object has been modified")
+			fail(w, 409, "the object has been modified")
 			return
 		}
 		a.secret, object = sent, sent
 	case r.Method == http.MethodPatch && c != nil && r.Header.Get("Content-Type") == "application/json-patch+json":
 		if code, err := c.patch(body); err != nil {
-			refuse(w, code, err.Error())
+			fail(w, code, err.Error())
 			return
 		}
-		c.tell()
+		c.record()
 	default:
-		refuse(w, 405, "no such request")
+		fail(w, 405, "no such request")
 		return
 	}
 	metadata(object)["resourceVersion"] = a.next()
@@ -196,7 +191,7 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(object)
 }
 
-// patch knows the two operations that are used.
+// patch supports the two operations that keepers use.
 func (c *config) patch(body []byte) (int, error) {
 	var operations []struct {
 		Op, Path string
@@ -221,7 +216,7 @@ func (c *config) patch(body []byte) (int, error) {
 	return 0, nil
 }
 
-// overwrite is somebody who writes the caBundle of one webhook in each configuration.
+// overwrite sets the caBundle of one webhook in each configuration, as another client would.
 func (a *apiServer) overwrite(bundle []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -231,11 +226,11 @@ func (a *apiServer) overwrite(bundle []byte) {
 		client["caBundle"] = strings.Trim(string(text), `"`)
 		metadata(c.object)["generation"] = metadata(c.object)["generation"].(float64) + 1
 		metadata(c.object)["resourceVersion"] = a.next()
-		c.tell()
+		c.record()
 	}
 }
 
-// data is what the Secret holds.
+// data returns the data of the Secret.
 func (a *apiServer) data() map[string][]byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -247,7 +242,7 @@ func (a *apiServer) data() map[string][]byte {
 	return data
 }
 
-// put is somebody who writes the Secret.
+// put sets the data of the Secret, as another client would.
 func (a *apiServer) put(data map[string][]byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -275,7 +270,7 @@ func (a *apiServer) setFault(f func(agent, write string) fault) {
 	a.fault = f
 }
 
-// counted returns how many writes of each object there were.
+// counted returns the number of writes of each object.
 func (a *apiServer) counted() map[string]int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -286,7 +281,7 @@ func (a *apiServer) counted() map[string]int {
 	return n
 }
 
-// trusted are the caBundles that an API server goes by now: those of lag ago.
+// trusted returns the caBundles that the API server applies now: those from lag ago.
 func (a *apiServer) trusted() [][]byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -303,13 +298,21 @@ func (a *apiServer) trusted() [][]byte {
 	return all
 }
 
-// replica is one keeper, and a server with its certificate.
+// inBubble runs a test in parallel and in virtual time.
+func inBubble(test func(t *testing.T)) func(t *testing.T) {
+	return func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, test)
+	}
+}
+
+// replica is a keeper and a TLS server with its certificate.
 type replica struct {
 	*Keeper
-	name    string
-	address string
-	log     *lockedBuffer
-	stop    func() // waits for its end
+	name     string
+	listener *kubetest.Listener
+	log      *lockedBuffer
+	stop     func() // returns when it has stopped
 }
 
 type lockedBuffer struct {
@@ -329,7 +332,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// clock is the wall clock of a test, which can be put forward.
+// clock is the wall clock of a test. It can be advanced.
 type clock struct{ ahead atomic.Int64 }
 
 func (c *clock) now() time.Time           { return time.Now().Add(time.Duration(c.ahead.Load())) }
@@ -337,44 +340,42 @@ func (c *clock) advance(by time.Duration) { c.ahead.Add(int64(by)) }
 
 func self() Source { return Self{Namespace: "gmsa", Secret: "web-tls", Lifetime: DefaultLifetime} }
 
-// start runs a keeper whose clock is off by skew, and serves with its certificate.
+// start runs a keeper whose clock differs by skew, and a server with its certificate.
 func (a *apiServer) start(t *testing.T, name string, source Source, c *clock, skew time.Duration) *replica {
 	t.Helper()
-	client, err := kube.NewClient(kube.Server{URL: a.http.URL, TokenFile: filepath.Join(a.dir, "token"), CAFile: filepath.Join(a.dir, "ca.crt")}, name)
-	if err != nil {
-		t.Fatal(err)
-	}
 	a.mu.Lock()
 	a.clock = c
 	a.mu.Unlock()
-	r := &replica{name: name, log: &lockedBuffer{}}
+	r := &replica{name: name, listener: kubetest.Listen(), log: &lockedBuffer{}}
+	var err error
 	r.Keeper, err = New(Config{
-		API: client, DNSName: dnsName, Mutating: "web", Validating: "web", Source: source, Settle: settle,
-		Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		API:        a.http.Client(t, name),
+		DNSName:    dnsName,
+		Mutating:   "web",
+		Validating: "web",
+		Source:     source,
+		Settle:     settle,
+		Log:        slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.poll = 30 * time.Millisecond
 	r.local = func() time.Time { return c.now().Add(skew) }
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.address = l.Addr().String()
-	go accept(tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: r.GetCertificate, Time: c.now}))
+	config := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: r.GetCertificate, Time: c.now}
+	go accept(tls.NewListener(r.listener, config))
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() { r.Run(ctx) })
 	r.stop = func() {
 		cancel()
-		l.Close()
+		r.listener.Close()
 		done.Wait()
 	}
 	t.Cleanup(func() {
 		r.stop()
 		if log := r.log.String(); strings.Contains(log, "PRIVATE") {
-			t.Errorf("a key is in the log of %s: %s", name, log)
+			t.Errorf("the log of %s contains a key: %s", name, log)
 		}
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", name, r.log)
@@ -383,7 +384,7 @@ func (a *apiServer) start(t *testing.T, name string, source Source, c *clock, sk
 	return r
 }
 
-// accept says one byte on each connection.
+// accept writes one byte to each connection.
 func accept(l net.Listener) {
 	for {
 		c, err := l.Accept()
@@ -397,31 +398,34 @@ func accept(l net.Listener) {
 	}
 }
 
-// dial is an API server that asks the webhook: with each caBundle that it goes by, one handshake.
-func (a *apiServer) dial(address string, c *clock) error {
+// dial connects to the webhook as the API server does: one handshake for each caBundle.
+func (a *apiServer) dial(l *kubetest.Listener, c *clock) error {
 	for _, bundle := range a.trusted() {
-		if err := dial(address, c, bundle); err != nil {
+		if err := dial(l, c, bundle); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func dial(address string, c *clock, bundle []byte) error {
-	now := c.now() // the clock may be put forward by days while this goes on
-	conn, err := tls.Dial("tcp", address, &tls.Config{
-		ServerName: dnsName, RootCAs: poolOf(bundle), Time: func() time.Time { return now }, MinVersion: tls.VersionTLS13,
-	})
+func dial(l *kubetest.Listener, c *clock, bundle []byte) error {
+	now := c.now() // the test can advance the clock by days during the handshake
+	raw, err := l.Dial(context.Background(), "", "")
 	if err != nil {
 		return err
 	}
+	conn := tls.Client(raw, &tls.Config{
+		ServerName: dnsName,
+		RootCAs:    poolOf(bundle),
+		Time:       func() time.Time { return now },
+		MinVersion: tls.VersionTLS13,
+	})
 	defer conn.Close()
 	_, err = io.ReadFull(conn, make([]byte, 1))
 	return err
 }
 
-// load dials replicas one after the other until it is ended, and fails the test at the first handshake that fails. It
-// returns what ends it.
+// load dials the replicas every 10 ms until end is called. The first failed handshake fails the test.
 func (a *apiServer) load(t *testing.T, c *clock, replicas ...*replica) (end func()) {
 	t.Helper()
 	stop := make(chan struct{})
@@ -435,17 +439,13 @@ func (a *apiServer) load(t *testing.T, c *clock, replicas ...*replica) (end func
 					return
 				default:
 				}
-				start := time.Now()
-				err := a.dial(r.address, c)
-				if time.Since(start) > settle-lag {
-					continue // a busy machine: the API server has new caBundles since
-				}
-				if err != nil {
+				if err := a.dial(r.listener, c); err != nil {
 					t.Errorf("handshake %d, with %s: %v", n, r.name, err)
 					return
 				}
 				n++
 			}
+			time.Sleep(10 * time.Millisecond)
 		}
 	})
 	var once sync.Once
@@ -453,9 +453,9 @@ func (a *apiServer) load(t *testing.T, c *clock, replicas ...*replica) (end func
 		once.Do(func() {
 			close(stop)
 			done.Wait()
-			t.Logf("%d times all webhooks were asked", n)
+			t.Logf("%d connections per caBundle", n)
 			if n == 0 {
-				t.Error("nobody was asked")
+				t.Error("no connection")
 			}
 		})
 	}
@@ -463,12 +463,12 @@ func (a *apiServer) load(t *testing.T, c *clock, replicas ...*replica) (end func
 	return end
 }
 
-// eventually waits for what must become so.
+// eventually waits until f returns true.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("it did not happen: %s", what)
+			t.Fatalf("timeout: %s", what)
 		}
 	}
 }
@@ -477,6 +477,6 @@ func (a *apiServer) ready(t *testing.T, c *clock, replicas ...*replica) {
 	t.Helper()
 	for _, r := range replicas {
 		eventually(t, r.name+" is ready", func() bool { return r.Ready() == nil })
-		eventually(t, r.name+" is trusted", func() bool { return a.dial(r.address, c) == nil })
+		eventually(t, r.name+" is trusted", func() bool { return a.dial(r.listener, c) == nil })
 	}
 }

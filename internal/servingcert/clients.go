@@ -7,11 +7,12 @@ import (
 	"os"
 )
 
-// Clients are those who may connect: whoever has a certificate of a CA in File, with Name as its common name unless Name is
-// empty. An API server shows one only if its AdmissionConfiguration tells it to.
+// Clients are the clients that can connect: those with a certificate from a CA in CAFile and, unless Name is empty, the
+// common name Name. An API server presents a client certificate only if its AdmissionConfiguration sets one.
 type Clients struct{ CAFile, Name string }
 
-// Demand returns base with a demand for such a certificate. The file is read again for each connection, and must be good now.
+// Demand returns base with required client certificates. CAFile must be valid now, and is read again for each
+// connection.
 func (c Clients) Demand(base *tls.Config) (*tls.Config, error) {
 	if _, err := c.pool(); err != nil {
 		return nil, err
@@ -24,10 +25,10 @@ func (c Clients) Demand(base *tls.Config) (*tls.Config, error) {
 		}
 		one := base.Clone()
 		one.ClientAuth, one.ClientCAs = tls.RequireAndVerifyClientCert, pool
-		one.SessionTicketsDisabled = true // a resumed session would not be checked against the file of now
+		one.SessionTicketsDisabled = true // a resumed session would not be checked against the current file
 		one.VerifyConnection = func(state tls.ConnectionState) error {
 			if is := state.PeerCertificates[0].Subject.CommonName; c.Name != "" && is != c.Name {
-				return fmt.Errorf("client %q is not %q", is, c.Name)
+				return fmt.Errorf("client certificate has common name %q; want %q", is, c.Name)
 			}
 			return nil
 		}
@@ -39,11 +40,11 @@ func (c Clients) Demand(base *tls.Config) (*tls.Config, error) {
 func (c Clients) pool() (*x509.CertPool, error) {
 	pem, err := os.ReadFile(c.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("CA of clients: %w", err)
+		return nil, fmt.Errorf("client CA: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA of clients: %s holds no certificate", c.CAFile)
+		return nil, fmt.Errorf("client CA: %s contains no certificate", c.CAFile)
 	}
 	return pool, nil
 }

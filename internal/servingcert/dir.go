@@ -12,24 +12,24 @@ import (
 	"time"
 )
 
-// Dir serves the certificate in a mounted directory: tls.crt, tls.key and, if the CA is to be written into the
-// configurations, ca.crt. It is read again all the time. Replicas see a change at different times, because each node's
-// kubelet brings it.
+// Dir uses the certificate in a mounted directory: tls.crt, tls.key and optionally ca.crt. With ca.crt, the keeper
+// writes the CA into the webhook configurations. The files are read in every pass. Replicas see a change at different
+// times, because each node's kubelet updates its mount.
 type Dir struct {
 	Path string
 
-	cas     []*x509.Certificate // of the pair that was read last and was good
-	changed time.Time           // when they did
+	cas     []*x509.Certificate // of the last valid pair
+	changed time.Time           // when cas changed
 	overlap time.Duration
 }
 
-// overlap is how long the CAs of others stay in the configurations when nothing has changed any more. A kubelet that is well
-// brings a changed Secret within two minutes.
+// overlap is how long other replicas' CAs remain in the configurations after the last change. A healthy kubelet updates
+// a mounted Secret within two minutes.
 const overlap = 15 * time.Minute
 
 func (d *Dir) check(*Keeper) error {
 	if d.Path == "" {
-		return errors.New("the directory of certificates has no name")
+		return errors.New("the certificate directory is not set")
 	}
 	if d.overlap == 0 {
 		d.overlap = overlap
@@ -39,7 +39,7 @@ func (d *Dir) check(*Keeper) error {
 
 func (d *Dir) injects() bool {
 	_, err := os.Stat(filepath.Join(d.Path, caKey))
-	return err == nil || len(d.cas) > 0 // also while files are being exchanged
+	return err == nil || len(d.cas) > 0 // also while the kubelet replaces the files
 }
 
 func (d *Dir) look(_ context.Context, k *Keeper, seen []*configuration, now time.Time) (offer, error) {
@@ -52,8 +52,8 @@ func (d *Dir) look(_ context.Context, k *Keeper, seen []*configuration, now time
 		served := k.current()
 		if !served.inDate(now) || !served.same(p) && k.settled(p, seen, now) {
 			o.pair = p
-			// A replica that comes while API servers go by another CA, with which older replicas serve, is not needed before its own
-			// is known. If they go by none, none serves.
+			// If API servers trust another CA, older replicas serve with it, and a new replica can wait until its CA is
+			// known. If they trust none, no replica serves yet.
 			o.early = served == nil && k.trusts(seen, p, now) != nil && anyCA(seen)
 		} else {
 			p.key.Wipe()
@@ -67,8 +67,8 @@ func (d *Dir) look(_ context.Context, k *Keeper, seen []*configuration, now time
 	return o, err
 }
 
-// wanted are the CAs that the configurations are to hold: the directory's own, that of the certificate which is still
-// served, and those that other replicas need: what is there stays until nothing has changed for a while.
+// wanted returns the CAs for the configurations: the directory's, that of the certificate still in use, and those that
+// other replicas can need. Existing CAs remain until overlap after the last change.
 func (d *Dir) wanted(k *Keeper, seen []*configuration, now time.Time) []*x509.Certificate {
 	all := add(nil, d.cas...)
 	if p := k.current(); p != nil {
@@ -97,7 +97,7 @@ func anyCA(seen []*configuration) bool {
 }
 
 func (d *Dir) read(dnsName string, now time.Time) (*pair, []*x509.Certificate, error) {
-	// The kubelet changes all files at once, by what ..data points at: all are read from the one directory.
+	// The kubelet replaces all files atomically through the link ..data, so all are read from its target.
 	dir, err := filepath.EvalSymlinks(filepath.Join(d.Path, "..data"))
 	if err != nil {
 		dir = d.Path
@@ -117,7 +117,8 @@ func (d *Dir) read(dnsName string, now time.Time) (*pair, []*x509.Certificate, e
 	}
 	cas := certificates(ca)
 	if len(ca) > 0 && len(cas) == 0 {
-		return nil, nil, errors.New("ca.crt holds no certificate; leave it out if the configurations have their caBundle from elsewhere")
+		return nil, nil, errors.New("ca.crt contains no certificate; remove it if something else sets the caBundle " +
+			"of the configurations")
 	}
 	p, err := parse(cert, key, cas, dnsName, now)
 	return p, cas, err

@@ -2,28 +2,28 @@ package servingcert
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
-// Whatever a Secret or a file holds: a pair that is taken for good is one that the API server takes with what becomes of its
-// CAs in a caBundle.
+// For any content of a Secret or a file, the API server accepts a pair that parse accepts, with the caBundle of its CAs.
 func FuzzPair(f *testing.F) {
 	now := time.Now()
-	made := func() *mtls.Material {
+	issue := func() *mtls.Material {
 		m, err := mtls.IssueServer("gmsa-webhook", dnsName, now, DefaultLifetime)
 		if err != nil {
 			f.Fatal(err)
 		}
 		return m
 	}
-	a, b := made(), made()
+	a, b := issue(), issue()
 	f.Add([]byte{}, []byte{}, []byte{})
 	f.Add(a.ServerCert, a.ServerKey, a.CA)
 	f.Add(a.ServerCert, a.ServerKey, []byte{})
-	f.Add(append(bytes.Clone(a.ServerCert), a.CA...), a.ServerKey, append(append(bytes.Clone(b.CA), a.ServerKey...), a.CA...))
+	f.Add(slices.Concat(a.ServerCert, a.CA), a.ServerKey, slices.Concat(b.CA, a.ServerKey, a.CA))
 	f.Add(a.ServerCert, b.ServerKey, a.CA)
 	f.Add(a.ServerKey, a.ServerCert, b.CA)
 	f.Add(a.CA, a.ServerKey, a.ServerCert)
@@ -31,7 +31,7 @@ func FuzzPair(f *testing.F) {
 		cas := certificates(ca)
 		written := bundle(cas)
 		if !bytes.Equal(written, bundle(certificates(written))) {
-			t.Error("a bundle changes when it is read and written again")
+			t.Error("decoding and encoding changes a bundle")
 		}
 		p, err := parse(cert, key, cas, dnsName, now)
 		if err != nil {
@@ -41,7 +41,7 @@ func FuzzPair(f *testing.F) {
 			written = bundle(add(nil, p.issuer))
 		}
 		if _, err := p.verify(certificates(written), dnsName, now); err != nil || !p.inDate(now) {
-			t.Errorf("a pair that was taken is refused: %v", err)
+			t.Errorf("the API server rejects a pair: %v", err)
 		}
 	})
 }

@@ -11,14 +11,14 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// configuration is what is read of a MutatingWebhookConfiguration or a ValidatingWebhookConfiguration.
+// configuration contains the fields of a MutatingWebhookConfiguration or ValidatingWebhookConfiguration that are read.
 type configuration struct {
 	resource string // mutatingwebhookconfigurations ...
 	Metadata struct {
 		Name            string `json:"name"`
 		UID             string `json:"uid"`
 		ResourceVersion string `json:"resourceVersion"`
-		Generation      int64  `json:"generation"` // counts changes of the webhooks, and of nothing else
+		Generation      int64  `json:"generation"` // increases only with changes of webhooks
 	} `json:"metadata"`
 	Webhooks []struct {
 		Name         string `json:"name"`
@@ -30,7 +30,7 @@ type configuration struct {
 
 func (c *configuration) String() string { return c.resource + "/" + c.Metadata.Name }
 
-// version tells apart any two contents that a configuration's webhooks ever had.
+// version identifies the state of a configuration's webhooks.
 func (c *configuration) version() string {
 	return fmt.Sprint(c.Metadata.UID, "/", c.Metadata.Generation)
 }
@@ -39,31 +39,38 @@ func (k *Keeper) configurationURL(resource, name string) string {
 	return k.config.API.URL(nil, "apis", "admissionregistration.k8s.io", "v1", resource, name)
 }
 
-// readConfigurations reads the two as they are now.
+// readConfigurations reads both configurations.
 func (k *Keeper) readConfigurations(ctx context.Context) ([]*configuration, error) {
 	var both []*configuration
-	for _, of := range [][2]string{{"mutatingwebhookconfigurations", k.config.Mutating}, {"validatingwebhookconfigurations", k.config.Validating}} {
-		c := &configuration{resource: of[0]}
-		if err := k.get(ctx, k.configurationURL(of[0], of[1]), c); err != nil {
-			return nil, fmt.Errorf("%s/%s: %w%s", of[0], of[1], err, remedy(err, "get"))
+	for _, object := range []struct{ resource, name string }{
+		{"mutatingwebhookconfigurations", k.config.Mutating},
+		{"validatingwebhookconfigurations", k.config.Validating},
+	} {
+		c := &configuration{resource: object.resource}
+		if err := k.get(ctx, k.configurationURL(object.resource, object.name), c); err != nil {
+			return nil, fmt.Errorf("%s/%s: %w%s", object.resource, object.name, err, remedy(err, "get"))
 		}
 		if len(c.Webhooks) == 0 {
-			return nil, fmt.Errorf("%s has no webhooks; helm upgrade writes it again", c)
+			return nil, fmt.Errorf("%s has no webhooks; restore it with helm upgrade", c)
 		}
 		both = append(both, c)
 	}
 	return both, nil
 }
 
-// inject writes ca as the caBundle of every webhook of c, unless it is. It writes over nothing that came after c was read,
-// and reads c again by its own answer.
+// inject sets the caBundle of every webhook of c to ca. It fails with errOvertaken if c has changed since it was read,
+// and updates c from the response.
 func (k *Keeper) inject(ctx context.Context, c *configuration, ca []byte) error {
-	// The version is tested and not only each webhook's name: a keeper that was held up between reading the Secret and writing
-	// here would otherwise take a CA away that another one has added meanwhile.
+	// The patch tests the version, not only the webhooks' names: a keeper that was delayed after reading the Secret
+	// would otherwise remove a CA that another one has added.
 	patch := kube.JSONPatch{{Op: "test", Path: "/metadata/resourceVersion", Value: c.Metadata.ResourceVersion}}
 	for i, w := range c.Webhooks {
 		if !bytes.Equal(w.ClientConfig.CABundle, ca) {
-			patch = append(patch, kube.JSONPatchOperation{Op: "add", Path: fmt.Sprintf("/webhooks/%d/clientConfig/caBundle", i), Value: ca})
+			patch = append(patch, kube.JSONPatchOperation{
+				Op:    "add",
+				Path:  fmt.Sprintf("/webhooks/%d/clientConfig/caBundle", i),
+				Value: ca,
+			})
 		}
 	}
 	if len(patch) == 1 {
@@ -81,25 +88,25 @@ func (k *Keeper) inject(ctx context.Context, c *configuration, ca []byte) error 
 	return nil
 }
 
-// errOvertaken is that somebody wrote an object after it was read.
-var errOvertaken = errors.New("it has changed meanwhile")
+// errOvertaken means that an object has changed since it was read.
+var errOvertaken = errors.New("the object has changed since it was read")
 
 func remedy(err error, verb string) string {
 	switch kube.Code(err) {
 	case http.StatusForbidden:
-		return "; the webhook's ServiceAccount needs the verb " + verb + " for it, which its chart grants"
+		return "; the webhook's ServiceAccount needs the verb " + verb + "; restore it with helm upgrade"
 	case http.StatusNotFound:
-		return "; helm upgrade makes it again"
+		return "; restore it with helm upgrade"
 	}
 	return ""
 }
 
-// trusts tells whether an API server that goes by these configurations takes p for the webhook.
+// trusts returns nil if an API server with these configurations accepts p.
 func (k *Keeper) trusts(seen []*configuration, p *pair, now time.Time) error {
 	for _, c := range seen {
 		for _, w := range c.Webhooks {
 			if _, err := p.verify(certificates(w.ClientConfig.CABundle), k.config.DNSName, now); err != nil {
-				return fmt.Errorf("the caBundle of webhook %s in %s does not fit the certificate: %w", w.Name, c, err)
+				return fmt.Errorf("the caBundle of webhook %s in %s does not match the certificate: %w", w.Name, c, err)
 			}
 		}
 	}

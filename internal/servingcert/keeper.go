@@ -1,15 +1,15 @@
-// Package servingcert keeps the serving certificate of an admission webhook: it makes and renews it, or reads it from a
-// mounted directory, and writes the CA that signed it into the webhook's two configurations, which is how an API server
-// knows the webhook. Several replicas do so side by side without a leader.
+// Package servingcert manages the serving certificate of an admission webhook. It issues and renews the certificate or
+// reads it from a mounted directory, and writes its CA into the two webhook configurations. Replicas work without a
+// leader.
 //
-//	keeper.go what a replica does every few seconds
-//	self.go   certificates of its own, in a Secret that the replicas share
-//	dir.go    certificates from a directory
-//	inject.go the two configurations
-//	pair.go   a certificate and its key
-//	clients.go who may connect
+//	keeper.go  the loop of a replica
+//	self.go    self-issued certificates, in a Secret that the replicas share
+//	dir.go     certificates from a directory
+//	inject.go  the two webhook configurations
+//	pair.go    a certificate and its key
+//	clients.go required client certificates
 //
-// One order holds throughout: a certificate is served only once the configurations have told every API server about its CA.
+// A certificate is used only after every API server has had time to learn its CA from the configurations.
 package servingcert
 
 import (
@@ -30,77 +30,78 @@ import (
 )
 
 const (
-	// DefaultSettle is how long every API server takes at most to learn of a change of a configuration. It watches them, and
-	// mostly knows within a second; one that had lost its watch comes back within some tens.
+	// DefaultSettle is the maximum time until every API server applies a changed configuration. With a working watch
+	// this takes about a second. Without one, the API server needs some tens of seconds to restore the watch.
 	DefaultSettle = time.Minute
-	// maxPoll is how often a keeper looks, at most; with a short Settle, three times in it.
+	// maxPoll is the longest interval between passes. With a short Settle, the interval is a third of it.
 	maxPoll = 10 * time.Second
-	// callTimeout bounds one request to the API server.
+	// callTimeout limits one request to the API server.
 	callTimeout = 5 * time.Second
 )
 
-// Config is a keeper's whole configuration.
+// Config configures a keeper.
 type Config struct {
 	API        *kube.Client
-	DNSName    string // that the API server asks for: <service>.<namespace>.svc
+	DNSName    string // name that the API server verifies: <service>.<namespace>.svc
 	Mutating   string // name of the MutatingWebhookConfiguration
 	Validating string // name of the ValidatingWebhookConfiguration
 	Source     Source
-	Settle     time.Duration // between the CA in the configurations and the certificate in use; 0: DefaultSettle
+	Settle     time.Duration // from the CA in the configurations to the use of the certificate; 0: DefaultSettle
 	Log        *slog.Logger
 }
 
-// Source is where certificates come from: Self or *Dir.
+// Source provides certificates: Self or *Dir.
 type Source interface {
-	// check refuses a source that cannot work.
+	// check returns an error if the source cannot work.
 	check(*Keeper) error
-	// injects tells whether the two configurations are this webhook's to write. Otherwise they are not even read.
+	// injects reports whether the webhook writes the two configurations. Otherwise it does not read them either.
 	injects() bool
-	// look reads what there is, brings it into order, and says what to do. seen is the configurations as they were before; none
-	// if they are not read. With an error the offer still counts.
+	// look reads and updates the source, and returns what the keeper must do. seen are the configurations, read before;
+	// none if injects is false. The offer is valid even with an error.
 	look(ctx context.Context, k *Keeper, seen []*configuration, now time.Time) (offer, error)
 }
 
-// offer is what a source wants done.
+// offer is what a source makes the keeper do.
 type offer struct {
-	pair   *pair  // to be served; nil: what is served goes on
-	bundle []byte // PEM, to be every caBundle; nil: they are left alone
-	early  bool   // pair is the first that is served, and API servers go by the CA of another one yet
+	pair   *pair  // the pair to use; nil: keep the current one
+	bundle []byte // PEM for every caBundle; nil: no change
+	early  bool   // pair is the first of this replica, and API servers still trust another CA
 }
 
-// Keeper keeps one replica's certificate.
+// Keeper manages one replica's certificate.
 type Keeper struct {
 	config Config
 	poll   time.Duration
 	local  func() time.Time // this machine's clock
-	ahead  atomic.Int64     // how much the API server's is ahead of it, in nanoseconds
+	ahead  atomic.Int64     // how far the API server's clock is ahead, in nanoseconds
 
-	// Only Run's goroutine uses these.
-	versions  string    // of the configurations when last seen
-	since     time.Time // when this keeper first saw them; by its own monotonic clock, so that replicas' clocks may differ
-	patience  time.Time // until when an early pair waits for every API server to know its CA
-	wrong     bool      // the local clock was complained of
-	complaint string    // that was logged last
+	// Used only by the goroutine of Run.
+	versions  string    // of the configurations in the last pass
+	since     time.Time // when this keeper first saw these versions, by its monotonic clock
+	patience  time.Time // end of the wait of an early pair
+	wrong     bool      // a wrong local clock was logged
+	complaint string    // the last logged error
 
 	mu     sync.Mutex
 	served *pair
-	doubt  error // why the certificate that is served may not be trusted
+	doubt  error // why API servers may not trust the current certificate
 }
 
-// New returns a keeper. It asks nobody until it runs.
+// New returns a keeper. It makes no request before Run.
 func New(c Config) (*Keeper, error) {
 	if c.Settle == 0 {
 		c.Settle = DefaultSettle
 	}
 	if c.Settle < 0 {
-		return nil, fmt.Errorf("settle %s: want more than 0", c.Settle)
+		return nil, fmt.Errorf("settle time %s; want more than 0", c.Settle)
 	}
 	if !strings.HasSuffix(c.DNSName, ".svc") || c.Mutating == "" || c.Validating == "" {
-		return nil, fmt.Errorf("certificate for %q in configurations %q and %q: want <service>.<namespace>.svc and two names", c.DNSName, c.Mutating, c.Validating)
+		return nil, fmt.Errorf("DNS name %q, configurations %q and %q; want <service>.<namespace>.svc and two names",
+			c.DNSName, c.Mutating, c.Validating)
 	}
 	start := time.Now()
-	k := &Keeper{config: c, poll: min(maxPoll, c.Settle/3), doubt: errors.New("the API server has not answered yet")}
-	// It goes on evenly when somebody sets the machine's clock.
+	k := &Keeper{config: c, poll: min(maxPoll, c.Settle/3), doubt: errors.New("the API server has not responded yet")}
+	// Monotonic, so that setting the machine's clock has no effect.
 	k.local = func() time.Time { return start.Add(time.Since(start)) }
 	if err := c.Source.check(k); err != nil {
 		return nil, err
@@ -108,11 +109,11 @@ func New(c Config) (*Keeper, error) {
 	return k, nil
 }
 
-// Run keeps the certificate until ctx ends. Whatever fails is tried again.
+// Run manages the certificate until ctx is done. It retries after errors.
 func (k *Keeper) Run(ctx context.Context) {
 	for {
 		err := k.pass(ctx)
-		// Another replica was faster, and has mostly done what was to do.
+		// Another replica was faster. Usually nothing is left to do.
 		for range 3 {
 			if errors.Is(err, errOvertaken) {
 				err = k.pass(ctx)
@@ -134,26 +135,27 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// pass looks once at all there is, and does what is to do. It may be cut short anywhere, also by the end of the process:
-// every step is one write of one object, and the next pass, of whichever replica, goes on from what it finds.
+// pass reads the current state once and updates it. It can stop at any point, even with the process: each step writes
+// one object, and the next pass of any replica continues from there.
 func (k *Keeper) pass(ctx context.Context) error {
 	var seen []*configuration
 	if k.config.Source.injects() {
-		// The configurations come before the source: inject relies on it.
+		// The configurations are read before the source, because inject depends on this order.
 		var err error
 		if seen, err = k.readConfigurations(ctx); err != nil {
 			return k.unsure(err)
 		}
 		k.notice(seen)
 	}
-	now := k.now() // by the API server's last answer
+	now := k.now() // by the API server's last response
 	offer, problem := k.config.Source.look(ctx, k, seen, now)
 	if problem != nil && offer.bundle == nil {
 		return k.unsure(problem)
 	}
-	if p, old := offer.pair, k.current(); p != nil && (!old.inDate(now) || k.settled(p, seen, now) || k.trusts(seen, old, now) != nil) {
+	p, old := offer.pair, k.current()
+	if p != nil && (!old.inDate(now) || k.settled(p, seen, now) || k.trusts(seen, old, now) != nil) {
 		if offer.early {
-			// Not for ever: while a change from one source to the other is rolled out, each writes the configurations over and over.
+			// Limited: during a change from one source to the other, both overwrite the configurations repeatedly.
 			k.patience = time.Now().Add(3 * k.config.Settle)
 		}
 		k.serve(p)
@@ -172,9 +174,10 @@ func (k *Keeper) pass(ctx context.Context) error {
 		switch {
 		case doubt != nil || time.Now().After(k.patience):
 		case k.settled(p, seen, now):
-			k.patience = time.Time{} // from now on it is like any other replica
+			k.patience = time.Time{} // from now on a replica like any other
 		default:
-			doubt = fmt.Errorf("the configurations hold the CA of the certificate for less than %s, and not every API server may know it", k.config.Settle)
+			doubt = fmt.Errorf("waiting until every API server knows the certificate's CA, which takes %s",
+				k.config.Settle)
 		}
 	}
 	k.mu.Lock()
@@ -183,8 +186,8 @@ func (k *Keeper) pass(ctx context.Context) error {
 	return problem
 }
 
-// unsure keeps why there is no certificate yet. Once there is one, an API server that does not answer changes nothing: what
-// it trusted it still trusts.
+// unsure records why there is no certificate yet. With a certificate, an unavailable API server changes nothing: it
+// still trusts the same CAs.
 func (k *Keeper) unsure(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -194,7 +197,7 @@ func (k *Keeper) unsure(err error) error {
 	return err
 }
 
-// notice sees whether the configurations are as they were.
+// notice records changes of the configurations.
 func (k *Keeper) notice(seen []*configuration) {
 	versions := ""
 	for _, c := range seen {
@@ -205,7 +208,7 @@ func (k *Keeper) notice(seen []*configuration) {
 	}
 }
 
-// settled tells whether every API server trusts p by now: the configurations do, and have not changed for long enough.
+// settled reports whether every API server trusts p: the configurations do, and have not changed for Settle.
 func (k *Keeper) settled(p *pair, seen []*configuration, now time.Time) bool {
 	return time.Since(k.since) >= k.config.Settle && k.trusts(seen, p, now) == nil
 }
@@ -226,13 +229,13 @@ func (k *Keeper) serve(p *pair) {
 		return
 	}
 	if k.served != nil {
-		k.served.key.Wipe() // the text; handshakes under way need the key itself
+		k.served.key.Wipe() // only the PEM; handshakes in progress still use the decoded key
 	}
 	k.served = p
-	k.config.Log.Info("serving certificate", "certificate", p.fingerprint(), "expires", p.leaf.NotAfter)
+	k.config.Log.Info("using certificate", "certificate", p.fingerprint(), "expires", p.leaf.NotAfter)
 }
 
-// report logs what is wrong once, and that it is over.
+// report logs each error once, and when it is over.
 func (k *Keeper) report(err error) {
 	complaint := ""
 	if err != nil {
@@ -243,33 +246,34 @@ func (k *Keeper) report(err error) {
 	}
 	k.complaint = complaint
 	if err != nil {
-		k.config.Log.Error("the serving certificate could not be looked after; this is tried again", "error", err)
+		k.config.Log.Error("cannot update the serving certificate; retrying", "error", err)
 	} else {
-		k.config.Log.Info("the serving certificate is looked after again")
+		k.config.Log.Info("the serving certificate is updated again")
 	}
 }
 
-// now is the time by the API server's clock, which all replicas share: they decide by it about one Secret, and it is the clock by
-// which their certificate is judged. A source that asks no API server goes by the local clock.
+// now is the API server's time. All replicas share it for their decisions about the Secret, and the API server verifies
+// the certificate with it. A source that makes no requests uses the local clock.
 func (k *Keeper) now() time.Time { return k.local().Add(time.Duration(k.ahead.Load())) }
 
-// setClock takes the time of an answer, in whole seconds.
+// setClock sets the API server's time from a response. Its resolution is one second.
 func (k *Keeper) setClock(date string) {
 	t, err := http.ParseTime(date)
 	if err != nil {
-		return // as good as the one before
+		return // keep the previous one
 	}
 	ahead := t.Sub(k.local())
 	k.ahead.Store(int64(ahead))
 	if wrong := ahead.Abs() > 5*time.Minute; wrong != k.wrong {
 		k.wrong = wrong
 		if wrong {
-			k.config.Log.Warn("this node's clock is not the API server's; certificates go by the API server's", "apiServerAhead", ahead.Round(time.Second))
+			k.config.Log.Warn("this node's clock differs from the API server's, which applies to certificates",
+				"apiServerAhead", ahead.Round(time.Second))
 		}
 	}
 }
 
-// get is call for reading, and sets the clock.
+// get reads an object and sets the clock.
 func (k *Keeper) get(ctx context.Context, url string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -285,41 +289,42 @@ func (k *Keeper) get(ctx context.Context, url string, into any) error {
 	}
 	if resp.StatusCode != http.StatusOK {
 		refusal := &kube.StatusError{}
-		_ = json.Unmarshal(body, refusal) // what is no Status is told by the code
+		_ = json.Unmarshal(body, refusal) // without a Status the code is enough
 		refusal.Code = resp.StatusCode
 		return refusal
 	}
 	return json.Unmarshal(body, into)
 }
 
-// call makes one request of bounded time.
+// call makes one request with a time limit.
 func (k *Keeper) call(ctx context.Context, method, url string, body, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return k.config.API.Call(ctx, method, url, body, into)
 }
 
-// GetCertificate is for tls.Config: the certificate as it is now.
+// GetCertificate returns the current certificate, for tls.Config.
 func (k *Keeper) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	p := k.current()
 	if p == nil {
-		return nil, errors.New("there is no serving certificate yet")
+		return nil, errors.New("no serving certificate yet")
 	}
 	return p.tls, nil
 }
 
-// Ready is nil if a certificate in date is served, and the configurations trusted it when they were last seen.
+// Ready returns nil if the certificate is valid now, and the configurations trusted it in the last pass.
 func (k *Keeper) Ready() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.served != nil && !k.served.inDate(k.now()) {
-		return fmt.Errorf("the serving certificate counts from %s to %s, and the clock says %s", k.served.leaf.NotBefore.UTC().Format(time.RFC3339),
+		return fmt.Errorf("the serving certificate is valid from %s to %s; the time is %s",
+			k.served.leaf.NotBefore.UTC().Format(time.RFC3339),
 			k.served.leaf.NotAfter.UTC().Format(time.RFC3339), k.now().UTC().Format(time.RFC3339))
 	}
 	return k.doubt
 }
 
-// Expiry is when the certificate that is served expires; the zero time if there is none.
+// Expiry returns the expiry of the current certificate, or the zero time without one.
 func (k *Keeper) Expiry() time.Time {
 	p := k.current()
 	if p == nil {

@@ -17,20 +17,20 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
-// pair is a certificate that the webhook can serve, and its key.
+// pair is a serving certificate and its key.
 type pair struct {
-	cert   []byte              // PEM: the leaf and what lies between it and a CA
+	cert   []byte              // PEM: the leaf and intermediate certificates
 	key    credential.Password // PEM
 	leaf   *x509.Certificate
-	issuer *x509.Certificate // the CA that the leaf chains to; the leaf itself if no CA was given
+	issuer *x509.Certificate // the CA of the leaf; the leaf itself without a CA
 	tls    *tls.Certificate
 }
 
-// parse reads a pair, and holds it to what the API server checks: the name, the time, the use, a chain to one of the CAs.
-// Without CAs there is no chain to check.
+// parse decodes a pair and verifies it as the API server does: name, validity, key usage and a chain to one of the CAs.
+// Without CAs it verifies no chain.
 func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now time.Time) (*pair, error) {
 	if len(cert) == 0 || len(key) == 0 {
-		return nil, errors.New("there is no certificate, or no key")
+		return nil, errors.New("the certificate or its key is missing")
 	}
 	both, err := tls.X509KeyPair(cert, key)
 	if err != nil {
@@ -54,15 +54,15 @@ func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now time.T
 	return p, nil
 }
 
-// notYetError is of a pair that will be good.
+// notYetError is the error for a pair that is not valid yet.
 type notYetError struct{ from, now time.Time }
 
 func (e *notYetError) Error() string {
-	return fmt.Sprintf("the certificate counts from %s, and the clock says %s: it is behind the one that made the certificate",
+	return fmt.Sprintf("the certificate is valid from %s; the time is %s: the clock is behind the issuer's",
 		e.from.UTC().Format(time.RFC3339), e.now.UTC().Format(time.RFC3339))
 }
 
-// verify is what the API server does with its caBundle.
+// verify verifies the pair as the API server does with a caBundle.
 func (p *pair) verify(cas []*x509.Certificate, dnsName string, now time.Time) ([][]*x509.Certificate, error) {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, ca := range cas {
@@ -81,15 +81,15 @@ func (p *pair) verify(cas []*x509.Certificate, dnsName string, now time.Time) ([
 	})
 }
 
-// inDate also says no of no pair.
+// inDate is false for nil.
 func (p *pair) inDate(now time.Time) bool {
 	return p != nil && !now.Before(p.leaf.NotBefore) && now.Before(p.leaf.NotAfter)
 }
 
-// same tells whether two pairs have the same leaf, and so the same key.
+// same reports whether two pairs have the same leaf, and therefore the same key.
 func (p *pair) same(q *pair) bool { return p != nil && q != nil && p.leaf.Equal(q.leaf) }
 
-// fingerprint tells certificates apart in a log.
+// fingerprint identifies a certificate in the log.
 func (p *pair) fingerprint() string {
 	sum := sha256.Sum256(p.leaf.Raw)
 	return hex.EncodeToString(sum[:8])
@@ -100,7 +100,7 @@ func isP256(c *x509.Certificate) bool {
 	return ok && key.Curve == elliptic.P256()
 }
 
-// certificates reads what certificates there are in PEM, each once.
+// certificates decodes the certificates in PEM, without duplicates. It ignores everything else.
 func certificates(data []byte) []*x509.Certificate {
 	var all []*x509.Certificate
 	for {
@@ -114,7 +114,7 @@ func certificates(data []byte) []*x509.Certificate {
 	}
 }
 
-// add appends a certificate that is not there yet.
+// add appends certificates, without duplicates.
 func add(all []*x509.Certificate, more ...*x509.Certificate) []*x509.Certificate {
 	for _, c := range more {
 		if !slices.ContainsFunc(all, c.Equal) {
@@ -124,12 +124,12 @@ func add(all []*x509.Certificate, more ...*x509.Certificate) []*x509.Certificate
 	return all
 }
 
-// inDate leaves out the certificates that have expired.
+// inDate returns the certificates that have not expired.
 func inDate(all []*x509.Certificate, now time.Time) []*x509.Certificate {
 	return slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return !now.Before(c.NotAfter) })
 }
 
-// bundle writes certificates as PEM, always in the same order, so that replicas which agree on them write the same.
+// bundle encodes certificates as PEM in a fixed order, so that replicas with the same certificates write equal bytes.
 func bundle(all []*x509.Certificate) []byte {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b *x509.Certificate) int {

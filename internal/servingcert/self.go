@@ -16,21 +16,20 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
-// DefaultLifetime is the lifetime of certificates that the webhook makes itself.
+// DefaultLifetime is the lifetime of self-issued certificates.
 const DefaultLifetime = 720 * time.Hour
 
-// Self makes certificates itself. Replicas share them in one Secret, which must be there, and may be empty.
+// Self issues certificates. Replicas share them in one Secret, which must exist, but can be empty.
 //
-// A certificate comes with a CA of its own whose key nobody has, so that every renewal is a change of the CA, and there is
-// one way for both:
+// Each certificate has its own CA, whose key is deleted after signing. Every renewal therefore changes the CA:
 //
-//  1. next.crt and next.key are written, and the CA into ca.crt.
-//  2. Every caBundle becomes ca.crt.
-//  3. When the configurations have stood so for Settle, next.* becomes tls.*, and each replica serves it when it looks next.
+//  1. A replica writes next.crt, next.key, and the CA into ca.crt.
+//  2. Replicas set every caBundle to ca.crt.
+//  3. When the configurations have not changed for Settle, next.* becomes tls.*. Each replica uses it in its next pass.
 //
-// A CA stays in ca.crt until it expires. It vouches for one certificate only, which a replica that was cut off may still
-// serve. The CA of what a replica serves is in ca.crt whatever else somebody writes there, and a pair that somebody writes, which
-// cannot be told from another replica's, is served in the same order.
+// A CA remains in ca.crt until it expires, because a disconnected replica can still use its only certificate. Each
+// replica keeps the CA of its current certificate in ca.crt. A pair that someone else writes looks like another
+// replica's and is used in the same order.
 type Self struct {
 	Namespace, Secret string
 	Lifetime          time.Duration // renewed when a third of it is left
@@ -39,28 +38,29 @@ type Self struct {
 }
 
 const (
-	certKey, keyKey         = "tls.crt", "tls.key" // in force
+	certKey, keyKey         = "tls.crt", "tls.key" // current
 	nextCertKey, nextKeyKey = "next.crt", "next.key"
 	caKey                   = "ca.crt"
 )
 
 func (s Self) check(k *Keeper) error {
 	if least := 3 * (k.config.Settle + 3*k.poll); s.Lifetime < least {
-		return fmt.Errorf("certificate lifetime %s: a renewal has a third of it, and takes %s to settle: want at least %s", s.Lifetime, k.config.Settle, least)
+		return fmt.Errorf("certificate lifetime %s is too short for a settle time of %s; want at least %s",
+			s.Lifetime, k.config.Settle, least)
 	}
 	if s.Namespace == "" || s.Secret == "" {
-		return errors.New("the Secret for certificates has no namespace or no name")
+		return errors.New("the namespace or the name of the certificate Secret is not set")
 	}
 	return nil
 }
 
 func (Self) injects() bool { return true }
 
-// secret keeps what is not read here as it was.
+// secret preserves the fields that are not read here.
 type secret struct {
 	APIVersion string            `json:"apiVersion"`
 	Kind       string            `json:"kind"`
-	Metadata   json.RawMessage   `json:"metadata"` // with the resourceVersion, on which a write depends
+	Metadata   json.RawMessage   `json:"metadata"` // with the resourceVersion, which a write must match
 	Immutable  *bool             `json:"immutable,omitempty"`
 	Data       map[string][]byte `json:"data,omitempty"`
 	Type       string            `json:"type,omitempty"`
@@ -97,14 +97,14 @@ func (s Self) look(ctx context.Context, k *Keeper, seen []*configuration, now ti
 	return offer{pair: want.inForce, bundle: bundle(want.cas)}, nil
 }
 
-// state is what the Secret is to hold.
+// state is the wanted content of the Secret.
 type state struct {
 	inForce, next *pair // next may be nil
 	cas           []*x509.Certificate
-	events        []func() // what to log once it does
+	events        []func() // log calls after the write
 }
 
-// order says what the Secret is to hold, given what it holds.
+// order returns the wanted content of the Secret for its current content.
 func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, now time.Time) (*state, error) {
 	log := k.config.Log
 	want := &state{}
@@ -114,11 +114,11 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 	known := inDate(certificates(data[caKey]), now)
 	read := func(cert, key string) (*pair, error) {
 		if len(known) == 0 {
-			return nil, errors.New("ca.crt holds no CA in date")
+			return nil, errors.New("ca.crt contains no valid CA")
 		}
 		p, err := parse(data[cert], data[key], known, k.config.DNSName, now)
 		if err == nil && !isP256(p.leaf) {
-			err = errors.New("its key is not ECDSA P-256")
+			err = errors.New("the key is not ECDSA P-256")
 		}
 		return p, err
 	}
@@ -132,19 +132,21 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 	notYet := errors.As(err, &early)
 	want.inForce, err = read(certKey, keyKey)
 	if notYet || errors.As(err, &early) {
-		// Another clock counts, perhaps that of another API server: this one replaces nothing.
-		return nil, fmt.Errorf("%w; set the API server's clock right, or, if the other one was wrong, empty the Secret", early)
+		// The clocks differ, perhaps those of two API servers, so nothing is replaced.
+		return nil, fmt.Errorf("%w; correct the API server's clock, or empty the Secret if the issuer's clock was "+
+			"wrong", early)
 	}
 	want.cas = s.bounded(known, k, now)
 	if err != nil {
-		// Somebody else's CAs go with somebody else's certificate.
+		// A foreign certificate is replaced together with its CAs.
 		want.inForce, want.cas = nil, nil
 		if len(data) > 0 || k.current() != nil {
-			say(log.Warn, "the Secret holds no certificate that this webhook can use; it gets a new one", "secret", s.Namespace+"/"+s.Secret, "reason", err)
+			say(log.Warn, "the Secret contains no usable certificate; replacing it",
+				"secret", s.Namespace+"/"+s.Secret, "reason", err)
 		}
 		switch served := k.current(); {
 		case served.inDate(now):
-			// What is served and trusted goes on, and a new one takes over in due order.
+			// The current certificate is trusted and remains until the new one is.
 			want.inForce, replace = served, true
 		case want.next != nil:
 			want.inForce, want.next = want.next, nil
@@ -152,18 +154,21 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 			if want.inForce, err = s.issue(k, now); err != nil {
 				return nil, err
 			}
-			say(log.Info, "certificate made", "certificate", want.inForce.fingerprint(), "expires", want.inForce.leaf.NotAfter)
+			say(log.Info, "certificate issued",
+				"certificate", want.inForce.fingerprint(), "expires", want.inForce.leaf.NotAfter)
 		}
 	}
 	if want.next != nil && k.settled(want.next, seen, now) {
 		want.inForce, want.next = want.next, nil
-		say(log.Info, "certificate renewed", "certificate", want.inForce.fingerprint(), "expires", want.inForce.leaf.NotAfter)
+		say(log.Info, "certificate renewed",
+			"certificate", want.inForce.fingerprint(), "expires", want.inForce.leaf.NotAfter)
 	}
 	if want.next == nil && (replace || s.due(want.inForce, now)) {
 		if want.next, err = s.issue(k, now); err != nil {
 			return nil, err
 		}
-		say(log.Info, "next certificate made; it is served once every API server knows its CA", "certificate", want.next.fingerprint(), "settle", k.config.Settle)
+		say(log.Info, "next certificate issued; it is used when every API server knows its CA",
+			"certificate", want.next.fingerprint(), "settle", k.config.Settle)
 	}
 	want.cas = add(want.cas, want.inForce.issuer)
 	if served := k.current(); served.inDate(now) {
@@ -175,8 +180,8 @@ func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, no
 	return want, nil
 }
 
-// bounded leaves out the CAs that last longer than any of this webhook's would, which somebody has written, or which are of a longer
-// lifetime that was configured before: a replica that still serves by one has had the time to change.
+// bounded removes CAs that expire later than any that this webhook would issue. They are foreign or from a longer
+// lifetime that was configured before. After overlap, no replica uses them.
 func (s Self) bounded(cas []*x509.Certificate, k *Keeper, now time.Time) []*x509.Certificate {
 	patience := s.overlap
 	if patience == 0 {
@@ -185,11 +190,13 @@ func (s Self) bounded(cas []*x509.Certificate, k *Keeper, now time.Time) []*x509
 	if time.Since(k.since) < patience {
 		return cas
 	}
-	return slices.DeleteFunc(slices.Clone(cas), func(c *x509.Certificate) bool { return c.NotAfter.Sub(now) > s.Lifetime+mtls.Backdate })
+	return slices.DeleteFunc(slices.Clone(cas), func(c *x509.Certificate) bool {
+		return c.NotAfter.Sub(now) > s.Lifetime+mtls.Backdate
+	})
 }
 
-// due is when a third of a certificate's own time is left, which replicas that were given different lifetimes agree on; or
-// when it has more left than it would be given now.
+// due reports whether a third or less of the certificate's own lifetime is left, on which replicas with different
+// configured lifetimes agree, or more than a new certificate would have.
 func (s Self) due(p *pair, now time.Time) bool {
 	left, life := p.leaf.NotAfter.Sub(now), p.leaf.NotAfter.Sub(p.leaf.NotBefore)-mtls.Backdate
 	return left <= max(life/3, 0) || left > s.Lifetime+mtls.Backdate
@@ -204,7 +211,7 @@ func (s Self) issue(k *Keeper, now time.Time) (*pair, error) {
 	return parse(m.ServerCert, m.ServerKey, certificates(m.CA), k.config.DNSName, now)
 }
 
-// data is what the Secret is to hold, with all that is not a keeper's as it was.
+// data returns the wanted data of the Secret. It preserves other keys.
 func (w *state) data(old map[string][]byte) map[string][]byte {
 	data := maps.Clone(old)
 	if data == nil {
