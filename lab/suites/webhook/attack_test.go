@@ -35,9 +35,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 )
 
-// Attack: a user who may use one gMSA smuggles in another's contents where nobody looks, without a name or under the name of his
-// own.
-func TestAttackContentsSmuggledIn(t *testing.T) {
+// Attack: a user with the permission for one gMSA adds another one's inline credential spec, without a name or with the
+// permitted name.
+func TestAttackForeignInlineSpec(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("smuggle")
@@ -46,7 +46,7 @@ func TestAttackContentsSmuggledIn(t *testing.T) {
 	victim = strings.ReplaceAll(victim, "web01", "victim")
 	pod := l.pod(ns, "p", "smuggle-own")
 	image := pod.Spec.Containers[0].Image
-	for name, s := range map[string]*corev1.SecurityContext{"without a name": windowsWith("", victim), "under another's name": windowsWith("smuggle-own", victim), "by name": windows("smuggle-victim")} {
+	for name, s := range map[string]*corev1.SecurityContext{"without a name": windowsWith("", victim), "with another name": windowsWith("smuggle-own", victim), "by name": windows("smuggle-victim")} {
 		t.Run("in an init container "+name, func(t *testing.T) {
 			p := pod.DeepCopy()
 			p.Spec.InitContainers = []corev1.Container{{Name: "x", Image: image, SecurityContext: s}}
@@ -55,23 +55,23 @@ func TestAttackContentsSmuggledIn(t *testing.T) {
 	}
 	_, err := l.create(pod)
 	must(t, err)
-	for name, s := range map[string]*corev1.SecurityContext{"without a name": windowsWith("", victim), "under another's name": windowsWith("smuggle-own", victim), "by name": windows("smuggle-victim")} {
+	for name, s := range map[string]*corev1.SecurityContext{"without a name": windowsWith("", victim), "with another name": windowsWith("smuggle-own", victim), "by name": windows("smuggle-victim")} {
 		t.Run("by kubectl debug "+name, func(t *testing.T) {
 			_, err := l.debug(ns, "p", "y", s)
 			refused(t, err, 403, "ephemeral container y")
 		})
 	}
-	// A pod cannot bring its ephemeral containers along.
+	// A new pod cannot have ephemeral containers.
 	p := pod.DeepCopy()
 	p.Name = "q"
 	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "z", Image: image, SecurityContext: windows("smuggle-victim")}}}
 	if _, err := l.create(p); err == nil {
-		t.Error("a pod was made with an ephemeral container")
+		t.Error("a pod was created with an ephemeral container")
 	}
 }
 
-// Attack: a pod is admitted with a ServiceAccount that may use the gMSA, then given one that may not, or the other way round.
-func TestAttackServiceAccountSwapped(t *testing.T) {
+// Attack: a pod is created with a ServiceAccount that has the permission, and then gets one without, or the reverse.
+func TestAttackServiceAccountChanged(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("swap")
@@ -94,16 +94,15 @@ func TestAttackServiceAccountSwapped(t *testing.T) {
 		got.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "x", Image: l.AppImage(), SecurityContext: windows("swap")}}}
 		after, err := l.client.CoreV1().Pods(ns).UpdateEphemeralContainers(t.Context(), pod, got, metav1.UpdateOptions{})
 		if err == nil && after.Spec.ServiceAccountName == account {
-			t.Errorf("pod %s got the ServiceAccount %s by way of its ephemeral containers", pod, account)
+			t.Errorf("pod %s got the ServiceAccount %s through its ephemeral containers", pod, account)
 		}
 	}
-	// The ServiceAccount that counts is the pod's, not that of who debugs it.
+	// The pod's ServiceAccount needs the permission, not the user who debugs the pod.
 	_, err = l.debug(ns, "plain", "y", windows("swap"))
 	refused(t, err, 403, "ephemeral container y", "ServiceAccount "+ns+"/poor")
 }
 
-// Attack, or an accident: the GMSACredentialSpec changes after it was copied and before the copy is checked. Another mutating
-// webhook changes it at this moment.
+// The GMSACredentialSpec changes between mutate and validate: another mutating webhook changes it.
 func TestAttackCredentialSpecChangedBetweenMutateAndValidate(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
@@ -126,18 +125,18 @@ func TestAttackCredentialSpecChangedBetweenMutateAndValidate(t *testing.T) {
 		called.Delete("yes")
 		err := l.dryRun(l.pod(ns, "p", "race"))
 		if seen, ok := called.Load("yes"); !ok || seen != true {
-			return fmt.Errorf("the other webhook was not called after the contents were filled in (%v, %v); the pod: %v", seen, ok, err)
+			return fmt.Errorf("the other webhook was not called after the pod was populated (%v, %v); the pod: %v", seen, ok, err)
 		}
-		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "is not what the GMSACredentialSpec says") {
-			t.Errorf("the pod with contents that no longer are the object's: %v", err)
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "differs from the GMSACredentialSpec") {
+			t.Errorf("a pod whose inline credential spec differs from the object: %v", err)
 		}
 		return nil
 	})
 }
 
-// Another webhook gives a gMSA to a container after ours. Where ours was called, it is called again; a pod that had no gMSA passed it
-// by, and is refused.
-func TestAGMSAThatAnotherWebhookGives(t *testing.T) {
+// Another webhook adds a container with a gMSA after ours. If ours was called before, it is called again. A pod that
+// had no gMSA before is denied.
+func TestAnotherWebhookAddsAGMSA(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("given", "given=yes")
@@ -153,7 +152,7 @@ func TestAGMSAThatAnotherWebhookGives(t *testing.T) {
 		if len(pod.Spec.Containers) != 2 {
 			return errors.New("the other webhook is not called yet")
 		}
-		same(t, "the container that was added", pod.Spec.Containers[1].SecurityContext.WindowsOptions.GMSACredentialSpec, contents)
+		same(t, "the added container", pod.Spec.Containers[1].SecurityContext.WindowsOptions.GMSACredentialSpec, contents)
 		return nil
 	})
 	plain := l.pod(ns, "plain", "")
@@ -161,8 +160,8 @@ func TestAGMSAThatAnotherWebhookGives(t *testing.T) {
 	refused(t, l.dryRun(plain), 403, "container added", "was not populated")
 }
 
-// another is a mutating webhook of somebody else's, called after ours for pods of the namespaces with this label. f gets the pod and
-// returns a JSON patch, or none.
+// another installs a mutating webhook that the API server calls after ours, for pods in namespaces with this label. f
+// gets the pod and returns a JSON patch or "".
 func (l *lab) another(label string, f func(*corev1.Pod) (patch string, err error)) {
 	l.t.Helper()
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -191,7 +190,7 @@ func (l *lab) another(label string, f func(*corev1.Pod) (patch string, err error
 	l.t.Cleanup(server.Close)
 	none, fail, url := admissionregistrationv1.SideEffectClassNone, admissionregistrationv1.Fail, server.URL
 	configurations := l.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
-	// After ours: configurations are called in the order of their names.
+	// The API server calls webhooks in the order of their configurations' names.
 	name := "zz-" + label
 	_, err := configurations.Create(l.t.Context(), &admissionregistrationv1.MutatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -205,11 +204,11 @@ func (l *lab) another(label string, f func(*corev1.Pod) (patch string, err error
 	}, metav1.CreateOptions{})
 	must(l.t, err)
 	l.t.Cleanup(func() {
-		_ = configurations.Delete(context.Background(), name, metav1.DeleteOptions{}) // the cluster goes anyway
+		_ = configurations.Delete(context.Background(), name, metav1.DeleteOptions{}) // the cluster is deleted anyway
 	})
 }
 
-// mustSpec is what a GMSACredentialSpec says.
+// mustSpec returns the credential spec of a GMSACredentialSpec.
 func (l *lab) mustSpec(name string) []byte {
 	l.t.Helper()
 	var object struct{ Credspec json.RawMessage }
@@ -217,18 +216,18 @@ func (l *lab) mustSpec(name string) []byte {
 	return object.Credspec
 }
 
-// stranger is a client that is not the API server, and reaches a replica.
-type stranger struct {
+// unauthenticatedClient is a client other than the API server, connected to a replica.
+type unauthenticatedClient struct {
 	http.Client
 	url string
 }
 
-func (l *lab) stranger(certificates ...tls.Certificate) *stranger {
+func (l *lab) connect(certificates ...tls.Certificate) *unauthenticatedClient {
 	l.t.Helper()
 	replicas, err := l.replicas()
 	must(l.t, err)
 	if len(replicas) == 0 {
-		l.t.Fatal("there is no replica")
+		l.t.Fatal("no replica")
 	}
 	configuration, err := l.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(l.t.Context(), cluster.Webhook, metav1.GetOptions{})
 	must(l.t, err)
@@ -240,10 +239,10 @@ func (l *lab) stranger(certificates ...tls.Certificate) *stranger {
 		RootCAs: roots, ServerName: cluster.Webhook + "." + system + ".svc", Certificates: certificates,
 	}}
 	l.t.Cleanup(transport.CloseIdleConnections)
-	return &stranger{http.Client{Transport: transport, Timeout: 20 * time.Second}, "https://" + net.JoinHostPort(replicas[0].Status.PodIP, "9443")}
+	return &unauthenticatedClient{http.Client{Transport: transport, Timeout: 20 * time.Second}, "https://" + net.JoinHostPort(replicas[0].Status.PodIP, "9443")}
 }
 
-func (s *stranger) post(path, contentType string, body []byte) (int, string, error) {
+func (s *unauthenticatedClient) post(path, contentType string, body []byte) (int, string, error) {
 	answer, err := s.Post(s.url+path, contentType, bytes.NewReader(body))
 	if err != nil {
 		return 0, "", err
@@ -253,8 +252,8 @@ func (s *stranger) post(path, contentType string, body []byte) (int, string, err
 	return answer.StatusCode, string(text), err
 }
 
-// hungUp tells of an error that the replica closed the connection before all was sent.
-func hungUp(err error) bool {
+// isClosed reports whether the replica closed the connection before the request was sent.
+func isClosed(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
@@ -274,15 +273,15 @@ func reviewOf(t *testing.T, pod *corev1.Pod) []byte {
 	return body
 }
 
-// Attack: somebody in the cluster who is not the API server talks to a replica. He learns what GMSACredentialSpecs say, which are
-// no secrets, and nothing else; and he keeps nobody from being served.
-func TestAttackAStrangerTalksToAReplica(t *testing.T) {
+// Attack: a client in the cluster network connects to a replica. It can read GMSACredentialSpecs, which are not secret,
+// but nothing else, and cannot block the API server.
+func TestAttackAnUnauthenticatedClientConnects(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
-	ns := l.namespace("stranger")
-	l.spec("stranger", input, ns)
-	s := l.stranger()
-	good := reviewOf(t, l.pod(ns, "p", "stranger"))
+	ns := l.namespace("unauthenticated")
+	l.spec("unauthenticated", input, ns)
+	s := l.connect()
+	good := reviewOf(t, l.pod(ns, "p", "unauthenticated"))
 	for _, test := range []struct {
 		name, path, contentType, body string
 		code                          int
@@ -290,17 +289,17 @@ func TestAttackAStrangerTalksToAReplica(t *testing.T) {
 		{"another path", "/secrets", "application/json", string(good), 404},
 		{"another type", "/mutate", "text/plain", string(good), 415},
 		{"no type", "/mutate", "", string(good), 415},
-		{"no JSON", "/validate", "application/json", "pod", 400},
-		{"nothing", "/validate", "application/json", "", 400},
+		{"not JSON", "/validate", "application/json", "pod", 400},
+		{"empty", "/validate", "application/json", "", 400},
 		{"no request", "/validate", "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, 400},
 		{"another version", "/validate", "application/json", strings.Replace(string(good), "admission.k8s.io/v1", "admission.k8s.io/v1beta1", 1), 400},
 		{"another kind", "/mutate", "application/json", strings.Replace(string(good), `"AdmissionReview"`, `"Secret"`, 1), 400},
 		{"another resource", "/mutate", "application/json", strings.Replace(string(good), `"resource":"pods"`, `"resource":"secrets"`, 1), 400},
-		{"a pod that is none", "/validate", "application/json", strings.Replace(string(good), `"spec":{`, `"spec":[],"x":{`, 1), 400},
+		{"not a pod", "/validate", "application/json", strings.Replace(string(good), `"spec":{`, `"spec":[],"x":{`, 1), 400},
 		{"9 MiB", "/mutate", "application/json", string(good) + strings.Repeat(" ", 9<<20), 413},
 	} {
 		code, text, err := s.post(test.path, test.contentType, []byte(test.body))
-		if hungUp(err) && test.code == 413 {
+		if isClosed(err) && test.code == 413 {
 			continue
 		}
 		if err != nil || code != test.code {
@@ -313,42 +312,42 @@ func TestAttackAStrangerTalksToAReplica(t *testing.T) {
 		answer.Body.Close()
 	}
 
-	// What it says to a review that is well made.
+	// Responses to valid requests.
 	code, text, err := s.post("/mutate", "application/json", good)
 	must(t, err)
 	var review admissionv1.AdmissionReview
 	must(t, json.Unmarshal([]byte(text), &review))
 	if code != 200 || !review.Response.Allowed || !strings.Contains(string(review.Response.Patch), "/spec/securityContext/windowsOptions/gmsaCredentialSpec") {
-		t.Errorf("a mutation: %d %s", code, text)
+		t.Errorf("mutate: %d %s", code, text)
 	}
-	guess := l.pod(ns, "p", "stranger")
-	guess.Spec.SecurityContext = &corev1.PodSecurityContext{WindowsOptions: windowsWith("stranger", "{}").WindowsOptions}
+	guess := l.pod(ns, "p", "unauthenticated")
+	guess.Spec.SecurityContext = &corev1.PodSecurityContext{WindowsOptions: windowsWith("unauthenticated", "{}").WindowsOptions}
 	if _, text, err = s.post("/validate", "application/json", reviewOf(t, guess)); err != nil || !strings.Contains(text, `"allowed":false`) || strings.Contains(text, "web01") {
-		t.Errorf("a validation: %s, %v", text, err)
+		t.Errorf("validate: %s, %v", text, err)
 	}
 	for _, secret := range []string{"cmVhZGVy", "PRIVATE KEY", "secret-not-found", "Bearer"} {
 		if strings.Contains(text, secret) {
-			t.Errorf("the answer holds %q: %s", secret, text)
+			t.Errorf("the response contains %q: %s", secret, text)
 		}
 	}
 
-	// 200 at once with 1 MiB each, while the API server's own go through.
-	large := l.pod(ns, "p", "stranger")
+	// 200 concurrent requests of 1 MiB, while the API server's requests succeed.
+	large := l.pod(ns, "p", "unauthenticated")
 	large.Annotations = map[string]string{"large": strings.Repeat("x", 1<<20)}
 	body := reviewOf(t, large)
-	l.put("stranger-others", l.mustSpec("stranger"), ns, "default")
-	end := l.load(5, l.pod(ns, "load", "stranger-others"))
+	l.put("unauthenticated-others", l.mustSpec("unauthenticated"), ns, "default")
+	end := l.load(5, l.pod(ns, "load", "unauthenticated-others"))
 	const closed = -1
 	codes := map[int]int{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	began := time.Now()
+	start := time.Now()
 	for range 200 {
 		wg.Go(func() {
 			code, _, err := s.post("/mutate", "application/json", body)
 			mu.Lock()
 			defer mu.Unlock()
-			if hungUp(err) {
+			if isClosed(err) {
 				code = closed
 			} else if err != nil {
 				t.Error(err)
@@ -357,21 +356,21 @@ func TestAttackAStrangerTalksToAReplica(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	beside := end()
-	t.Logf("200 reviews of 1 MiB in %s: %v; beside them %s", time.Since(began).Round(time.Millisecond), codes, beside)
-	// 503 is for those that found no room, and comes before the body was read: a client that still sends it may see that the
-	// connection is closed instead. 408 is for those whose body came too slowly.
+	others := end()
+	t.Logf("200 requests of 1 MiB in %s: %v; the API server's: %s", time.Since(start).Round(time.Millisecond), codes, others)
+	// A request without a slot gets 503 before its body is read. A client that still sends the body can see a closed
+	// connection instead. A body that arrives too slowly gets 408.
 	if codes[200] == 0 || codes[200]+codes[503]+codes[408]+codes[closed] != 200 {
-		t.Errorf("the reviews were answered %v", codes)
+		t.Errorf("status codes %v", codes)
 	}
-	if len(beside.lost) > 0 {
-		t.Errorf("beside them: %s", beside)
+	if len(others.lost) > 0 {
+		t.Errorf("the API server's requests: %s", others)
 	}
 	l.noRestarts()
 }
 
-// A webhook that knows the API server's certificate answers nobody else, also nobody with a certificate of another name.
-func TestOnlyTheAPIServerMayAsk(t *testing.T) {
+// With required client certificates, only the API server can connect.
+func TestOnlyTheAPIServerCanConnect(t *testing.T) {
 	t.Parallel()
 	l := own(t)
 	must(t, l.ControlPlane.CreateNamespace(t.Context(), system))
@@ -382,23 +381,23 @@ func TestOnlyTheAPIServerMayAsk(t *testing.T) {
 	l.spec("asks", input, ns)
 	good := reviewOf(t, l.pod(ns, "p", "asks"))
 	for name, certificates := range map[string][]tls.Certificate{
-		"no certificate": nil, "another name": {clientCertificate(t, ca, key, "somebody")}, "another CA": {foreignCertificate(t)},
+		"none": nil, "another name": {clientCertificate(t, ca, key, "somebody")}, "another CA": {foreignCertificate(t)},
 	} {
-		if code, text, err := l.stranger(certificates...).post("/mutate", "application/json", good); err == nil && code != http.StatusForbidden {
-			t.Errorf("with %s: %d %s", name, code, text)
+		if code, text, err := l.connect(certificates...).post("/mutate", "application/json", good); err == nil && code != http.StatusForbidden {
+			t.Errorf("client certificate: %s; %d %s", name, code, text)
 		}
 	}
-	if code, text, err := l.stranger(clientCertificate(t, ca, key, "kube-apiserver")).post("/mutate", "application/json", good); err != nil || code != 200 {
+	if code, text, err := l.connect(clientCertificate(t, ca, key, "kube-apiserver")).post("/mutate", "application/json", good); err != nil || code != 200 {
 		t.Errorf("with the API server's name: %d %s, %v", code, text, err)
 	}
-	// The lab's API server has no certificate for webhooks, and is a stranger too.
+	// The lab's API server has no client certificate for webhooks.
 	if err := l.dryRun(l.pod(ns, "p", "asks")); !apierrors.IsInternalError(err) {
-		t.Errorf("a pod, from an API server without a certificate: %v", err)
+		t.Errorf("a pod from an API server without a client certificate: %v", err)
 	}
 	l.install("--set", "apiServer.clientCAConfigMap=", "--set", "apiServer.clientName=")
 	l.eventually(20*time.Second, func() error {
 		if err := l.dryRun(l.pod(ns, "p", "asks")); !apierrors.IsForbidden(err) {
-			return fmt.Errorf("without the condition: %v", err)
+			return fmt.Errorf("without required client certificates: %v", err)
 		}
 		return nil
 	})

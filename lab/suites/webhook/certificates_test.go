@@ -18,7 +18,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-// served is the certificate that each replica serves.
+// served returns the certificate that each replica uses.
 func (l *lab) served() ([]*x509.Certificate, error) {
 	replicas, err := l.replicas()
 	if err != nil {
@@ -26,7 +26,7 @@ func (l *lab) served() ([]*x509.Certificate, error) {
 	}
 	var served []*x509.Certificate
 	for _, r := range replicas {
-		// Which CA signed it is what the API server checks, not this.
+		// The API server verifies the CA. This does not.
 		conn, err := tls.Dial("tcp", net.JoinHostPort(r.Status.PodIP, "9443"), &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
 			return nil, err
@@ -35,12 +35,12 @@ func (l *lab) served() ([]*x509.Certificate, error) {
 		conn.Close()
 	}
 	if len(served) != 2 {
-		return nil, fmt.Errorf("%d replicas serve, want 2", len(served))
+		return nil, fmt.Errorf("%d replicas, want 2", len(served))
 	}
 	return served, nil
 }
 
-// renewed waits until both replicas serve the same certificate, which is not the one before.
+// renewed waits until both replicas use the same certificate, which is not before.
 func (l *lab) renewed(before *x509.Certificate, within time.Duration) *x509.Certificate {
 	l.t.Helper()
 	var now []*x509.Certificate
@@ -49,26 +49,26 @@ func (l *lab) renewed(before *x509.Certificate, within time.Duration) *x509.Cert
 			return err
 		}
 		if !now[0].Equal(now[1]) || before != nil && now[0].Equal(before) {
-			return fmt.Errorf("the replicas serve the certificates %s and %s", now[0].SerialNumber, now[1].SerialNumber)
+			return fmt.Errorf("the replicas use the certificates %s and %s", now[0].SerialNumber, now[1].SerialNumber)
 		}
 		return nil
 	})
 	return now[0]
 }
 
-// noneRefused ends a load, none of which may have been refused even once.
+// noneRefused ends a load and fails the test if a request was denied.
 func noneRefused(t *testing.T, what string, least int, end func() loaded) {
 	t.Helper()
 	r := end()
 	t.Logf("%s: %s", what, r)
 	if r.all < least || len(r.again) > 0 {
-		t.Errorf("%s: %s; want %d at least and none refused", what, r, least)
+		t.Errorf("%s: %s; want at least %d and none denied", what, r, least)
 	}
 }
 
-// The webhook's own certificates: with a lifetime of a minute, each renewal a change of the CA, 1,000 admissions pass through
-// several, and helm upgrade by both helms, without one refusal and without a restart.
-func TestOwnCertificatesAreRenewed(t *testing.T) {
+// Self-issued certificates with a lifetime of a minute, each with a new CA: 1,000 admission requests during several
+// renewals and upgrades with both versions of helm cause no denial and no restart.
+func TestSelfIssuedCertificatesAreRenewed(t *testing.T) {
 	t.Parallel()
 	l := own(t)
 	values := []string{"--set", "certificates.lifetime=1m", "--set", "certificates.settle=6s"}
@@ -84,7 +84,7 @@ func TestOwnCertificatesAreRenewed(t *testing.T) {
 			t.Error("a renewal kept its CA")
 		}
 		last = next
-		// An upgrade leaves the CA where it is, or the webhook puts it back before anybody needs it.
+		// An upgrade keeps the CA, or the webhook restores it in time.
 		helm3 := l.webhook()
 		helm3.Helm = []tools.Tool{tools.Helm4, tools.Helm3}[i]
 		if _, err := helm3.Install(t.Context(), append(values, "--set", fmt.Sprintf("podDisruptionBudget.maxUnavailable=%d", 2+i))...); err != nil {
@@ -98,7 +98,7 @@ func TestOwnCertificatesAreRenewed(t *testing.T) {
 	noneRefused(t, "three renewals", 1000, end)
 	l.noRestarts()
 
-	// Somebody empties a caBundle: it is put back.
+	// An emptied caBundle is restored.
 	_, err := l.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Patch(t.Context(), cluster.Webhook, types.JSONPatchType,
 		[]byte(`[{"op":"remove","path":"/webhooks/0/clientConfig/caBundle"}]`), metav1.PatchOptions{})
 	must(t, err)
@@ -109,7 +109,7 @@ func TestOwnCertificatesAreRenewed(t *testing.T) {
 		}
 		return err
 	})
-	// Somebody empties the Secret: what is served goes on, and its successor comes.
+	// If the Secret is emptied, the certificate stays in use until the next one.
 	_, err = l.client.CoreV1().Secrets(system).Patch(t.Context(), cluster.Webhook+"-tls", types.JSONPatchType, []byte(`[{"op":"remove","path":"/data"}]`), metav1.PatchOptions{})
 	must(t, err)
 	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "emptied", "renewed")) })
@@ -117,9 +117,8 @@ func TestOwnCertificatesAreRenewed(t *testing.T) {
 	l.noRestarts()
 }
 
-// Certificates from cert-manager's real controllers, and from a Secret that the user made. A change of the CA is served in due
-// order in both.
-func TestCertificatesFromElsewhere(t *testing.T) {
+// Certificates from cert-manager's real controllers, and from the user's Secret. A new CA causes no denial.
+func TestCertificatesFromOtherSources(t *testing.T) {
 	t.Parallel()
 	l := own(t)
 	ctx := t.Context()
@@ -129,7 +128,7 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	l.spec("elsewhere", input, ns, "default")
 	first := l.renewed(nil, 20*time.Second)
 	end := l.load(10, l.pod(ns, "p", "elsewhere"))
-	// Both the CA and what it signed are issued anew.
+	// The CA and its certificate are reissued.
 	for _, secret := range []string{cluster.Webhook + "-ca", cluster.Webhook + "-cert"} {
 		l.mustKubectl("delete", "secret", secret, "--namespace", system)
 		l.eventually(time.Minute, func() error {
@@ -161,20 +160,20 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	noneRefused(t, "a provided certificate with a new CA", 50, end)
 	l.noRestarts()
 
-	// With the CA in the chart, the webhook has no right to the configurations. Helm 4 asks before it takes caBundle over from who
-	// wrote it last, which is the webhook.
+	// With the CA in the chart, the webhook has no permission for the configurations. Helm 4 needs --force-conflicts,
+	// because the webhook owns the field caBundle.
 	l.install("--set", "certificates.mode=provided", "--set", "certificates.provided.secretName=mine", "--set-literal", "certificates.provided.caBundle="+string(ca), "--force-conflicts")
 	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "r", "elsewhere")) })
 	for _, verb := range []string{"get", "patch"} {
 		if out, err := l.kubectl("auth", "can-i", verb, "validatingwebhookconfiguration/"+cluster.Webhook, "--as", "system:serviceaccount:"+system+":"+cluster.Webhook); err == nil {
-			t.Errorf("the webhook may %s its configuration: %s", verb, out)
+			t.Errorf("the webhook can %s its configuration: %s", verb, out)
 		}
 	}
 }
 
-// The mode changes and changes back, by upgrade and by rollback, with each helm. Replicas of two modes do not know each other's CA, so
-// a pod may be refused while the last of one mode goes: it is tried again, and none is lost.
-func TestTheModeChanges(t *testing.T) {
+// The mode changes by upgrade and rollback, with both versions of helm. Replicas of different modes do not know each
+// other's CA, so a pod can be denied during the change. It is retried, and none is lost.
+func TestChangesOfTheMode(t *testing.T) {
 	t.Parallel()
 	l := own(t)
 	ctx := t.Context()
@@ -225,7 +224,7 @@ func TestTheModeChanges(t *testing.T) {
 			r := end()
 			t.Logf("%s, to %s: %s", helm, change.to, r)
 			if r.all < 20 || len(r.lost) > 0 {
-				t.Errorf("%s, to %s: want 20 at least and none lost", helm, change.to)
+				t.Errorf("%s, to %s: want at least 20 and none lost", helm, change.to)
 			}
 		}
 		l.noRestarts()
@@ -234,13 +233,13 @@ func TestTheModeChanges(t *testing.T) {
 	}
 }
 
-// provide writes the Secret mine with a certificate of this CA.
+// provide creates the Secret mine with a certificate from this CA.
 func (l *lab) provide(ca []byte, key *ecdsa.PrivateKey) {
 	l.t.Helper()
 	certPEM, keyPEM := issue(l.t, ca, key, &x509.Certificate{DNSNames: []string{cluster.Webhook + "." + system + ".svc"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	secrets := l.client.CoreV1().Secrets(system)
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "mine"}, Data: map[string][]byte{"tls.crt": certPEM, "tls.key": keyPEM, "ca.crt": ca}}
-	_ = secrets.Delete(context.WithoutCancel(l.t.Context()), "mine", metav1.DeleteOptions{}) // there may be none
+	_ = secrets.Delete(context.WithoutCancel(l.t.Context()), "mine", metav1.DeleteOptions{}) // it may not exist
 	_, err := secrets.Create(l.t.Context(), secret, metav1.CreateOptions{})
 	must(l.t, err)
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
 
-// The life of the chart beside the other two, with each helm: installed, changed, rolled back, installed a second time by mistake,
-// and uninstalled with nothing left but the kind and its objects.
-func TestLifeOfTheChart(t *testing.T) {
+// With both versions of helm, and the other two charts installed: install, upgrade, rollback, a second install by
+// mistake, and uninstall, which keeps only the CRD and its objects.
+func TestLifecycleOfTheChart(t *testing.T) {
 	for _, helm := range []tools.Tool{tools.Helm4, tools.Helm3} {
 		t.Run(fmt.Sprint(helm), func(t *testing.T) {
 			t.Parallel()
@@ -31,7 +31,7 @@ func TestLifeOfTheChart(t *testing.T) {
 				out, err := r.Install(ctx)
 				must(t, err)
 				if r.Chart == cluster.Webhook && !strings.Contains(out, "gmsacredentialspecs") {
-					t.Errorf("the notes do not say what a workload needs:\n%s", out)
+					t.Errorf("the notes do not explain what a workload needs:\n%s", out)
 				}
 			}
 			must(t, l.PutSecret(ctx, system, "web-creds", "secret"))
@@ -52,7 +52,7 @@ func TestLifeOfTheChart(t *testing.T) {
 				if err == nil {
 					return fmt.Errorf("pluginInput deny: a pod without a release was admitted")
 				}
-				refused(t, err, 403, "no release of rancher-gmsa-account-provider serves "+system+":nobody-creds")
+				refused(t, err, 403, "no release of rancher-gmsa-account-provider provides "+system+":nobody-creds")
 				return nil
 			})
 			pod := l.pod(ns, "p", "life")
@@ -85,7 +85,7 @@ func TestLifeOfTheChart(t *testing.T) {
 					t.Errorf("%v\n%s", err, out)
 				}
 			}
-			// It refuses nobody any more.
+			// No pod is denied any more.
 			l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "p", "nowhere")) })
 			out := l.mustKubectl("get", "--all-namespaces", "--selector", "app.kubernetes.io/instance="+cluster.Webhook, "-o", "name",
 				"deployments,services,serviceaccounts,secrets,configmaps,roles,rolebindings,clusterroles,clusterrolebindings,poddisruptionbudgets,networkpolicies,"+
@@ -97,7 +97,7 @@ func TestLifeOfTheChart(t *testing.T) {
 				t.Errorf("the credential specs after the uninstall: %s", out)
 			}
 
-			// Again, with the kind that is there.
+			// Install again, with the existing CRD.
 			_, err = webhook.Install(ctx)
 			must(t, err)
 			l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(ns, "p", "life")) })
@@ -105,8 +105,8 @@ func TestLifeOfTheChart(t *testing.T) {
 	}
 }
 
-// A definition that somebody else made, such as SIG-Windows' chart, is left as it is by install, upgrade and uninstall.
-func TestAnothersDefinitionIsLeftAlone(t *testing.T) {
+// Install, upgrade and uninstall do not change a CRD from another source, such as SIG Windows' chart.
+func TestAForeignCRDIsNotChanged(t *testing.T) {
 	t.Parallel()
 	l := own(t)
 	must(t, l.InstallCRD(t.Context()))
@@ -124,6 +124,6 @@ func TestAnothersDefinitionIsLeftAlone(t *testing.T) {
 	_, err = l.webhook().Uninstall(t.Context())
 	must(t, err)
 	if after := uid(); after != before {
-		t.Errorf("the definition was %s and is %s", before, after)
+		t.Errorf("the CRD was %s and is %s", before, after)
 	}
 }

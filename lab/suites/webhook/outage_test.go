@@ -14,9 +14,9 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 )
 
-// The loss of one replica, of all, of the API server and of the configurations, in this order.
+// Loss of one replica, the API server, all replicas and the webhook configurations, in this order.
 func TestOutages(t *testing.T) {
-	// Not beside the other tests, whose clusters would take from the machine what 50 creations a second need.
+	// Not parallel: 50 creations per second need the whole machine.
 	l := own(t)
 	ctx := t.Context()
 	l.install()
@@ -43,7 +43,7 @@ func TestOutages(t *testing.T) {
 		})
 	}
 
-	// A replica that is deleted finishes what it has, and nobody notices.
+	// A deleted replica completes its requests. No request fails.
 	replicas, err := l.replicas()
 	must(t, err)
 	end := l.load(50, l.pod(ns, "deleted", "outages"))
@@ -53,7 +53,7 @@ func TestOutages(t *testing.T) {
 	time.Sleep(time.Second)
 	noneRefused(t, "one replica deleted under 50 creations a second", 50, end)
 
-	// One that is killed is noticed until it is back, or the API server knows; nothing is lost.
+	// A killed replica causes failures until it is back or the API server knows. No pod is lost.
 	replicas, err = l.replicas()
 	must(t, err)
 	end = l.load(50, l.pod(ns, "killed", "outages"))
@@ -67,7 +67,7 @@ func TestOutages(t *testing.T) {
 		t.Errorf("lost: %v", killed.lost)
 	}
 
-	// The API server restarts; the webhook stays.
+	// The API server restarts. The webhook does not.
 	before, err := l.replicas()
 	must(t, err)
 	must(t, l.ControlPlane.Restart(ctx))
@@ -81,17 +81,17 @@ func TestOutages(t *testing.T) {
 		}
 	}
 
-	// No replica: pods with a gMSA wait, all others do not.
+	// Without a replica, only pods that use a gMSA are denied.
 	l.mustKubectl("scale", "deployment", cluster.Webhook, "--namespace", system, "--replicas=0")
 	ready(0)
 	l.eventually(20*time.Second, func() error {
 		if err := l.dryRun(l.pod(ns, "down", "outages")); !apierrors.IsInternalError(err) || !strings.Contains(err.Error(), "failed calling webhook") {
-			return fmt.Errorf("a pod with a gMSA while the webhook is down: %v", err)
+			return fmt.Errorf("a pod that uses a gMSA while the webhook is unavailable: %v", err)
 		}
 		return nil
 	})
 	if err := l.dryRun(smuggled); err == nil {
-		t.Error("contents without a name were taken while the webhook is down")
+		t.Error("an inline credential spec without a name was accepted while the webhook is unavailable")
 	}
 	_, err = l.create(plain)
 	must(t, err)
@@ -102,31 +102,31 @@ func TestOutages(t *testing.T) {
 		t.Errorf("a debugger for a pod without a gMSA: %v", err)
 	}
 	if _, err := l.debug(ns, "plain", "y", windowsWith("", contents)); err == nil {
-		t.Error("contents without a name were taken by way of kubectl debug while the webhook is down")
+		t.Error("kubectl debug added an inline credential spec without a name while the webhook is unavailable")
 	}
 
-	// Without its configurations, too, contents need a name.
+	// Without the webhook configurations, an inline credential spec still needs a name.
 	for _, kind := range []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"} {
 		l.mustKubectl("delete", kind, cluster.Webhook)
 	}
 	l.eventually(20*time.Second, func() error {
 		err := l.dryRun(smuggled)
 		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "ValidatingAdmissionPolicy") {
-			return fmt.Errorf("contents without a name, without webhook configurations: %v", err)
+			return fmt.Errorf("an inline credential spec without a name, without webhook configurations: %v", err)
 		}
 		return nil
 	})
 	if _, err := l.debug(ns, "plain", "z", windowsWith("", contents)); !apierrors.IsForbidden(err) {
-		t.Errorf("contents without a name by way of kubectl debug, without webhook configurations: %v", err)
+		t.Errorf("kubectl debug with an inline credential spec without a name, without webhook configurations: %v", err)
 	}
 
-	// A name alone is no gMSA, and that is what helm test looks for.
+	// A name that is not populated is denied, which helm test detects.
 	refused(t, l.dryRun(l.pod(ns, "p", "outages")), 403, "was not populated", "MutatingWebhookConfiguration "+cluster.Webhook+" exists")
 	if out, err := l.webhook().Test(ctx); err == nil || !strings.Contains(out, "was not populated") {
 		t.Errorf("helm test, without webhook configurations: %v\n%s", err, out)
 	}
 
-	// An upgrade puts all of it back.
+	// An upgrade restores everything.
 	l.install()
 	l.eventually(time.Minute, func() error { return l.dryRun(l.pod(ns, "back", "outages")) })
 	if out, err := l.webhook().Test(ctx); err != nil {
@@ -134,8 +134,8 @@ func TestOutages(t *testing.T) {
 	}
 }
 
-// Large pods at once, over the connections that all pods' reviews share, keep the small ones from nothing.
-func TestLargePodsHoldNobodyUp(t *testing.T) {
+// Concurrent large pods do not delay small ones, although all admission requests share connections.
+func TestLargePodsDoNotDelaySmallOnes(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("large")
@@ -146,8 +146,8 @@ func TestLargePodsHoldNobodyUp(t *testing.T) {
 	largeEnd := l.load(20, large)
 	time.Sleep(3 * time.Second)
 	larges, smalls := largeEnd(), end()
-	t.Logf("pods of 1 MiB: %s; beside them: %s", larges, smalls)
+	t.Logf("pods of 1 MiB: %s; small pods: %s", larges, smalls)
 	if len(smalls.again) > 0 || len(larges.lost) > 0 {
-		t.Errorf("pods of 1 MiB: %s; beside them: %s", larges, smalls)
+		t.Errorf("pods of 1 MiB: %s; small pods: %s", larges, smalls)
 	}
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 )
 
-// A pod, a Deployment and a DaemonSet that name a credential spec run on a Windows node as it.
-func TestPodsThatNameTheirCredentialSpecRun(t *testing.T) {
+// A pod, a Deployment and a DaemonSet run on a Windows node with their credential spec.
+func TestPodsWithACredentialSpecNameRun(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ctx := t.Context()
@@ -58,8 +58,8 @@ func TestPodsThatNameTheirCredentialSpecRun(t *testing.T) {
 	})
 }
 
-// Every place that may name a credential spec gets its contents, each its own.
-func TestEveryPlaceIsFilledIn(t *testing.T) {
+// The pod and each container can reference a different credential spec.
+func TestEveryReferenceIsPopulated(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("places")
@@ -67,7 +67,7 @@ func TestEveryPlaceIsFilledIn(t *testing.T) {
 	for _, name := range []string{"place-pod", "place-one", "place-two", "place-init"} {
 		contents[name] = l.spec(name, input, ns, "default")
 	}
-	// A key that nobody knows is kept, and a number stays exact.
+	// Unknown keys are preserved, and numbers stay exact.
 	odd := strings.Replace(string(contents["place-two"]), "{", `{"Unknown":{"n":12345678901234567890,"f":1.50},`, 1)
 	l.put("place-two", []byte(odd), ns)
 	pod := l.pod(ns, "p", "place-pod")
@@ -87,7 +87,7 @@ func TestEveryPlaceIsFilledIn(t *testing.T) {
 		t.Errorf("container two: %s", two)
 	}
 
-	// kubectl debug, with a profile of the user's, and the subresource itself.
+	// kubectl debug with a custom profile, and the subresource itself.
 	plain := l.pod(ns, "plain", "place-pod")
 	_, err = l.create(plain)
 	must(t, err)
@@ -97,11 +97,11 @@ func TestEveryPlaceIsFilledIn(t *testing.T) {
 	debugged, err := l.client.CoreV1().Pods(ns).Get(t.Context(), "plain", metav1.GetOptions{})
 	must(t, err)
 	same(t, "ephemeral container", debugged.Spec.EphemeralContainers[0].SecurityContext.WindowsOptions.GMSACredentialSpec, contents["place-one"])
-	// A second one beside the first, which stays as it is.
+	// A second one. The first is unchanged.
 	again, err := l.debug(ns, "plain", "second", windows("place-init"))
 	must(t, err)
 	same(t, "the second", again.Spec.EphemeralContainers[1].SecurityContext.WindowsOptions.GMSACredentialSpec, contents["place-init"])
-	// Without any gMSA, too.
+	// Without a gMSA.
 	_, err = l.debug(ns, "plain", "third", nil)
 	must(t, err)
 }
@@ -123,8 +123,8 @@ func (l *lab) debug(namespace, name, container string, s *corev1.SecurityContext
 	}
 }
 
-// Contents that the user brings must be those of the object, however they are written.
-func TestContentsOfTheUsersOwn(t *testing.T) {
+// An inline credential spec from the user must equal the object as JSON.
+func TestInlineSpecsFromTheUser(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("preset")
@@ -155,12 +155,12 @@ func TestContentsOfTheUsersOwn(t *testing.T) {
 			continue
 		}
 		if *got.Spec.SecurityContext.WindowsOptions.GMSACredentialSpec != test.contents {
-			t.Errorf("%s: the contents were rewritten", test.name)
+			t.Errorf("%s: the inline credential spec was changed", test.name)
 		}
 	}
 }
 
-func TestRefusalsSayWhatToDo(t *testing.T) {
+func TestDenialsStateTheRemedy(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("refusals")
@@ -169,7 +169,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	pod := l.pod(ns, "p", "nowhere")
 	refused(t, l.dryRun(pod), 404, "the pod's securityContext", "GMSACredentialSpec nowhere")
 
-	// The command in the refusal does what it says.
+	// The command in the denial grants the permission.
 	pod = l.pod(ns, "p", "")
 	pod.Spec.SecurityContext = nil
 	pod.Spec.Containers[0].SecurityContext = windows("refusals")
@@ -186,7 +186,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	must(t, l.Apply(t.Context(), []byte(objects)))
 	l.eventually(20*time.Second, func() error { return l.dryRun(pod) })
 
-	// A right on one is no right on another, nor of another ServiceAccount.
+	// The permission does not extend to another credential spec or ServiceAccount.
 	l.spec("refusals-other", input, ns)
 	pod.Spec.InitContainers = []corev1.Container{{Name: "first", Image: pod.Spec.Containers[0].Image, SecurityContext: windows("refusals-other")}}
 	refused(t, l.dryRun(pod), 403, "init container first", "refusals-other")
@@ -196,18 +196,18 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	pod.Spec.ServiceAccountName = "other"
 	refused(t, l.dryRun(pod), 403, "ServiceAccount "+ns+"/other")
 
-	// kubectl shows it, also of a dry run on the server.
+	// kubectl prints the denial of a server-side dry run too.
 	file := filepath.Join(t.TempDir(), "pod.json")
 	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	data, err := json.Marshal(pod)
 	must(t, err)
 	must(t, os.WriteFile(file, data, 0o600))
-	if out, err := l.kubectl("create", "--dry-run=server", "-f", file); err == nil || !strings.Contains(out, "ServiceAccount "+ns+"/other may not use") {
+	if out, err := l.kubectl("create", "--dry-run=server", "-f", file); err == nil || !strings.Contains(out, "ServiceAccount "+ns+"/other cannot use") {
 		t.Errorf("kubectl: %v\n%s", err, out)
 	}
 }
 
-// What a pod was admitted with stays; everything else of it may change.
+// The gMSA fields of an existing pod cannot change. Other fields can.
 func TestUpdatesChangeNoGMSA(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
@@ -229,7 +229,7 @@ func TestUpdatesChangeNoGMSA(t *testing.T) {
 		`{"spec":{"serviceAccountName":"other"}}`,
 	} {
 		if err := patch(attempt); err == nil {
-			t.Errorf("%s was taken", attempt)
+			t.Errorf("%s was accepted", attempt)
 		}
 	}
 	must(t, patch(`{"metadata":{"labels":{"a":"b"}}}`))
@@ -240,10 +240,10 @@ func TestUpdatesChangeNoGMSA(t *testing.T) {
 		`{"spec":{"ephemeralContainers":[{"name":"debug","securityContext":{"windowsOptions":{"gmsaCredentialSpec":"{}"}}}]}}`,
 	} {
 		if err := patch(attempt, "ephemeralcontainers"); err == nil {
-			t.Errorf("%s was taken", attempt)
+			t.Errorf("%s was accepted", attempt)
 		}
 	}
-	// The object may go or change: pods that run are not its business.
+	// Changing or deleting the object does not affect existing pods.
 	must(t, l.PutCredentialSpec(t.Context(), "updates", []byte(`{"CmsPlugins":[]}`)))
 	must(t, patch(`{"metadata":{"labels":{"a":"c"}}}`))
 	l.mustKubectl("delete", "gmsacredentialspec", "updates")
@@ -252,8 +252,8 @@ func TestUpdatesChangeNoGMSA(t *testing.T) {
 	must(t, err)
 }
 
-// Namespaces that are passed over, and what becomes of their pods when they no longer are.
-func TestNamespacesThatArePassedOver(t *testing.T) {
+// Excluded namespaces, and their pods after the label is removed.
+func TestExcludedNamespaces(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("passed-over", "windows.k8s.io/disabled=true")
@@ -274,11 +274,11 @@ func TestNamespacesThatArePassedOver(t *testing.T) {
 	l.mustKubectl("label", "namespace", ns, "windows.k8s.io/disabled-")
 	l.eventually(20*time.Second, func() error {
 		if err := l.dryRun(l.pod(ns, "another", "nowhere")); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("after the label went: %v", err)
+			return fmt.Errorf("after the label was removed: %v", err)
 		}
 		return nil
 	})
-	// Pods from before can be labelled, and end.
+	// Existing pods can be labeled and deleted.
 	for _, name := range []string{"free", "named"} {
 		if out, err := l.kubectl("label", "pod", name, "--namespace", ns, "a=b"); err != nil {
 			t.Errorf("%v\n%s", err, out)
@@ -287,8 +287,8 @@ func TestNamespacesThatArePassedOver(t *testing.T) {
 	}
 }
 
-// What will not work on the node is told when the pod is made.
-func TestWarningsAboutThePluginsInput(t *testing.T) {
+// A plugin input that cannot work causes a warning when the pod is created.
+func TestWarningsAboutThePluginInput(t *testing.T) {
 	t.Parallel()
 	l := shared(t)
 	ns := l.namespace("warnings")
@@ -311,7 +311,7 @@ func TestWarningsAboutThePluginsInput(t *testing.T) {
 		return l.mustKubectl("create", "--dry-run=server", "-f", file)
 	}
 	for spec, want := range map[string]string{
-		"warn-malformed": "wrong PluginInput", "warn-no-release": "no release of rancher-gmsa-account-provider serves " + system + ":nobody-creds",
+		"warn-malformed": "PluginInput is invalid", "warn-no-release": "no release of rancher-gmsa-account-provider provides " + system + ":nobody-creds",
 		"warn-foreign": "", "warn-served": "",
 	} {
 		out := create(spec)
@@ -320,14 +320,14 @@ func TestWarningsAboutThePluginsInput(t *testing.T) {
 		}
 	}
 
-	// A release without its Secret, which then comes.
+	// A release without its Secret, which is created later.
 	late := l.webhook()
 	late.Chart, late.Name = cluster.Provider, "late"
 	_, err = late.Install(t.Context())
 	must(t, err)
 	l.spec("warn-late", system+":late-creds", ns, "default")
 	l.eventually(20*time.Second, func() error {
-		if out := create("warn-late"); !strings.Contains(out, "Warning: ") || !strings.Contains(out, "Secret late-creds is missing in namespace "+system) {
+		if out := create("warn-late"); !strings.Contains(out, "Warning: ") || !strings.Contains(out, "Secret "+system+"/late-creds is missing") {
 			return fmt.Errorf("without the Secret kubectl printed %q", out)
 		}
 		return nil
@@ -342,31 +342,31 @@ func TestWarningsAboutThePluginsInput(t *testing.T) {
 	_, err = late.Uninstall(t.Context())
 	must(t, err)
 
-	// The questions for accounts made no token, and no Secret was read but the webhook's own.
+	// The account checks issued no token, and the webhook read only its own Secret.
 	asked := l.asked()
-	t.Logf("the webhook asked: %v", asked)
+	t.Logf("requests of the webhook: %v", asked)
 	for what := range asked {
 		verb, rest, _ := strings.Cut(what, " ")
 		resource, code, _ := strings.Cut(rest, ": ")
 		switch resource {
 		case "serviceaccounts/token":
 			if verb != "create" || strings.HasPrefix(code, "2") {
-				t.Errorf("the webhook asked %s", what)
+				t.Errorf("unexpected request: %s", what)
 			}
 		case "gmsacredentialspecs", "subjectaccessreviews", "secrets " + system + "/rancher-gmsa-webhook-tls",
 			"mutatingwebhookconfigurations", "validatingwebhookconfigurations":
 		default:
-			t.Errorf("the webhook asked %s", what)
+			t.Errorf("unexpected request: %s", what)
 		}
 	}
 	for _, code := range []string{"403", "404", "409"} {
 		if asked["create serviceaccounts/token: "+code] == 0 {
-			t.Errorf("no question for an account was answered %s", code)
+			t.Errorf("no account check was answered %s", code)
 		}
 	}
 }
 
-// asked counts what the API server was asked by the webhook since the cluster began.
+// asked counts the webhook's requests to the API server, from the audit log.
 func (l *lab) asked() map[string]int {
 	l.t.Helper()
 	log, err := os.ReadFile(l.ControlPlane.AuditLog())
@@ -380,7 +380,7 @@ func (l *lab) asked() map[string]int {
 			ResponseStatus struct{ Code int }
 		}
 		if json.Unmarshal([]byte(line), &e) != nil || e.User.Username != "system:serviceaccount:"+system+":"+cluster.Webhook {
-			continue // the last line may be half written
+			continue // the last line can be incomplete
 		}
 		what := e.Verb + " " + e.ObjectRef.Resource
 		if e.ObjectRef.Subresource != "" {
