@@ -356,7 +356,7 @@ func TestResponsesPrecedeTheAPIServersTimeout(t *testing.T) {
 		}
 	}
 	a := newAPIServer(t)
-	a.slow = time.Second
+	a.slow = 400 * time.Millisecond
 	w := sendWithTimeout(NewHandler(config(t, a)), "/mutate", "200ms", padded(0))
 	wantDenied(t, answerOf(t, w), 503, "could not read", "try again")
 }

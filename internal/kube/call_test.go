@@ -47,7 +47,7 @@ func TestCallSendsBodyWithItsContentType(t *testing.T) {
 		if err != nil || into["a"] != "b" {
 			t.Errorf("%s: %v, %v", call.method, err, into)
 		}
-		want := request{call.method, call.wantType, jsonType, "Bearer a-token", "test/1", call.wantRaw}
+		want := request{call.method, call.wantType, jsonType, "Bearer token-1", "test/1", call.wantRaw}
 		if got != want {
 			t.Errorf("%+v\nwant %+v", got, want)
 		}

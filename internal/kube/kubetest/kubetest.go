@@ -97,7 +97,7 @@ func (s *Server) Access(t testing.TB, dir string) kube.Server {
 	access := kube.Server{URL: s.URL, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
 	err := errors.Join(
-		os.WriteFile(access.TokenFile, []byte("a-token\n"), 0o600),
+		os.WriteFile(access.TokenFile, []byte("token-1\n"), 0o600),
 		os.WriteFile(access.CAFile, ca, 0o600))
 	if err != nil {
 		t.Fatal(err)

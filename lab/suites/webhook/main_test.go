@@ -1,5 +1,5 @@
-// Package admission tests the admission webhook as it is installed: the chart, by helm, on a real control plane, with pods that
-// go on to a Windows node under Wine.
+// Package admission tests the admission webhook: the chart, installed with helm on a real control plane, and pods that run on a
+// Windows node under Wine.
 package admission
 
 import (
@@ -121,7 +121,7 @@ func (l *lab) install(args ...string) {
 	must(l.t, err)
 }
 
-// namespace makes one, and waits until pods can be made in it.
+// namespace creates a namespace and waits until pods can be created in it.
 func (l *lab) namespace(name string, labels ...string) string {
 	l.t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
@@ -138,7 +138,7 @@ func (l *lab) namespace(name string, labels ...string) string {
 	return name
 }
 
-// spec makes a GMSACredentialSpec with a plugin input, which the ServiceAccounts of a namespace may use, and returns what it says.
+// spec creates a GMSACredentialSpec that these ServiceAccounts can use, and returns its credential spec.
 func (l *lab) spec(name, input, namespace string, serviceAccounts ...string) []byte {
 	l.t.Helper()
 	contents, err := json.Marshal(winnode.CredentialSpec(input))
@@ -156,11 +156,11 @@ func (l *lab) put(name string, contents []byte, namespace string, serviceAccount
 	if len(serviceAccounts) == 0 {
 		return
 	}
-	// The API server's authorizer learns of it with some delay.
-	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(namespace, "may-use", name)) })
+	// The API server's authorizer applies the permission with some delay.
+	l.eventually(20*time.Second, func() error { return l.dryRun(l.pod(namespace, "can-use", name)) })
 }
 
-// pod is one that names its credential spec, for win-1.
+// pod returns a pod for win-1 that references a credential spec.
 func (l *lab) pod(namespace, name, spec string) *corev1.Pod {
 	return l.SpecNamePod(namespace, name, "win-1", spec, "")
 }
@@ -174,7 +174,7 @@ func (l *lab) dryRun(pod *corev1.Pod) error {
 	return err
 }
 
-// admitted is a pod as it would be stored.
+// admitted returns the pod as the API server would store it.
 func (l *lab) admitted(pod *corev1.Pod) (*corev1.Pod, error) {
 	return l.client.CoreV1().Pods(pod.Namespace).Create(l.t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 }
@@ -195,29 +195,29 @@ func (l *lab) eventually(within time.Duration, f func() error) {
 	must(l.t, cluster.Eventually(l.t.Context(), within, f))
 }
 
-// refused shows that an error is a refusal with this code that says all this.
+// refused checks that err is a denial with this code and these texts.
 func refused(t *testing.T, err error, code int32, texts ...string) {
 	t.Helper()
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
-		t.Errorf("got %v, want a refusal with code %d", err, code)
+		t.Errorf("got %v, want a denial with code %d", err, code)
 		return
 	}
 	if got := status.Status().Code; got != code {
-		t.Errorf("refused with code %d, want %d: %v", got, code, err)
+		t.Errorf("denied with code %d, want %d: %v", got, code, err)
 	}
 	for _, text := range texts {
 		if !strings.Contains(err.Error(), text) {
-			t.Errorf("the refusal does not say %q: %v", text, err)
+			t.Errorf("the denial lacks %q: %v", text, err)
 		}
 	}
 }
 
-// same compares two JSON texts as values.
+// same compares two JSON documents as values.
 func same(t *testing.T, what string, got *string, want []byte) {
 	t.Helper()
 	if got == nil {
-		t.Errorf("%s: no contents", what)
+		t.Errorf("%s: not populated", what)
 		return
 	}
 	var a, b any
@@ -242,7 +242,7 @@ func windowsWith(name, contents string) *corev1.SecurityContext {
 	return s
 }
 
-// replicas are the webhook's pods that run.
+// replicas returns the running pods of the webhook.
 func (l *lab) replicas() ([]corev1.Pod, error) {
 	list, err := l.client.CoreV1().Pods(system).List(l.t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/instance=" + cluster.Webhook})
 	if err != nil {
@@ -257,7 +257,7 @@ func (l *lab) replicas() ([]corev1.Pod, error) {
 	return running, nil
 }
 
-// noRestarts shows that the webhook's two replicas are those that were installed.
+// noRestarts checks that the webhook's two replicas have not restarted.
 func (l *lab) noRestarts() {
 	l.t.Helper()
 	pods, err := l.replicas()
@@ -281,9 +281,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// load creates pods by name, so many a second, until the function that it returns is called: dry runs, which pass the whole of
-// admission. What is refused is tried again after a second; one that is refused for 20 s is lost. It waits while 100 are under
-// way: on a machine that is too busy, what comes faster than it goes would only pile up.
+// load creates pods at this rate until end is called, as dry runs with complete admission. A denied pod is retried after a
+// second, and lost after 20 s. At most 100 requests are concurrent, so that they do not accumulate on a busy machine.
 func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 	ctx, cancel := context.WithCancel(l.t.Context())
 	var mu sync.Mutex
@@ -340,15 +339,15 @@ func (l *lab) load(perSecond int, pod *corev1.Pod) (end func() loaded) {
 	}
 }
 
-// loaded is what became of a load.
+// loaded is the result of a load.
 type loaded struct {
 	all         int
-	took        time.Duration // to the end of the last
-	again, lost []error       // refused at first, and for good
+	took        time.Duration // until the last one finished
+	again, lost []error       // denied at first, and lost
 }
 
 func (r loaded) String() string {
-	s := fmt.Sprintf("%d admissions in %.1f s, %d refused at first, %d for good", r.all, r.took.Seconds(), len(r.again), len(r.lost))
+	s := fmt.Sprintf("%d admissions in %.1f s, %d denied at first, %d lost", r.all, r.took.Seconds(), len(r.again), len(r.lost))
 	if len(r.again) > 0 {
 		s += ", such as: " + r.again[0].Error()
 	}
