@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -27,6 +26,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 // apiServer stands in for the API server where a test needs it to misbehave in ways that a real one does not on demand.
 // What a real one does with Secrets and permissions is tested in the lab.
 type apiServer struct {
-	*httptest.Server
+	*kubetest.Server
 	api kube.Server
 
 	mu     sync.Mutex
@@ -59,7 +59,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	a := &apiServer{}
 	a.serve(secretJSON("corp.example.com", "web", marker))
-	a.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a.Server = kubetest.NewServer(t, func(w http.ResponseWriter, r *http.Request) {
 		a.mu.Lock()
 		status, body, hang := a.status, a.body, a.hang
 		a.paths = append(a.paths, r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization"))
@@ -74,12 +74,8 @@ func newAPIServer(t *testing.T) *apiServer {
 		}
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, body)
-	}))
-	t.Cleanup(a.Close)
-	dir := t.TempDir()
-	a.api = kube.Server{URL: a.URL, TokenFile: filepath.Join(dir, "token"), CAFile: filepath.Join(dir, "ca.crt")}
-	write(t, a.api.TokenFile, []byte("token-1\n"))
-	write(t, a.api.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Certificate().Raw}))
+	})
+	a.api = a.Access(t, t.TempDir())
 	return a
 }
 
