@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -221,43 +222,44 @@ func TestIncompleteBodiesDoNotDelayOthers(t *testing.T) {
 }
 
 func TestOneAddressGetsHalfOfTheSlots(t *testing.T) {
-	t.Parallel()
-	s := newSlots(4)
-	done, cancel := context.WithCancel(t.Context())
-	cancel()
-	var releases []func()
-	acquire := func(address string, want bool) {
-		t.Helper()
-		// With a context that is done, select would choose a free slot only by chance.
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		release, ok := s.acquire(ctx, address)
-		if ok != want {
-			t.Errorf("%s: got a slot: %t, want %t", address, ok, want)
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(4)
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		var releases []func()
+		acquire := func(address string, want bool) {
+			t.Helper()
+			// With a context that is done, select would choose a free slot only by chance.
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			release, ok := s.acquire(ctx, address)
+			if ok != want {
+				t.Errorf("%s: got a slot: %t, want %t", address, ok, want)
+			}
+			if ok {
+				releases = append(releases, release)
+			}
 		}
-		if ok {
-			releases = append(releases, release)
+		acquire("a", true)
+		acquire("a", true)
+		acquire("a", false)
+		acquire("b", true)
+		acquire("b", true)
+		acquire("c", false)
+		releases[0]()
+		releases = releases[1:]
+		acquire("b", false)
+		acquire("c", true)
+		if _, ok := s.acquire(done, "d"); ok {
+			t.Error("got a fifth slot")
 		}
-	}
-	acquire("a", true)
-	acquire("a", true)
-	acquire("a", false)
-	acquire("b", true)
-	acquire("b", true)
-	acquire("c", false)
-	releases[0]()
-	releases = releases[1:]
-	acquire("b", false)
-	acquire("c", true)
-	if _, ok := s.acquire(done, "d"); ok {
-		t.Error("got a fifth slot")
-	}
-	for _, release := range releases {
-		release()
-	}
-	if len(s.clients) != 0 || len(s.all) != 0 {
-		t.Errorf("left: %d addresses, %d slots", len(s.clients), len(s.all))
-	}
+		for _, release := range releases {
+			release()
+		}
+		if len(s.clients) != 0 || len(s.all) != 0 {
+			t.Errorf("left: %d addresses, %d slots", len(s.clients), len(s.all))
+		}
+	})
 }
 
 // The deadline applies to the body, not to the connection.
@@ -265,8 +267,8 @@ func TestOnlyTheBodyHasADeadline(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	h := newHandler(config(t, a))
-	h.bodyTimeout = 200 * time.Millisecond
-	a.slow = 2 * h.bodyTimeout
+	h.bodyTimeout = 500 * time.Millisecond
+	a.slow = h.bodyTimeout + 100*time.Millisecond
 	server := httptest.NewTLSServer(h.routes())
 	t.Cleanup(server.Close)
 	post := func(body io.Reader) (int, string) {
@@ -356,7 +358,7 @@ func TestResponsesPrecedeTheAPIServersTimeout(t *testing.T) {
 		}
 	}
 	a := newAPIServer(t)
-	a.slow = 400 * time.Millisecond
+	a.Config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	w := sendWithTimeout(NewHandler(config(t, a)), "/mutate", "200ms", padded(0))
 	wantDenied(t, answerOf(t, w), 503, "could not read", "try again")
 }
