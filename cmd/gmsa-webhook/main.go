@@ -40,7 +40,7 @@ func command() *cobra.Command {
 
 The API server calls it for each pod that sets a gMSA field. POST /mutate copies the referenced GMSACredentialSpec into
 the pod, where the kubelet reads it. POST /validate allows the pod if its ServiceAccount has the "use" permission for
-the GMSACredentialSpec and the copy equals the object. The only Secret that the webhook reads contains its certificate.`,
+the GMSACredentialSpec and the copy equals the object. The webhook reads one Secret, which contains its certificate.`,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -31,8 +31,8 @@ const (
 	lag = 100 * time.Millisecond
 )
 
-// apiServer is a fake with one Secret and two webhook configurations, with resource versions, conflicts and generations. Keepers
-// run against a real one in lab/suites/webhook.
+// apiServer is a fake with one Secret and two webhook configurations, with resource versions, conflicts and
+// generations. Keepers run against a real one in lab/suites/webhook.
 type apiServer struct {
 	http *kubetest.Server
 

@@ -9,7 +9,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
-// For any content of a Secret or a file, the API server accepts a pair that parse accepts, with the caBundle of its CAs.
+// For any content of a Secret or a file, the API server accepts a pair that parse accepts, with the caBundle of its
+// CAs.
 func FuzzPair(f *testing.F) {
 	now := time.Now()
 	issue := func() *mtls.Material {

@@ -66,11 +66,16 @@ func TestReplicasShareOneCertificateAndRenewItOnce(t *testing.T) {
 			all := a.some(t, n, c)
 			a.ready(t, c, all...)
 			first := changed(t, nil, all...)
-			want := map[string]int{"secret": 1, "mutatingwebhookconfigurations": 1, "validatingwebhookconfigurations": 1}
+			want := map[string]int{
+				"secret":                          1,
+				"mutatingwebhookconfigurations":   1,
+				"validatingwebhookconfigurations": 1,
+			}
 			if diff := cmp.Diff(want, a.counted()); diff != "" {
 				t.Errorf("writes of the first certificate: -want +got\n%s", diff)
 			}
-			if left := all[0].Expiry().Sub(c.now()); left < DefaultLifetime-time.Minute || left > DefaultLifetime+time.Second {
+			left := all[0].Expiry().Sub(c.now())
+			if left < DefaultLifetime-time.Minute || left > DefaultLifetime+time.Second {
 				t.Errorf("it expires in %s", left)
 			}
 
@@ -133,7 +138,9 @@ func TestClocksCanDifferByMinutes(t *testing.T) {
 	inBubble(func(t *testing.T) {
 		a, c := newAPI(t), &clock{}
 		all := []*replica{
-			a.start(t, "right", self(), c, 0), a.start(t, "fast", self(), c, 5*time.Minute), a.start(t, "slow", self(), c, -5*time.Minute),
+			a.start(t, "right", self(), c, 0),
+			a.start(t, "fast", self(), c, 5*time.Minute),
+			a.start(t, "slow", self(), c, -5*time.Minute),
 		}
 		a.ready(t, c, all...)
 		end := a.load(t, c, all...)
@@ -150,9 +157,13 @@ func TestClocksCanDifferByMinutes(t *testing.T) {
 	})(t)
 }
 
-// A replica on a node with a wrong clock uses the API server's, writes nothing, and uses the same certificate as the others.
+// A replica on a node with a wrong clock uses the API server's, writes nothing, and uses the same certificate as the
+// others.
 func TestAWrongClockOfANodeHasNoEffect(t *testing.T) {
-	for name, skew := range map[string]time.Duration{"3 hours behind": -3 * time.Hour, "31 days ahead": 31 * 24 * time.Hour} {
+	for name, skew := range map[string]time.Duration{
+		"3 hours behind": -3 * time.Hour,
+		"31 days ahead":  31 * 24 * time.Hour,
+	} {
 		t.Run(name, inBubble(func(t *testing.T) {
 			a, c := newAPI(t), &clock{}
 			good := a.start(t, "good", self(), c, 0)
@@ -167,7 +178,8 @@ func TestAWrongClockOfANodeHasNoEffect(t *testing.T) {
 			if diff := cmp.Diff(before, a.counted()); diff != "" {
 				t.Errorf("writes: %s", diff)
 			}
-			if !good.current().same(bad.current()) || !strings.Contains(bad.log.String(), "this node's clock differs from the API server's") {
+			warned := strings.Contains(bad.log.String(), "this node's clock differs from the API server's")
+			if !good.current().same(bad.current()) || !warned {
 				t.Error("another certificate, or no warning")
 			}
 		}))
@@ -250,7 +262,9 @@ func TestACAWithALongLifetimeIsRemoved(t *testing.T) {
 		a.put(data)
 		want := bundle([]*x509.Certificate{first.issuer})
 		eventually(t, "the CA is known", func() bool { return !bytes.Equal(a.trusted()[0], want) })
-		eventually(t, "the CA is removed", func() bool { return bytes.Equal(a.data()["ca.crt"], want) && bytes.Equal(a.trusted()[0], want) })
+		eventually(t, "the CA is removed", func() bool {
+			return bytes.Equal(a.data()["ca.crt"], want) && bytes.Equal(a.trusted()[0], want)
+		})
 		end()
 		if !all[0].current().same(first) {
 			t.Error("the certificate changed")
@@ -292,7 +306,8 @@ func TestAnOverwrittenCABundleIsRestored(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, bundle := range map[string][]byte{"emptied": nil, "not PEM": []byte("nonsense"), "foreign CA": other.CA} {
+		bundles := map[string][]byte{"emptied": nil, "not PEM": []byte("nonsense"), "foreign CA": other.CA}
+		for name, bundle := range bundles {
 			a.overwrite(bundle)
 			want := a.data()["ca.crt"]
 			eventually(t, name+": every caBundle is restored", func() bool {
@@ -710,8 +725,8 @@ func TestADirectoryGetsANewCA(t *testing.T) {
 	})(t)
 }
 
-// A new replica with a new CA becomes ready when API servers have had time to learn it. The first replica of all, and one with a
-// known CA, are ready without this wait.
+// A new replica with a new CA becomes ready when API servers have had time to learn it. The first replica of all, and
+// one with a known CA, are ready without this wait.
 func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
 	inBubble(func(t *testing.T) {
 		a, c := newAPI(t), &clock{}
@@ -752,8 +767,8 @@ func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
 	})(t)
 }
 
-// During a change from one source to the other, replicas of both write the configurations. The new ones must become ready, or the
-// rollout would never finish.
+// During a change from one source to the other, replicas of both write the configurations. The new ones must become
+// ready, or the rollout would never finish.
 func TestAChangeOfSourceFinishes(t *testing.T) {
 	inBubble(func(t *testing.T) {
 		a, c := newAPI(t), &clock{}
@@ -789,7 +804,9 @@ func TestABrokenDirectoryKeepsTheOldCertificate(t *testing.T) {
 		} {
 			before := strings.Count(r.log.String(), "level=ERROR")
 			m.swap(broken)
-			eventually(t, name+" is reported", func() bool { return strings.Count(r.log.String(), "level=ERROR") > before })
+			eventually(t, name+" is reported", func() bool {
+				return strings.Count(r.log.String(), "level=ERROR") > before
+			})
 			time.Sleep(2 * settle)
 			if err := r.Ready(); err != nil || !r.current().same(first) {
 				t.Errorf("%s: the old certificate is not in use: %v", name, err)
@@ -891,7 +908,11 @@ func TestOnlyClientsOfTheCACanConnect(t *testing.T) {
 	if err := connect(api); err != nil {
 		t.Errorf("the API server was rejected: %v", err)
 	}
-	for name, certs := range map[string][]tls.Certificate{"none": nil, "another name": {kubelet}, "another CA": {other}} {
+	for name, certs := range map[string][]tls.Certificate{
+		"none":         nil,
+		"another name": {kubelet},
+		"another CA":   {other},
+	} {
 		if connect(certs...) == nil {
 			t.Errorf("client certificate: %s; connected", name)
 		}
