@@ -65,7 +65,7 @@ type accountLog struct {
 }
 
 func (l accountLog) Write(line []byte) (int, error) {
-	if bytes.Contains(line, []byte("the API server cannot be asked")) {
+	if bytes.Contains(line, []byte("the API server is unavailable;")) {
 		l.outage.Store(true)
 	}
 	return l.to.Write(line)
@@ -215,7 +215,7 @@ func (p *account) check(ctx context.Context, probe *corev1.Probe) error {
 	case thisPod && h.Instance != p.config.Instance:
 		return fmt.Errorf("account %s: the provider of another pod responded", ref)
 	case require && h.CacheAgeSeconds == nil:
-		return fmt.Errorf("account %s: the provider has no valid cached credentials", ref)
+		return fmt.Errorf("account %s: the provider has no credentials", ref)
 	}
 	return nil
 }

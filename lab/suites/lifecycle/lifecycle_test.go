@@ -167,7 +167,7 @@ func TestInstallUpgradeRollbackAndUninstall(t *testing.T) {
 
 			install(t, plugin)
 			install(t, web) // becomes ready without its Secret
-			if out, err := web.Test(ctx); err == nil || !strings.Contains(out, "no good copy of the Secret") {
+			if out, err := web.Test(ctx); err == nil || !strings.Contains(out, "the provider has no credentials") {
 				t.Errorf("helm test without the Secret: %v\n%s", err, out)
 			}
 			labtest.Must(t, c.CreateAppPod(ctx, "default", "app", "win-1", input))
