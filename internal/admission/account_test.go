@@ -50,7 +50,7 @@ func TestAGMSAThatCannotWorkIsReportedOrDenied(t *testing.T) {
 		"host is in the domain":    {spec2, ""},
 		"a name without a marker":  {withPlugin(pluginClass, `"gmsa-system:`+long+`"`), ""},
 		"a name that is too long":  {withPlugin(pluginClass, `"gmsa-system:`+long+`s"`), "maximum is 253"},
-		"much longer than allowed": {withPlugin(pluginClass, `"`+strings.Repeat("x", 40000)+`"`), "plugin input of 40000 bytes is longer"},
+		"much longer than allowed": {withPlugin(pluginClass, `"`+strings.Repeat("x", 40000)+`"`), "plugin input has 40000 bytes, the maximum is 317"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAPIServer(t)

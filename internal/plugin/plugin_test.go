@@ -321,6 +321,7 @@ func TestEachProblemCodeHasItsCauseAndOnlyUnavailableIsRetried(t *testing.T) {
 }
 
 func TestTheCallSucceedsIfTheProviderRecoversWithinTheBudget(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	var calls atomic.Int32
 	startProvider(t, root, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -338,6 +339,7 @@ func TestTheCallSucceedsIfTheProviderRecoversWithinTheBudget(t *testing.T) {
 }
 
 func TestTheCallSucceedsIfAnEndpointAppearsWithinTheBudget(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	p, _ := newPlugin(root, 0)
 	time.AfterFunc(300*time.Millisecond, func() { startProvider(t, root, responding("p")) })
@@ -345,6 +347,7 @@ func TestTheCallSucceedsIfAnEndpointAppearsWithinTheBudget(t *testing.T) {
 }
 
 func TestTheCallSucceedsIfTheProviderIsReplacedWithinTheBudget(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	old := startProvider(t, root, responding("old"))
 	old.listener.Close() // killed: its files remain, its port refuses connections
@@ -490,6 +493,7 @@ func TestForeignServersHaveTheirCauses(t *testing.T) {
 }
 
 func TestARejectedClientCertificateDiffersFromAStoppedProvider(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	p1 := startProvider(t, root, responding("p"))
 	// The CA and the port are correct, the client certificate is from another CA.
@@ -617,6 +621,7 @@ func TestAnIdleConnectionIsNotUsedForANewGeneration(t *testing.T) {
 }
 
 func TestAnIdleConnectionIsNotUsedAfterTheEndpointIsWithdrawn(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	startProvider(t, root, responding("p"))
 	p, j := newPlugin(root, 300*time.Millisecond)
@@ -682,6 +687,7 @@ func TestConcurrentCallsSucceedAndLeaveFewIdleConnections(t *testing.T) {
 }
 
 func TestNoCallFailsWhileGenerationsChange(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	startProvider(t, root, responding("p"))
 	p, _ := newPlugin(root, 0)

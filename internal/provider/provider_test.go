@@ -38,7 +38,7 @@ var (
 const marker = "m4rker-pässwörd"
 
 func TestMain(m *testing.M) {
-	watchInterval, retryInterval = 200*time.Millisecond, 100*time.Millisecond
+	watchInterval, retryInterval, readTimeout = 200*time.Millisecond, 100*time.Millisecond, 3*time.Second
 	os.Exit(m.Run())
 }
 

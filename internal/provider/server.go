@@ -18,9 +18,11 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
+// readTimeout limits the TLS handshake, and the reading of one request. A variable, because the tests shorten it.
+var readTimeout = 5 * time.Second
+
 const (
 	maxHeaderBytes = 4 << 10
-	readTimeout    = 5 * time.Second // for the TLS handshake, and for one request
 	writeTimeout   = 10 * time.Second
 	idleTimeout    = 2 * time.Minute
 	// maxUnauthenticated is the maximum number of open connections whose client has not yet presented a valid
