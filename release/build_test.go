@@ -346,7 +346,7 @@ func TestBuildRejectsInvalidInput(t *testing.T) {
 		}, "linux-arm64/uninstall-hook is for linux/amd64, expected linux/arm64"},
 		{"a program that needs shared libraries", func(t *testing.T, dir, _ string) {
 			put(t, dir, "linux-amd64/uninstall-hook", read(t, fixtures, "dynamic"))
-		}, "linux-amd64/uninstall-hook: linked dynamically"},
+		}, "linux-amd64/uninstall-hook: the program is linked dynamically"},
 		{"something else than a program", func(t *testing.T, dir, _ string) {
 			put(t, dir, "gmsa-account-provider.exe", []byte("MZ"))
 		}, "gmsa-account-provider.exe: not a Go program"},
