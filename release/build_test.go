@@ -168,7 +168,7 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 			config: v1.Config{User: "65532:65532", Entrypoint: []string{"/uninstall-hook"}, WorkingDir: "/",
 				Labels: wantLabels},
 			layers: [][]string{
-				{"uninstall-hook", "sbom/", "sbom/uninstall-hook.cdx.json"},
+				{"sbom/", "sbom/uninstall-hook.cdx.json", "uninstall-hook"},
 				{"gmsa-webhook", "sbom/", "sbom/gmsa-webhook.cdx.json"},
 				{"gmsactl", "sbom/", "sbom/gmsactl.cdx.json"},
 			},
