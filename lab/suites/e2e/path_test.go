@@ -349,7 +349,7 @@ func TestCleanupAfterAKilledProvider(t *testing.T) {
 	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))
 	p := startProvider(t, s, web)
 	args := []string{"cleanup", "--namespace", web.Namespace, "--secret", web.Secret}
-	if out, err := s.Provider(t.Context(), args...); err == nil || !strings.Contains(string(out), "still serves") {
+	if out, err := s.Provider(t.Context(), args...); err == nil || !strings.Contains(string(out), "is still running") {
 		t.Errorf("while the provider runs: %v\n%s", err, out)
 	}
 	p.Kill()
