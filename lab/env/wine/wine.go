@@ -9,6 +9,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,8 +79,8 @@ func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
 	if _, err := os.Lstat(dir); err == nil {
 		return nil, fmt.Errorf("%s exists; a new node needs a new directory", dir)
 	}
-	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", template, dir).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("copying the prefix's template: %w\n%s", err, out)
+	if err := copyTemplate(template, dir); err != nil {
+		return nil, fmt.Errorf("copying the prefix's template: %w", err)
 	}
 	node, err := open(dir, opts)
 	if err != nil {
@@ -92,7 +93,43 @@ func New(ctx context.Context, dir string, with ...Option) (*Node, error) {
 	return node, nil
 }
 
-// Boot starts a stopped or killed node. It does not change a running one.
+// copyTemplate copies a prefix. Windows' own large files, 700 MB of programs that are replaced but never written to, are hard
+// links where the file system allows them.
+func copyTemplate(template, dir string) error {
+	return filepath.WalkDir(template, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(template, path)
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dir, name)
+		switch {
+		case e.IsDir():
+			return os.Mkdir(to, info.Mode().Perm())
+		case e.Type() == fs.ModeSymlink:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(target, to)
+		case strings.HasPrefix(name, "drive_c/windows/") && info.Size() > 64<<10 && os.Link(path, to) == nil:
+			return nil
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(to, content, info.Mode().Perm())
+	})
+}
+
+// Boot starts a node again that was stopped or killed. One that runs is left as it is.
 func (n *Node) Boot(ctx context.Context) error {
 	n.mu.Lock()
 	select {
