@@ -210,7 +210,11 @@ func serve(s *state) error {
 		return err
 	}
 	for name, tool := range map[string]tools.Tool{"helm": tools.Helm4, "helm3": tools.Helm3, "kubectl": tools.Kubectl} {
-		if err := os.Symlink(c.Program(tool), filepath.Join(programs, name)); err != nil {
+		path, err := tools.Path(ctx, tool, os.Stderr)
+		if err != nil {
+			return err
+		}
+		if err := os.Symlink(path, filepath.Join(programs, name)); err != nil {
 			return err
 		}
 	}

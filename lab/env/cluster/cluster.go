@@ -35,8 +35,7 @@ type Cluster struct {
 	AD []*ad.Domain
 
 	stopRegistry    func()
-	stopCertManager func() // nil before StartCertManager
-	programs        map[tools.Tool]string
+	stopCertManager func() // nil unless StartCertManager was called
 
 	mu    sync.Mutex
 	nodes map[string]*Node
@@ -67,12 +66,7 @@ func Start(ctx context.Context, dir string) (*Cluster, error) {
 	if err := logClients(filepath.Join(dir, "logs")); err != nil {
 		return nil, err
 	}
-	c := &Cluster{Dir: dir, nodes: map[string]*Node{}, programs: map[tools.Tool]string{}}
-	for _, tool := range []tools.Tool{tools.Kubectl, tools.Helm3, tools.Helm4} {
-		if c.programs[tool], err = tools.Path(ctx, tool, os.Stderr); err != nil {
-			return nil, err
-		}
-	}
+	c := &Cluster{Dir: dir, nodes: map[string]*Node{}}
 	c.ControlPlane, err = controlplane.Start(ctx, filepath.Join(dir, "control-plane"))
 	if err != nil {
 		return nil, err
@@ -293,22 +287,23 @@ func (c *Cluster) ResolvConf() string {
 	return c.resolvConfFile()
 }
 
-// Program is the path of helm or kubectl.
-func (c *Cluster) Program(tool tools.Tool) string { return c.programs[tool] }
-
-// Env is the environment for helm and kubectl. It contains nothing of the user's configuration.
+// Env is what helm and kubectl need to find the cluster, and nothing of the user's own configuration.
 func (c *Cluster) Env() []string {
 	return []string{"KUBECONFIG=" + c.ControlPlane.Kubeconfig, "HOME=" + c.Dir, "PATH=/usr/bin:/bin"}
 }
 
 // Run runs helm or kubectl and returns its output. An error contains the output too.
 func (c *Cluster) Run(ctx context.Context, tool tools.Tool, args ...string) (string, error) {
+	program, err := tools.Path(ctx, tool, os.Stderr)
+	if err != nil {
+		return "", err
+	}
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, c.programs[tool], args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = c.Env()
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %q: %w\n%s", filepath.Base(c.programs[tool]), args, err, out.Bytes())
+		return out.String(), fmt.Errorf("%s %q: %w\n%s", tool, args, err, out.Bytes())
 	}
 	return out.String(), nil
 }

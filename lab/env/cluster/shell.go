@@ -22,10 +22,15 @@ func (c *Cluster) Shell(ctx context.Context, script string) (*exec.Cmd, error) {
 	if err := os.MkdirAll(programs, 0o700); err != nil {
 		return nil, err
 	}
+	helm, helmErr := tools.Path(ctx, tools.Helm4, os.Stderr)
+	kubectl, kubectlErr := tools.Path(ctx, tools.Kubectl, os.Stderr)
+	if err := errors.Join(helmErr, kubectlErr); err != nil {
+		return nil, err
+	}
 	for name, target := range map[string]string{
-		filepath.Join(workDir, "charts"):   Chart(""),
-		filepath.Join(programs, "helm"):    c.Program(tools.Helm4),
-		filepath.Join(programs, "kubectl"): c.Program(tools.Kubectl),
+		filepath.Join(desk, "charts"):      Chart(""),
+		filepath.Join(programs, "helm"):    helm,
+		filepath.Join(programs, "kubectl"): kubectl,
 		filepath.Join(programs, "gmsactl"): filepath.Join(winnode.Dist(), "gmsactl"),
 	} {
 		target, err := filepath.Abs(target)

@@ -3,6 +3,7 @@
 package tools
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/ccgrkc/ccgrkc/lab/internal/cache"
 )
@@ -19,18 +22,17 @@ import (
 // Tool is a program of the lab.
 type Tool struct {
 	name, pkg string
-	note      string // printed with the progress of a build
 }
 
 func (t Tool) String() string { return t.name }
 
 // The programs. All except ControlPlane and CertManager are unchanged commands of their projects.
 var (
-	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane", " (once, takes some minutes)"}
-	CertManager  = Tool{"cert-manager", labModule + "/cmd/lab-cert-manager", " (once)"}
-	Kubectl      = Tool{"kubectl", "k8s.io/kubernetes/cmd/kubectl", " (once)"}
-	Helm3        = Tool{"helm3", "helm.sh/helm/v3/cmd/helm", " (once)"}
-	Helm4        = Tool{"helm4", "helm.sh/helm/v4/cmd/helm", " (once)"}
+	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane"}
+	CertManager  = Tool{"cert-manager", labModule + "/cmd/lab-cert-manager"}
+	Kubectl      = Tool{"kubectl", "k8s.io/kubernetes/cmd/kubectl"}
+	Helm3        = Tool{"helm3", "helm.sh/helm/v3/cmd/helm"}
+	Helm4        = Tool{"helm4", "helm.sh/helm/v4/cmd/helm"}
 )
 
 // All lists the programs. The largest is first, because the others share most of its packages.
@@ -38,9 +40,23 @@ var All = []Tool{ControlPlane, CertManager, Kubectl, Helm3, Helm4}
 
 const labModule = "github.com/ccgrkc/ccgrkc/lab"
 
-// Path returns the path of a program and builds it if necessary. With an empty build cache, ControlPlane takes about
-// 6 minutes on two cores.
+// paths are the results of Path in this process, by Tool: to find one anew takes four runs of go.
+var paths sync.Map
+
+// Path returns the path of a program and builds it if need be. With an empty build cache ControlPlane takes about 6
+// minutes on two cores.
 func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
+	if path, ok := paths.Load(tool); ok {
+		return path.(string), nil
+	}
+	path, err := find(ctx, tool, progress)
+	if err == nil {
+		paths.Store(tool, path)
+	}
+	return path, err
+}
+
+func find(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	goVersion, err := goOutput(ctx, "", "env", "GOVERSION")
 	if err != nil {
 		return "", err
@@ -73,20 +89,46 @@ func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	}
 
 	return cache.Get(ctx, tool.name+"-"+cache.Key(parts...), progress, func(path string) error {
-		fmt.Fprintf(progress, "building %s%s\n", tool.name, tool.note)
-		args := slices.Concat([]string{"build"}, flags, []string{"-o", path, tool.pkg})
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", tool.name, err, out)
-		}
-		return nil
+		return build(ctx, tool, dir, flags, path, progress)
 	})
 }
 
-// buildFlags omit DWARF, which makes the build a sixth shorter. The Makefile runs the lab's tests with the same
-// -trimpath and -gcflags, so that both share the build cache.
+// build says how far it is: what remains of the packages is compiled, or is in Go's cache already.
+func build(ctx context.Context, tool Tool, dir string, flags []string, path string, progress io.Writer) error {
+	env := append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
+	list := exec.CommandContext(ctx, "go", slices.Concat([]string{"list", "-deps"}, flags, []string{tool.pkg})...)
+	list.Dir, list.Env = dir, env
+	packages, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("the packages of %s: %w", tool.name, err)
+	}
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-v"}, flags, []string{"-o", path, tool.pkg})...)
+	cmd.Dir, cmd.Env = dir, env
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("building %s: %w", tool.name, err)
+	}
+	total, built, began := bytes.Count(packages, []byte("\n")), 0, time.Now()
+	var last time.Time
+	var said bytes.Buffer
+	for lines := bufio.NewScanner(stderr); lines.Scan(); built++ { // one line a package
+		fmt.Fprintln(&said, lines.Text())
+		if time.Since(last) > 5*time.Second {
+			last = time.Now()
+			fmt.Fprintf(progress, "building %s: %d of %d packages compiled (%s)\n", tool.name, built, total, last.Sub(began).Round(time.Second))
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", tool.name, err, said.Bytes())
+	}
+	return nil
+}
+
+// buildFlags are chosen for the time of the build: without DWARF it is a sixth shorter. The Makefile runs the lab's tests
+// with the same -trimpath and -gcflags, so that both share what is compiled.
 func buildFlags(version string) []string {
 	// Without them, the API server's version is v0.0.0, which a chart's kubeVersion rejects.
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
