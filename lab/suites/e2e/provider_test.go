@@ -13,6 +13,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/plugin"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
+	"github.com/ccgrkc/ccgrkc/internal/soak"
 	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
@@ -97,6 +98,7 @@ func TestCallsSucceedWhileTheAPIServerIsUnavailable(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			h := newHost(t)
 			time.Sleep(6 * time.Second) // the cached credentials become stale
 			labtest.Must(t, outage.begin(h))
@@ -137,14 +139,15 @@ func TestWithoutStaleCredentialsCallsFailWithUnavailable(t *testing.T) {
 	h.want(t, "", cause.Unavailable)
 }
 
-// Of 5,000 calls, 50 per second, none fails while certificates are valid for 3 seconds.
+// Calls at 50 a second while certificates live for 3 seconds: none fails.
 func TestNoCallFailsWhileCertificatesAreRenewed(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "--certificate-lifetime", "3s")
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	failures := make(chan *cause.Cause, 5000)
-	for range 5000 {
+	calls := soak.N(50_000)
+	failures := make(chan *cause.Cause, calls)
+	for range calls {
 		<-tick.C
 		// Each call has its own goroutine, so that a slow call does not lower the rate.
 		go func() {
@@ -156,7 +159,7 @@ func TestNoCallFailsWhileCertificatesAreRenewed(t *testing.T) {
 		}()
 	}
 	count := map[string]int{}
-	for range 5000 {
+	for range calls {
 		if f := <-failures; f != nil {
 			count[f.Name]++
 		}

@@ -3,11 +3,13 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/soak"
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
@@ -39,8 +41,10 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		err error
 	}
 	loads := make(chan result, 2)
-	go func() { // objects that exist during the whole upgrade
-		out, err := s.CCG(ctx, "--input", webInput, "--calls", "20000", "--parallel", "4")
+	const goesOn = `C:\lab\load-goes-on`
+	must(t, os.WriteFile(s.Node.Path(goesOn), nil, 0o600))
+	go func() { // objects that live through the upgrade
+		out, err := s.CCG(ctx, "--input", webInput, "--calls", "1000000", "--parallel", "4", "--while", goesOn)
 		loads <- result{out, err}
 	}()
 	stop := make(chan struct{})
@@ -69,6 +73,8 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Errorf("after the upgrade a new activation uses version %q", v)
 	}
 	close(stop)
+	time.Sleep(time.Duration(soak.N(200)) * time.Second)
+	must(t, os.Remove(s.Node.Path(goesOn)))
 	for range 2 {
 		if r := <-loads; r.err != nil {
 			t.Errorf("calls failed: %v\n%s", r.err, r.out)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/soak"
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
@@ -47,12 +48,11 @@ func TestWindowsPackages(t *testing.T) {
 			output, err := os.Create(filepath.Join(t.TempDir(), "output"))
 			labtest.Must(t, err)
 			defer output.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(soak.N(500))*time.Minute)
 			defer cancel()
-			// Wine stores no security descriptors of files, and has no final path longer than MAX_PATH.
-			const skip = "-test.skip=OnWindowsOnly$|^TestTheLongestNames"
-			cmd := s.Node.Command(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", skip)
-			cmd.Env = append(cmd.Env, `CCGRKC_DIST=C:\lab`)
+			// Wine keeps no descriptors of files, and has no final path beyond MAX_PATH.
+			cmd := s.Node.Command(ctx, `C:\lab\`+name+`.test.exe`, "-test.v", "-test.skip=OnWindowsOnly$|^TestTheLongestNames")
+			cmd.Env = append(cmd.Env, `CCGRKC_DIST=C:\lab`, soak.Variable+"="+os.Getenv(soak.Variable))
 			cmd.Stdout, cmd.Stderr = output, output
 			err = cmd.Run()
 			out, readErr := os.ReadFile(output.Name())
