@@ -5,12 +5,14 @@ import (
 	"net/url"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
 // etcdEndpoint is a Unix socket in the working directory, because another process could use a port.
 const etcdEndpoint = "unix://etcd.sock"
 
 func startEtcd(ended chan<- error) error {
+	wal.SegmentSizeBytes = 4 << 20 // each start copies the log, which is as long as a segment
 	config := embed.NewConfig()
 	config.Dir = "etcd"
 	config.LogLevel = "error"

@@ -87,13 +87,16 @@ func run(ctx context.Context, dir, listen string) error {
 	if err := waitReady(ctx, client, ended); err != nil {
 		return err
 	}
+	if err := forgetServiceAccount(ctx, client); err != nil {
+		return err
+	}
 	if err := startControllerManager(ctx, identities.controllerManager.kubeconfig, ended); err != nil {
 		return err
 	}
 	if err := startScheduler(ctx, identities.scheduler.kubeconfig, ended); err != nil {
 		return err
 	}
-	if err := waitNamespaces(ctx, client, ended); err != nil {
+	if err := untilControllersWork(ctx, client, ended); err != nil {
 		return err
 	}
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 )
@@ -16,12 +17,26 @@ func waitReady(ctx context.Context, client kubernetes.Interface, ended <-chan er
 	})
 }
 
-// waitNamespaces waits for the service account that the controller manager creates in each namespace. Pods and token
-// requests depend on it.
-func waitNamespaces(ctx context.Context, client kubernetes.Interface, ended <-chan error) error {
-	return poll(ctx, ended, "the service account default/default", func(ctx context.Context) error {
-		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
-		return err
+// forgetServiceAccount deletes a service account that nothing uses, so that untilControllersWork sees it come back. There is
+// none in a new cluster.
+func forgetServiceAccount(ctx context.Context, client kubernetes.Interface) error {
+	err := client.CoreV1().ServiceAccounts(metav1.NamespacePublic).Delete(ctx, "default", metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// untilControllersWork waits for the service accounts that the controller manager makes in each namespace: pods and token
+// requests depend on them.
+func untilControllersWork(ctx context.Context, client kubernetes.Interface, ended <-chan error) error {
+	return poll(ctx, ended, "the service accounts of the namespaces", func(ctx context.Context) error {
+		for _, namespace := range []string{metav1.NamespacePublic, metav1.NamespaceDefault} {
+			if _, err := client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

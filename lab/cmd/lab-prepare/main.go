@@ -5,17 +5,21 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/ccgrkc/ccgrkc/lab/env/ad"
+	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 	"github.com/ccgrkc/ccgrkc/lab/env/wine"
 )
 
 func main() {
+	demo := flag.Bool("demo", false, "only what the demo needs")
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if _, err := wine.Template(ctx, os.Stderr); err != nil {
@@ -26,8 +30,16 @@ func main() {
 			fail(err)
 		}
 	}
-	for _, tool := range tools.All {
-		if _, err := tools.Path(ctx, tool, os.Stderr); err != nil {
+	needed := tools.All
+	if *demo {
+		needed = []tools.Tool{tools.Helm4, tools.Kubectl, tools.ControlPlane}
+	}
+	for _, tool := range needed {
+		program, err := tools.Path(ctx, tool, os.Stderr)
+		if err == nil && tool == tools.ControlPlane {
+			_, err = controlplane.Snapshot(ctx, program, os.Stderr)
+		}
+		if err != nil {
 			fail(err)
 		}
 	}

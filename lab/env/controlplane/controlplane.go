@@ -9,14 +9,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+	"github.com/ccgrkc/ccgrkc/lab/internal/cache"
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -45,7 +48,7 @@ func Start(ctx context.Context, dir string) (*ControlPlane, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := prepare(ctx, dir, program); err != nil {
 		return nil, err
 	}
 	cp := &ControlPlane{dir: dir, program: program}
@@ -67,7 +70,58 @@ func Start(ctx context.Context, dir string) (*ControlPlane, error) {
 	return cp, nil
 }
 
-// Client returns a client of a cluster administrator. It remains valid after a Restart.
+// prepare makes dir, unless there is state in it, a copy of the state of a control plane that has started once: its
+// authorities, keys and etcd's data, in which all objects of a new cluster are. What depends on the address or expires soon is
+// made at each start.
+func prepare(ctx context.Context, dir, program string) error {
+	snapshot, err := Snapshot(ctx, program, os.Stderr)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	unfinished := dir + ".unfinished"
+	defer os.RemoveAll(unfinished)
+	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", snapshot, unfinished).CombinedOutput(); err != nil {
+		return fmt.Errorf("copying the control plane's snapshot: %w\n%s", err, out)
+	}
+	// It fails if there is state.
+	if err := os.Rename(unfinished, dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// Snapshot returns the directory that the state of control planes is copied from. It is made once for each program.
+func Snapshot(ctx context.Context, program string, progress io.Writer) (string, error) {
+	return cache.Get(ctx, "snapshot-of-"+filepath.Base(program), progress, func(path string) error {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return err
+		}
+		cp := &ControlPlane{dir: path, program: program}
+		if err := cp.start(ctx, "127.0.0.1:0"); err != nil {
+			return err
+		}
+		cp.Stop()
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			switch name := e.Name(); {
+			case name == "etcd", strings.HasPrefix(name, "ca."), strings.HasPrefix(name, "front-proxy-ca."), strings.HasPrefix(name, "service-account."):
+			default:
+				if err := os.RemoveAll(filepath.Join(path, name)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Client is a client with all rights. It stays good over a Restart.
 func (cp *ControlPlane) Client() kubernetes.Interface { return cp.client }
 
 // LogFile is the log of the components.
