@@ -116,24 +116,37 @@ lint: build check
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" go tool -modfile=../tools.mod golangci-lint run ./...
 
+.PHONY: lab-programs
+lab-programs: deps
+	$(Q)cd lab && CGO_ENABLED=0 go build $(LABGO) -o ../dist/lab/ ./cmd/lab-prepare ./cmd/lab-test ./cmd/demo
+
 .PHONY: prepare
-prepare: deps
+prepare: lab-programs
 	@echo "lab    control plane and Wine prefix (the first time some minutes)"
-	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/lab-prepare
+	$(Q)cd lab && ../dist/lab/lab-prepare
+
+# The linters and the packages' tests run beside the lab's suites, which mostly wait. -o build: what is tested stays as it is.
+BESIDE = \
+	-beside "lint=$(MAKE) --no-print-directory -C .. -o build lint" \
+	-beside "packages=cd .. && CCGRKC_LAB=1 go test -count=1 -timeout 10m ./... && go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint" \
+	-beside "release=cd ../release && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./..."
 
 .PHONY: test
-test: deps faultpoints images lint ## everything, the lab included; fails where the lab cannot start
-	@echo "test   packages"
-	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
-	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
-	$(Q)cd release && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./...
-	$(Q)$(MAKE) --no-print-directory prepare
-	@echo "test   lab"
-	$(Q)cd lab && CCGRKC_LAB=1 CGO_ENABLED=0 go test $(LABGO) -count=1 -p 1 -parallel 4 -timeout 40m ./...
+test: faultpoints images lab-programs ## everything, the lab included; T=TestName, S=webhook: one test, one suite
+	$(Q)cd lab && ../dist/lab/lab-test $(if $(V),-v) -first ../dist/lab/lab-prepare $(if $(T)$(S),-run '$(if $(T),^$(T)$$)' -suite '$(S)',$(BESIDE))
+
+.PHONY: soak
+soak: faultpoints images lab-programs ## repetition that hunts rare faults, for hours: thousands of kills, rotations and restarts
+	$(Q)CCGRKC_SOAK=1 go test -count=1 -timeout 0 $$(git grep -lF soak. -- 'cmd/*_test.go' 'internal/*_test.go' | xargs dirname | sort -u | sed 's|^|./|')
+	$(Q)cd lab && ../dist/lab/lab-test $(if $(V),-v) -first ../dist/lab/lab-prepare -soak
+
+.PHONY: clean-cache
+clean-cache: ## remove what the lab keeps for the next time, in ~/.cache/ccgrkc
+	$(Q)rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/ccgrkc"
 
 .PHONY: demo
-demo: images prepare ## the three charts installed, used, upgraded and uninstalled on a cluster on this machine
-	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/demo
+demo: images lab-programs ## the three charts installed, used, upgraded and uninstalled on a cluster on this machine
+	$(Q)cd lab && ../dist/lab/lab-prepare -demo && ../dist/lab/demo
 
 .PHONY: install
 install: build ## install gmsactl, also as kubectl-gmsa, into PREFIX/bin (/usr/local)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/lab/env/controlplane"
 	"github.com/ccgrkc/ccgrkc/lab/env/wine"
+	"github.com/ccgrkc/ccgrkc/lab/internal/alone"
 )
 
 // Require skips the test unless CCGRKC_LAB is set. If it is set, a lab that cannot start fails the test.
@@ -39,7 +40,16 @@ func Eventually(t testing.TB, timeout time.Duration, what string, holds func() b
 	}
 }
 
-// ControlPlane starts a control plane for this test.
+// Alone is for a test that needs the whole machine, such as one with a limit on latency under load. It must not be parallel.
+func Alone(t testing.TB) {
+	t.Helper()
+	Require(t)
+	if os.Getenv(alone.Beside) != "" {
+		t.Skip(alone.Later)
+	}
+}
+
+// ControlPlane starts a control plane for this test, and stops it when the test ends.
 func ControlPlane(t testing.TB) *controlplane.ControlPlane {
 	t.Helper()
 	Require(t)

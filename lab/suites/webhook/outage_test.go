@@ -12,11 +12,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
 // Loss of one replica, the API server, all replicas and the webhook configurations, in this order.
 func TestOutages(t *testing.T) {
-	// Not parallel: 50 creations per second need the whole machine.
+	labtest.Alone(t) // others would take from the machine what 50 creations a second need
 	l := own(t)
 	ctx := t.Context()
 	l.install()

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// job is a suite, which is the tests of one package of the lab, or another command.
+type job struct {
+	name    string
+	command string // of the shell; "" for a suite
+	// parallel is the number of tests that a suite runs at the same time.
+	parallel int
+}
+
+// known are the suites that take longest, in the order in which they start. Tests that mostly wait for a timeout have many
+// neighbours, tests with a limit on latency have few.
+var known = []job{
+	{name: "suites/lifecycle", parallel: 4},
+	{name: "suites/e2e", parallel: 2},
+	{name: "suites/webhook", parallel: 2},
+	{name: "suites/charts", parallel: 1},
+	{name: "env/kubelet", parallel: 1},
+	{name: "suites/gmsactl", parallel: 1},
+}
+
+var testFunction = regexp.MustCompile(`(?m)^func (Test[A-Z]\w*)\(t \*testing\.T\)`)
+
+// findSuites returns the lab's suites that have such a name and a test that matches. It works in the lab's directory. With
+// test it also returns the other modules' packages that have such a test. With repeat it returns only those that use package
+// soak.
+func findSuites(suite, test string, repeat bool) ([]*job, error) {
+	matches, err := regexp.Compile(test)
+	if err != nil {
+		return nil, err
+	}
+	top := "."
+	if test != "" && suite == "" {
+		top = ".."
+	}
+	packages := map[string]bool{}
+	err = filepath.WalkDir(top, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if repeat && !bytes.Contains(content, []byte("soak.")) {
+			return err
+		}
+		for _, f := range testFunction.FindAllSubmatch(content, -1) {
+			if matches.Match(f[1]) {
+				packages[filepath.Dir(path)] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var jobs []*job
+	for dir := range packages {
+		name, inLab := dir, top == "."
+		if !inLab {
+			name, inLab = strings.CutPrefix(strings.TrimPrefix(dir, "../"), "lab/")
+		}
+		switch {
+		case !inLab:
+			jobs = append(jobs, &job{name: name, command: fmt.Sprintf("cd %q && go test -count=1 -run %q .", dir, test)})
+		case suite == "" || name == suite || strings.HasSuffix(name, "/"+suite):
+			j := job{name: name, parallel: 1}
+			if i := rank(name); i < len(known) {
+				j = known[i]
+			}
+			jobs = append(jobs, &j)
+		}
+	}
+	if len(jobs) == 0 {
+		return nil, fmt.Errorf("no suite %q has a test that matches %q", suite, test)
+	}
+	slices.SortFunc(jobs, func(a, b *job) int {
+		return cmp.Or(cmp.Compare(rank(a.name), rank(b.name)), cmp.Compare(a.name, b.name))
+	})
+	return jobs, nil
+}
+
+func rank(name string) int {
+	i := slices.IndexFunc(known, func(j job) bool { return j.name == name })
+	if i < 0 {
+		return len(known)
+	}
+	return i
+}
