@@ -28,7 +28,7 @@ func (c *Cluster) Shell(ctx context.Context, script string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	for name, target := range map[string]string{
-		filepath.Join(desk, "charts"):      Chart(""),
+		filepath.Join(workDir, "charts"):   Chart(""),
 		filepath.Join(programs, "helm"):    helm,
 		filepath.Join(programs, "kubectl"): kubectl,
 		filepath.Join(programs, "gmsactl"): filepath.Join(winnode.Dist(), "gmsactl"),

@@ -42,7 +42,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 	loads := make(chan result, 2)
 	const goesOn = `C:\lab\load-goes-on`
-	must(t, os.WriteFile(s.Node.Path(goesOn), nil, 0o600))
+	labtest.Must(t, os.WriteFile(s.Node.Path(goesOn), nil, 0o600))
 	go func() { // objects that live through the upgrade
 		out, err := s.CCG(ctx, "--input", webInput, "--calls", "1000000", "--parallel", "4", "--while", goesOn)
 		loads <- result{out, err}
@@ -74,7 +74,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	time.Sleep(time.Duration(soak.N(200)) * time.Second)
-	must(t, os.Remove(s.Node.Path(goesOn)))
+	labtest.Must(t, os.Remove(s.Node.Path(goesOn)))
 	for range 2 {
 		if r := <-loads; r.err != nil {
 			t.Errorf("calls failed: %v\n%s", r.err, r.out)
