@@ -18,8 +18,8 @@ func startEtcd(ended chan<- error) error {
 	config.LogLevel = "error"
 	// A crash of the machine can lose data of the lab; a crash of the process cannot.
 	config.UnsafeNoFsync = true
-	// Milliseconds. A single member has no others to wait for in an election.
-	config.TickMs, config.ElectionMs = 10, 100
+	// A lone member need not wait for others before it elects itself. Milliseconds.
+	config.TickMs, config.ElectionMs = 50, 500
 	client, peer := url.URL{Scheme: "unix", Host: "etcd.sock"}, url.URL{Scheme: "unix", Host: "etcd-peer.sock"}
 	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}

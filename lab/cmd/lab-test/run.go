@@ -32,6 +32,8 @@ type runner struct {
 
 	bin string // directory of the test programs
 
+	commands sync.Mutex
+
 	mu      sync.Mutex
 	running map[string]time.Time // since when
 	alone   map[*job][]string    // tests that are left for the end
@@ -56,12 +58,11 @@ func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error)
 	defer close(done)
 	go r.progress(done)
 
-	// Most tests wait most of the time, so that four for each core keep it busy.
-	slots, freed := 4*runtime.NumCPU(), sync.NewCond(&r.mu)
+	// Most tests wait most of the time, so that three for each core keep it busy.
+	slots, freed := 3*runtime.NumCPU(), sync.NewCond(&r.mu)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, j := range jobs {
-		need := max(1, j.parallel)
 		if j.command == "" && first != "" {
 			prepare := exec.CommandContext(ctx, "sh", "-c", first)
 			prepare.Stdout, prepare.Stderr = os.Stdout, os.Stderr
@@ -73,15 +74,15 @@ func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error)
 		// One build at a time: the linker uses all cores.
 		buildErr := r.build(ctx, j)
 		r.mu.Lock()
-		for slots < need {
+		for slots < j.parallel {
 			freed.Wait()
 		}
-		slots -= need
+		slots -= j.parallel
 		r.mu.Unlock()
 		wg.Go(func() {
 			r.runJob(ctx, j, buildErr, nil)
 			r.mu.Lock()
-			slots += need
+			slots += j.parallel
 			r.mu.Unlock()
 			freed.Broadcast()
 		})
@@ -114,6 +115,10 @@ func (r *runner) build(ctx context.Context, j *job) error {
 
 // runJob runs a job to its end and prints its result. With only, it runs these tests of a suite, which are to be alone.
 func (r *runner) runJob(ctx context.Context, j *job, err error, only []string) {
+	if j.command != "" { // one at a time, as each uses all cores
+		r.commands.Lock()
+		defer r.commands.Unlock()
+	}
 	began := time.Now()
 	name := j.name
 	if only != nil {

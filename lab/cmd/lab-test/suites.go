@@ -20,8 +20,8 @@ type job struct {
 	parallel int
 }
 
-// known are the suites that take longest, in the order in which they start. Tests that mostly wait for a timeout have many
-// neighbours, tests with a limit on latency have few.
+// known are the suites that take longest, in the order in which they start. With more tests at the same time, calls fail
+// because a program waits for the processor.
 var known = []job{
 	{name: "suites/lifecycle", parallel: 4},
 	{name: "suites/e2e", parallel: 2},
