@@ -6,9 +6,6 @@ REGISTRY ?=
 PREFIX   ?= /usr/local
 
 Q      := $(if $(V),,@)
-# Tools have a module file of their own, so that none raises the version of a library that a program links.
-TOOL   := go tool -modfile=tools.mod
-
 LDFLAGS := -s -w -X github.com/ccgrkc/ccgrkc/internal/version.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 WINDOWS := GOOS=windows GOARCH=amd64
@@ -63,10 +60,10 @@ faultpoints: build
 	$(Q)$(WINDOWS) $(BUILD) -tags faultpoints -o dist/faultpoints/ ./cmd/ccg-plugin-installer ./cmd/gmsa-account-provider
 	$(Q)$(BUILD) -tags faultpoints -o dist/faultpoints/ ./cmd/gmsa-account-provider
 
-# What needs only Go. The Go build cache and golangci-lint's cache make a second run fast.
+# What needs only Go. The caches of Go and staticcheck make a second run fast.
 .PHONY: check
 check: ## gofmt, vet, linters, charts, documentation and unit tests; needs only Go
-	@begin=$$(date +%s); $(MAKE) --no-print-directory format vet golangci actionlint charts-lint unit && \
+	@begin=$$(date +%s); $(MAKE) --no-print-directory format vet staticcheck actionlint charts-lint unit && \
 		echo "check  passed in $$(($$(date +%s) - begin)) s"
 
 .PHONY: format
@@ -84,17 +81,22 @@ vet:
 	$(Q)cd release && CGO_ENABLED=0 go vet ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet -trimpath ./cmd/ccg ./cmd/app
 
-.PHONY: golangci
-golangci:
-	@echo "check  golangci-lint"
-	$(Q)CGO_ENABLED=0 $(TOOL) golangci-lint run --build-tags faultpoints ./...
-	$(Q)$(WINDOWS) CGO_ENABLED=0 $(TOOL) golangci-lint run --build-tags faultpoints ./...
-	$(Q)cd release && CGO_ENABLED=0 go tool -modfile=../tools.mod golangci-lint run ./...
+# The tools run on this system, also where they analyze the code for another one.
+.PHONY: tools
+tools:
+	$(Q)go build -modfile=tools.mod -o dist/tools/ tool
+
+.PHONY: staticcheck
+staticcheck: tools
+	@echo "check  staticcheck"
+	$(Q)CGO_ENABLED=0 dist/tools/staticcheck -tags faultpoints ./...
+	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck -tags faultpoints $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
+	$(Q)cd release && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
 
 .PHONY: actionlint
-actionlint:
+actionlint: tools
 	@echo "check  actionlint"
-	$(Q)$(TOOL) actionlint -shellcheck= -pyflakes=
+	$(Q)dist/tools/actionlint -shellcheck= -pyflakes=
 
 .PHONY: charts-lint
 charts-lint:
@@ -114,7 +116,7 @@ lint: build check
 	$(Q)shellcheck hack/*.sh .ci/run lab/env/wine/build.sh
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
-	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" go tool -modfile=../tools.mod golangci-lint run ./...
+	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...
 
 .PHONY: lab-programs
 lab-programs: deps
