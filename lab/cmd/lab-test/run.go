@@ -59,7 +59,7 @@ func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error)
 	go r.progress(done)
 
 	// Most tests wait most of the time, so that three for each core keep it busy.
-	slots, freed := 3*runtime.NumCPU(), sync.NewCond(&r.mu)
+	slots, freed := 2*runtime.NumCPU(), sync.NewCond(&r.mu)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, j := range jobs {

@@ -213,13 +213,7 @@ func buildTemplate(ctx context.Context, prefix string) error {
 	if out, err := node.Run(ctx, "regsvr32", "/s", `C:\windows\system32\ccgplugins.dll`); err != nil {
 		return fmt.Errorf("registering the proxy and stub: %w\n%s", err, out)
 	}
-	// What no test needs would start in each session, which takes twice as long then.
-	for _, service := range []string{"PlugPlay", "Spooler", "winebus"} {
-		if out, err := node.Run(ctx, "reg", "add", `HKLM\SYSTEM\CurrentControlSet\Services\`+service, "/v", "Start", "/t", "REG_DWORD", "/d", "4", "/f"); err != nil {
-			return fmt.Errorf("disabling the service %s: %w\n%s", service, err, out)
-		}
-	}
-	// Links into the home of whoever made the template are nobody else's business.
+	// Without links to the home directory of the user who builds the template.
 	return unlinkProfile(node.Path(`C:\users`))
 }
 
@@ -244,8 +238,8 @@ func open(dir string, opts options) (*Node, error) {
 		"WINEDEBUG=" + opts.debug,
 		"WINELOADER=" + wine64,
 		"WINESERVER=" + wineserver,
-		// Not needed. Wine would ask to download the first two, and start the others in each session.
-		"WINEDLLOVERRIDES=mscoree,mshtml,explorer.exe,winemenubuilder.exe=",
+		// Not needed. Without this, Wine prompts to download them.
+		"WINEDLLOVERRIDES=mscoree,mshtml=",
 		"HOME=" + dir,
 		"PATH=/usr/bin:/bin",
 		// Passes file names and arguments to Windows programs as Unicode.
