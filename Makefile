@@ -113,7 +113,7 @@ unit: ## unit tests; needs only Go
 .PHONY: lint
 lint: build check
 	@echo "lint   shellcheck, the DLL, the lab"
-	$(Q)shellcheck hack/*.sh .ci/run lab/env/wine/build.sh
+	$(Q)shellcheck -x hack/*.sh .ci/run lab/env/wine/build.sh
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...

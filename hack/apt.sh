@@ -32,7 +32,7 @@ least() { # package: the least version of it that will do, if that matters
 	case $1 in samba-*) echo "$samba_version" ;; esac
 }
 
-missing= missing_samba= reasons=
+missing='' missing_samba='' reasons=''
 while read -r package reason; do
 	installed "$package" "$(least "$package")" && continue
 	case $package in
@@ -75,7 +75,7 @@ if [ -n "$missing_samba" ] && [ "$(id -u)" -eq 0 ] && [ -z "$(apt-cache madison 
 	echo "Running apt-get update, because samba-ad-dc is not in apt's lists"
 	apt-get update -qq
 fi
-add= text=
+add='' text=''
 if [ -n "$missing_samba" ] && ! offered; then
 	text=$(backports) || text=
 	case $text in

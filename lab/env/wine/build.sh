@@ -14,11 +14,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 cc=x86_64-w64-mingw32-gcc
+compile() { "$cc" -O2 -s -Wall -Wextra -Werror "$@"; }
 widl=x86_64-w64-mingw32-widl
-flags="-O2 -s -Wall -Wextra -Werror"
 
-$cc $flags -shared -o "$out/bcryptprimitives.dll" "$src/bcryptprimitives.c" -ladvapi32
-$cc $flags -municode -o "$out/dllhost.exe" "$src/surrogate.c" -lole32 -luuid -ladvapi32
+compile -shared -o "$out/bcryptprimitives.dll" "$src/bcryptprimitives.c" -ladvapi32
+compile -municode -o "$out/dllhost.exe" "$src/surrogate.c" -lole32 -luuid -ladvapi32
 
 cp "$src/ccgplugins.idl" "$src/unknwn.idl" "$work"
 cd "$work"
@@ -43,7 +43,7 @@ awk '
 	END { if (fixed != 3) { print "build.sh: fixed " fixed + 0 " parameters of widl, want 3" > "/dev/stderr"; exit 1 } }
 ' ccgplugins_p.c >fixed_p.c
 
-$cc -O2 -s -shared -o "$out/ccgplugins.dll" -I. -include "$src/proxystub.h" \
+"$cc" -O2 -s -shared -o "$out/ccgplugins.dll" -I. -include "$src/proxystub.h" \
 	-DWIN32 -DREGISTER_PROXY_DLL -DENTRY_PREFIX= \
 	'-DPROXY_CLSID_IS={0xA6FF50C0,0x56C0,0x71CA,{0x57,0x32,0xBE,0xD3,0x03,0xA5,0x96,0x28}}' \
 	fixed_p.c ccgplugins_i.c dlldata.c "$src/proxystub.def" -lrpcrt4 -lole32 -loleaut32
