@@ -204,8 +204,8 @@ func TestSecureDirAndCheckTrustedRejectALink(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(target, "below"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	wantUntrusted(t, SecureDir(below, DirPluginReadable), below, "really at")
-	wantUntrusted(t, CheckTrusted(below), below, "really at")
+	wantUntrusted(t, SecureDir(below, DirPluginReadable), below, "its real path is")
+	wantUntrusted(t, CheckTrusted(below), below, "its real path is")
 }
 
 // makeJunction makes a mount point, which needs no privilege and is therefore what an attacker uses. [MS-FSCC] 2.1.2.5

@@ -107,9 +107,9 @@ func TestAccountCreateRejectsWrongInput(t *testing.T) {
 		says []string
 	}{
 		{"NS/web --username READER --password-file wrong", wrong,
-			[]string{"password is wrong", "Write the account's present password"}},
+			[]string{"password is wrong", "Use the account's current password"}},
 		{"NS/web --username nobody --password-file pw", wrong, []string{"no account of this name"}},
-		{"NS/web --username READER --password-file pw --gmsa UNREADABLE", wrong, []string{"may not read"}},
+		{"NS/web --username READER --password-file pw --gmsa UNREADABLE", wrong, []string{"not allowed to read"}},
 		{"NS/web --username READER --password-file pw --gmsa nobody", wrong, []string{"gMSA nobody"}},
 		{`NS/web --username CORP\x --password-file pw`, usage, []string{"without DOMAIN"}},
 		{"NS/web --username READER --password-file pw --domain CORP", usage, []string{"looks like a NetBIOS name"}},

@@ -139,12 +139,12 @@ func TestCreateReportsErrorsWithRemedies(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"--account NS/stale", wrong, []string{"password is wrong", "Write the account's present password"}},
+		{"--account NS/stale", wrong, []string{"password is wrong", "Use the account's current password"}},
 		{"--account NS/broken", wrong, []string{`key "domainName" looks like a NetBIOS name`}},
 		{"--account NS/missing", wrong, []string{"the Secret " + ns + "/missing-creds does not exist",
 			"gmsactl account create " + ns + "/missing"}},
 		{"--account NS/good --gmsa nobody", wrong, []string{"gMSA nobody", "Get-ADServiceAccount"}},
-		{"--account NS/good --gmsa " + ad.Unreadable, wrong, []string{"may not read", "Set-ADServiceAccount"}},
+		{"--account NS/good --gmsa " + ad.Unreadable, wrong, []string{"not allowed to read", "Set-ADServiceAccount"}},
 		{"--account NS/good --dc 127.0.0.1", unable, []string{"cannot be reached"}},
 		{"--account NS:good-creds", usage, []string{"is a plugin input; specify the release: " + ns + "/good"}},
 		{"--account good", usage, []string{"specify <namespace>/<release>"}},
@@ -364,7 +364,7 @@ func TestCheckOnlineComparesWithTheClusterAndActiveDirectory(t *testing.T) {
 			[]string{"credspec.DomainJoinConfig.NetBiosName", "write " + ad.NetBIOS}},
 		{"no such gMSA", "Name: " + ad.GMSA, "Name: nobody", wrong,
 			[]string{"GroupManagedServiceAccounts[0].Name", "gMSA nobody"}},
-		{"a gMSA that may not be read", "Name: " + ad.GMSA, "Name: " + ad.Unreadable, wrong, []string{"may not read"}},
+		{"a gMSA that may not be read", "Name: " + ad.GMSA, "Name: " + ad.Unreadable, wrong, []string{"not allowed to read"}},
 		{"no release", ":web-creds", ":stale-creds", wrong,
 			[]string{"PluginInput", "no release in namespace " + ns + " provides", "helm install stale ",
 				"password is wrong"}},

@@ -41,7 +41,7 @@ func TestLifecycleOfTheChart(t *testing.T) {
 
 			twin := webhook
 			twin.Name, twin.Namespace = "twin", "twin-system"
-			if out, err := twin.Install(ctx); err == nil || !strings.Contains(out, "is installed already") {
+			if out, err := twin.Install(ctx); err == nil || !strings.Contains(out, "is already installed") {
 				t.Errorf("a second release: %v\n%s", err, out)
 			}
 
