@@ -1,4 +1,4 @@
-# make help lists what there is. V=1 shows the commands.
+# make help lists the targets. V=1 prints the commands.
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME ?= 20s
@@ -9,21 +9,22 @@ Q      := $(if $(V),,@)
 LDFLAGS := -s -w -X github.com/ccgrkc/ccgrkc/internal/version.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 WINDOWS := GOOS=windows GOARCH=amd64
-# As the control plane is built, so that what it shares with the tests is compiled once. See lab/env/tools.
+# The same flags as for the control plane, so that shared packages are compiled once. See lab/env/tools.
 LABGO   := -trimpath -gcflags=all=-dwarf=false
 DLL     := internal/installer/dll/ccg-plugin.dll
 
-# What make release runs on each Windows program; nothing otherwise.
+# Command that signs a Windows program. Only make release signs; by default, the command does nothing.
 SIGN    := :
 IMAGES  := cd release && CGO_ENABLED=0 go run -trimpath .
 TAG     := $(subst +,_,$(VERSION))
-# What the Windows image stands on: scratch needs no network and is the same everywhere; releases take Microsoft's.
+# Base of the Windows image. scratch needs no network and is the same everywhere. make release uses Microsoft's base
+# image.
 BASE    ?= scratch
 CHARTS  := charts/rancher-gmsa-plugin-installer charts/rancher-gmsa-account-provider charts/rancher-gmsa-webhook
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: deps
 deps: ## install the Debian packages that the lab and the DLL need
@@ -53,16 +54,17 @@ build: deps ## build everything into dist/
 charts: ## copy charts/shared into the charts
 	$(Q)hack/charts.sh
 
-# The same programs, which a test can stop at the moments that package faultpoint names. Never released.
+# The same programs, built with fault points, where a test can stop a process: see package faultpoint. They are never
+# released.
 .PHONY: faultpoints
 faultpoints: build
 	@echo "build  dist/faultpoints/"
 	$(Q)$(WINDOWS) $(BUILD) -tags faultpoints -o dist/faultpoints/ ./cmd/ccg-plugin-installer ./cmd/gmsa-account-provider
 	$(Q)$(BUILD) -tags faultpoints -o dist/faultpoints/ ./cmd/gmsa-account-provider
 
-# What needs only Go. The caches of Go and staticcheck make a second run fast.
+# These checks need only Go. The caches of Go and staticcheck make a second run fast.
 .PHONY: check
-check: ## gofmt, vet, linters, charts, documentation and unit tests; needs only Go
+check: ## check format, vet, linters, charts and documentation, and run unit tests; needs only Go
 	@begin=$$(date +%s); $(MAKE) --no-print-directory format vet staticcheck actionlint charts-lint unit && \
 		echo "check  passed in $$(($$(date +%s) - begin)) s"
 
@@ -81,7 +83,7 @@ vet:
 	$(Q)cd release && CGO_ENABLED=0 go vet ./...
 	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 go vet -trimpath ./cmd/ccg ./cmd/app
 
-# The tools run on this system, also where they analyze the code for another one.
+# The tools are built for this system, even if they analyze code for another one.
 .PHONY: tools
 tools:
 	$(Q)go build -modfile=tools.mod -o dist/tools/ tool
@@ -105,11 +107,11 @@ charts-lint:
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" go tool helm.sh/helm/v4/cmd/helm lint --strict --quiet $(CHARTS:%=../%)
 
 .PHONY: unit
-unit: ## unit tests; needs only Go
+unit: ## run unit tests; needs only Go
 	@begin=$$(date +%s); echo "unit   packages"; go test -timeout 5m ./... && (cd release && CGO_ENABLED=0 go test -timeout 5m ./...) && \
 		echo "unit   passed in $$(($$(date +%s) - begin)) s"
 
-# What the checks leave out because it needs a C compiler for Windows, shellcheck, or the lab's dependencies.
+# These checks also need a C compiler for Windows, shellcheck, or the lab's dependencies.
 .PHONY: lint
 lint: build check
 	@echo "lint   shellcheck, the DLL, the lab"
@@ -124,30 +126,31 @@ lab-programs: deps
 
 .PHONY: prepare
 prepare: lab-programs
-	@echo "lab    control plane and Wine prefix (the first time some minutes)"
+	@echo "lab    control plane and Wine prefix (the first run takes some minutes)"
 	$(Q)cd lab && ../dist/lab/lab-prepare
 
-# The linters and the packages' tests run beside the lab's suites, which mostly wait. -o build: what is tested stays as it is.
+# The linters and unit tests run in parallel with the lab's suites, which use little CPU. With -o build, make lint does
+# not rebuild the programs that the suites test.
 BESIDE = \
 	-beside "lint=$(MAKE) --no-print-directory -C .. -o build lint" \
 	-beside "packages=cd .. && CCGRKC_LAB=1 go test -count=1 -timeout 10m ./... && go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint" \
 	-beside "release=cd ../release && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./..."
 
 .PHONY: test
-test: faultpoints images lab-programs ## everything, the lab included; T=TestName, S=webhook: one test, one suite
+test: faultpoints images lab-programs ## run all tests, including the lab; T=TestName runs one test, S=webhook one suite
 	$(Q)cd lab && ../dist/lab/lab-test $(if $(V),-v) -first ../dist/lab/lab-prepare $(if $(T)$(S),-run '$(if $(T),^$(T)$$)' -suite '$(S)',$(BESIDE))
 
 .PHONY: soak
-soak: faultpoints images lab-programs ## repetition that hunts rare faults, for hours: thousands of kills, rotations and restarts
+soak: faultpoints images lab-programs ## repeat tests for hours to find rare faults: thousands of kills, rotations and restarts
 	$(Q)CCGRKC_SOAK=1 go test -count=1 -timeout 0 $$(git grep -lF soak. -- 'cmd/*_test.go' 'internal/*_test.go' | xargs dirname | sort -u | sed 's|^|./|')
 	$(Q)cd lab && ../dist/lab/lab-test $(if $(V),-v) -first ../dist/lab/lab-prepare -soak
 
 .PHONY: clean-cache
-clean-cache: ## remove what the lab keeps for the next time, in ~/.cache/ccgrkc
+clean-cache: ## delete the lab's cache, ~/.cache/ccgrkc
 	$(Q)rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/ccgrkc"
 
 .PHONY: demo
-demo: images lab-programs ## the three charts installed, used, upgraded and uninstalled on a cluster on this machine
+demo: images lab-programs ## install, use, upgrade and uninstall the three charts on a cluster on this machine
 	$(Q)cd lab && ../dist/lab/lab-prepare -demo && ../dist/lab/demo
 
 .PHONY: install
@@ -158,20 +161,20 @@ install: build ## install gmsactl, also as kubectl-gmsa, into PREFIX/bin (/usr/l
 	chmod 755 $(PREFIX)/bin/kubectl_complete-gmsa
 
 .PHONY: lab-up
-lab-up: images prepare ## start a cluster with three Windows nodes in the background, and say how to use it
+lab-up: images prepare ## start a cluster with three Windows nodes in the background, and print how to use it
 	$(Q)cd lab && CGO_ENABLED=0 go build $(LABGO) -o ../dist/lab/lab ./cmd/lab
 	$(Q)cd lab && ../dist/lab/lab up
 
 .PHONY: lab-down
-lab-down: ## end that cluster
+lab-down: ## stop the cluster that make lab-up started
 	$(Q)dist/lab/lab down
 
 .PHONY: bench
-bench: images prepare ## latency, memory and size, as ratios measured in one run
+bench: images prepare ## measure latency, memory and size, next to a baseline from the same run
 	$(Q)cd lab && CGO_ENABLED=0 go run $(LABGO) ./cmd/bench
 
 .PHONY: images
-images: build ## container images for Windows and Linux, as an OCI layout in dist/image
+images: build ## build the container images for Windows and Linux, as an OCI layout in dist/image
 	@echo "build  dist/linux-amd64/, dist/linux-arm64/"
 	$(Q)GOOS=linux GOARCH=amd64 $(BUILD) -o dist/linux-amd64/uninstall-hook ./cmd/uninstall-hook
 	$(Q)GOOS=linux GOARCH=arm64 $(BUILD) -o dist/linux-arm64/uninstall-hook ./cmd/uninstall-hook
@@ -182,17 +185,17 @@ images: build ## container images for Windows and Linux, as an OCI layout in dis
 	@echo "image  dist/image"
 	$(Q)$(IMAGES) build --version $(VERSION) --base $(BASE) --revision "$$(git rev-parse HEAD 2>/dev/null)"
 
-# Pushes what was made last, and makes nothing: what was signed stays as it is.
+# Pushes the existing dist/image. It does not rebuild, because a rebuild would replace the signed programs.
 .PHONY: push
 push: ## push dist/image to REGISTRY=host[:port] as ccgrkc/ccgrkc:VERSION
-	$(Q)[ -n "$(REGISTRY)" ] || { echo "say where to: make push REGISTRY=host[:port]" >&2; exit 1; }
+	$(Q)[ -n "$(REGISTRY)" ] || { echo "specify the registry: make push REGISTRY=host[:port]" >&2; exit 1; }
 	$(Q)$(IMAGES) push --to $(REGISTRY)/ccgrkc/ccgrkc:$(TAG)
 
 .PHONY: release
-release: ## make images with signed Windows programs, and checksums: SIGN_CERT=cert.pem SIGN_KEY=key.pem
-	$(Q)[ -r "$(SIGN_CERT)" ] && [ -r "$(SIGN_KEY)" ] || { echo "a release is signed: make release SIGN_CERT=cert.pem SIGN_KEY=key.pem (more in docs/images.md)" >&2; exit 1; }
+release: ## build images with signed Windows programs, and checksums: SIGN_CERT=cert.pem SIGN_KEY=key.pem
+	$(Q)[ -r "$(SIGN_CERT)" ] && [ -r "$(SIGN_KEY)" ] || { echo "a release must be signed: make release SIGN_CERT=cert.pem SIGN_KEY=key.pem (see docs/images.md)" >&2; exit 1; }
 	$(Q)for chart in $(CHARTS); do grep -qx 'appVersion: $(VERSION)' $$chart/Chart.yaml || \
-		{ echo "$$chart wants another image than $(VERSION): set appVersion in its Chart.yaml, or VERSION=" >&2; exit 1; }; done
+		{ echo "appVersion of $$chart is not $(VERSION): set appVersion in its Chart.yaml, or set VERSION" >&2; exit 1; }; done
 	$(Q)$(MAKE) --no-print-directory images SIGN=hack/sign.sh BASE=$(if $(filter file,$(origin BASE)),mcr.microsoft.com/oss/kubernetes/windows-host-process-containers-base-image:v1.0.0,$(BASE))
 	@echo "build  dist/gmsactl-*"
 	$(Q)rm -f dist/gmsactl-* && for platform in linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64; do \
@@ -203,7 +206,7 @@ release: ## make images with signed Windows programs, and checksums: SIGN_CERT=c
 	@echo "sums   dist/SHA256SUMS"
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME (20s)
+fuzz: ## run every fuzz target for FUZZTIME (20s)
 	$(Q)git ls-files '*_test.go' | xargs grep -H '^func Fuzz' | sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | \
 		while read -r package target; do \
 			echo "fuzz   $$package $$target"; \
@@ -211,5 +214,5 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 		done
 
 .PHONY: clean
-clean: ## remove what was built; the lab's cache stays, in ~/.cache/ccgrkc
+clean: ## delete build output; keeps the lab's cache, ~/.cache/ccgrkc
 	$(Q)rm -rf dist $(DLL)

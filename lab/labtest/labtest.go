@@ -1,5 +1,5 @@
-// Package labtest provides the lab to tests: set-up with clean-up, and shared helpers. Packages controlplane and wine
-// implement the lab.
+// Package labtest contains helpers for tests that use the lab. They start parts of the lab and stop them when the test
+// ends. Packages controlplane and wine implement these parts.
 package labtest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/alone"
 )
 
-// Require skips the test unless CCGRKC_LAB is set. If it is set, a lab that cannot start fails the test.
+// Require skips the test unless CCGRKC_LAB is set. If it is set and the lab cannot start, the test fails.
 func Require(t testing.TB) {
 	t.Helper()
 	if os.Getenv("CCGRKC_LAB") == "" {
@@ -30,7 +30,8 @@ func Must(t testing.TB, err error) {
 	}
 }
 
-// Eventually waits until holds returns true. After the timeout it fails the test; what completes "waiting until".
+// Eventually waits until holds returns true. After the timeout it fails the test with the message "waiting until" and
+// what.
 func Eventually(t testing.TB, timeout time.Duration, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(timeout); !holds(); time.Sleep(50 * time.Millisecond) {
@@ -40,7 +41,8 @@ func Eventually(t testing.TB, timeout time.Duration, what string, holds func() b
 	}
 }
 
-// Alone is for a test that needs the whole machine, such as one with a limit on latency under load. It must not be parallel.
+// Alone makes lab-test run the calling test after all others. Use it for a test that needs the whole machine, such as a
+// test of latency under load. The test must not call t.Parallel.
 func Alone(t testing.TB) {
 	t.Helper()
 	Require(t)

@@ -25,18 +25,18 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
 )
 
-// runner runs jobs and prints what becomes of them.
+// runner runs jobs and prints their results.
 type runner struct {
 	test          string
 	verbose, soak bool
 
-	bin string // directory of the test programs
+	bin string // directory of the compiled test programs
 
-	commands sync.Mutex
+	commands sync.Mutex // held while a job that is not a suite runs
 
 	mu      sync.Mutex
-	running map[string]time.Time // since when
-	alone   map[*job][]string    // tests that are left for the end
+	running map[string]time.Time // start times
+	alone   map[*job][]string    // tests that run after all others
 	results []result
 }
 
@@ -47,7 +47,8 @@ type result struct {
 	err       error
 }
 
-// run runs the first command, and then all jobs, even if one fails. Jobs that are no suites do not wait for the first command.
+// run runs the first command and all jobs, even if a job fails. A suite starts only after the first command has exited.
+// The other jobs come first in the list and do not wait for that command.
 func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error) {
 	if r.bin, err = os.MkdirTemp("", "lab-test-"); err != nil {
 		return err
@@ -58,7 +59,7 @@ func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error)
 	defer close(done)
 	go r.progress(done)
 
-	// Most tests wait most of the time, so that three for each core keep it busy.
+	// A slot is one concurrent test. Two for each core keep the cores busy, because most tests mostly wait.
 	slots, freed := 2*runtime.NumCPU(), sync.NewCond(&r.mu)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -100,7 +101,8 @@ func (r *runner) program(j *job) string {
 	return filepath.Join(r.bin, strings.ReplaceAll(j.name, "/", "-"))
 }
 
-// build builds a suite's test program with the flags that the control plane is built with: see tools.Path.
+// build compiles a suite's test program. The flags are those of the control plane, so that shared packages are compiled
+// once: see buildFlags in package tools.
 func (r *runner) build(ctx context.Context, j *job) error {
 	if j.command != "" {
 		return nil
@@ -113,9 +115,10 @@ func (r *runner) build(ctx context.Context, j *job) error {
 	return nil
 }
 
-// runJob runs a job to its end and prints its result. With only, it runs these tests of a suite, which are to be alone.
+// runJob runs a job, waits until it exits, and prints its result. If err is set, the job's build failed, and the job
+// does not run. If only is set, runJob runs only these tests of the suite.
 func (r *runner) runJob(ctx context.Context, j *job, err error, only []string) {
-	if j.command != "" { // one at a time, as each uses all cores
+	if j.command != "" { // one at a time, because each command uses all cores
 		r.commands.Lock()
 		defer r.commands.Unlock()
 	}
@@ -167,7 +170,8 @@ func (r *runner) suite(j *job, only []string) *exec.Cmd {
 	return cmd
 }
 
-// start runs a process, which ends with this one, and returns the output that explains a failure.
+// start runs a process and returns its output. For a suite, it returns only the output of failed tests. The process is
+// killed if this process exits.
 func (r *runner) start(ctx context.Context, cmd *exec.Cmd, j *job) (output []byte, cpu time.Duration, _ error) {
 	out, in, err := os.Pipe()
 	if err != nil {
@@ -184,7 +188,7 @@ func (r *runner) start(ctx context.Context, cmd *exec.Cmd, j *job) (output []byt
 	defer stop()
 	go func() {
 		<-process.Done
-		// A program of Wine may have inherited the other end.
+		// A Wine process can still hold the write end of the pipe.
 		_ = out.SetReadDeadline(time.Now().Add(5 * time.Second))
 	}()
 	if j.command != "" {
@@ -200,11 +204,12 @@ func (r *runner) start(ctx context.Context, cmd *exec.Cmd, j *job) (output []byt
 	return output, state.UserTime() + state.SystemTime(), cmp.Or(context.Cause(ctx), process.Err, err)
 }
 
-// events reads what a test program writes. It returns the output of the failed tests, and notes the tests that are to be
-// alone. Any other test that was skipped is an error: nothing that the lab can test goes untested.
+// events reads the output of a test program. It returns the output of the failed tests, and adds the tests that call
+// labtest.Alone to r.alone. Any other skipped test is an error, because the lab provides everything that the tests
+// need.
 func (r *runner) events(out io.Reader, j *job) ([]byte, error) {
 	convert := exec.Command("go", "tool", "test2json", "-t")
-	convert.Stdin = struct{ io.Reader }{out} // not the file itself, which has a deadline
+	convert.Stdin = struct{ io.Reader }{out} // hides the *os.File: otherwise the deadline would not apply
 	converted, err := convert.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -222,7 +227,7 @@ func (r *runner) events(out io.Reader, j *job) ([]byte, error) {
 			Elapsed              float64
 		}
 		if err := events.Decode(&e); err != nil {
-			break // the end, whose error is that of the process
+			break // the end of the output; process.Err reports a failure
 		}
 		text := outputs[e.Test]
 		if text == nil {
@@ -248,7 +253,7 @@ func (r *runner) events(out io.Reader, j *job) ([]byte, error) {
 		}
 		delete(outputs, e.Test)
 	}
-	// What is left is of the program itself, and of the tests that a panic or the timeout ended.
+	// The remaining output is from the program itself, and from tests that a panic or the timeout interrupted.
 	for _, name := range slices.Sorted(maps.Keys(outputs)) {
 		failed.Write(outputs[name].Bytes())
 	}
@@ -269,7 +274,8 @@ func (r result) String() string {
 	return fmt.Sprintf("%s %-24s %4.0f s, %4.0f s of CPU", verdict, r.name, r.took.Seconds(), r.cpu.Seconds())
 }
 
-// progress says what runs: every second on a terminal, in one line, else every minute.
+// progress prints the running jobs. On a terminal, it updates one line every second. Otherwise it prints a line every
+// minute.
 func (r *runner) progress(done <-chan struct{}) {
 	info, err := os.Stderr.Stat()
 	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -297,7 +303,7 @@ func (r *runner) progress(done <-chan struct{}) {
 	}
 }
 
-// summary prints all results in one table and the failures once more.
+// summary prints the output of the failed jobs again, and a table of all results.
 func (r *runner) summary(took time.Duration) error {
 	var failed []string
 	for _, result := range r.results {

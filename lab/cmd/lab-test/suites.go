@@ -12,16 +12,16 @@ import (
 	"strings"
 )
 
-// job is a suite, which is the tests of one package of the lab, or another command.
+// job is a suite or another command. A suite consists of the tests of one package of the lab.
 type job struct {
 	name    string
-	command string // of the shell; "" for a suite
-	// parallel is the number of tests that a suite runs at the same time.
+	command string // shell command; empty for a suite
+	// parallel is the maximum number of concurrent tests of a suite.
 	parallel int
 }
 
-// known are the suites that take longest, in the order in which they start. With more tests at the same time, calls fail
-// because a program waits for the processor.
+// known lists the suites that take longest, in the order in which they start. More concurrent tests would overload the
+// CPU, and calls would time out.
 var known = []job{
 	{name: "suites/lifecycle", parallel: 4},
 	{name: "suites/e2e", parallel: 2},
@@ -33,9 +33,10 @@ var known = []job{
 
 var testFunction = regexp.MustCompile(`(?m)^func (Test[A-Z]\w*)\(t \*testing\.T\)`)
 
-// findSuites returns the lab's suites that have such a name and a test that matches. It works in the lab's directory. With
-// test it also returns the other modules' packages that have such a test. With repeat it returns only those that use package
-// soak.
+// findSuites returns the suites that have the name suite, with or without its folder, and a test that matches the
+// regular expression test. An empty string matches everything. The working directory must be the lab's. With test and
+// without suite, findSuites also returns the packages of the other modules that have a matching test. With repeat, it
+// returns only packages that use package soak.
 func findSuites(suite, test string, repeat bool) ([]*job, error) {
 	matches, err := regexp.Compile(test)
 	if err != nil {
@@ -90,6 +91,7 @@ func findSuites(suite, test string, repeat bool) ([]*job, error) {
 	return jobs, nil
 }
 
+// rank is the index of a suite in known, or len(known) if it is not listed.
 func rank(name string) int {
 	i := slices.IndexFunc(known, func(j job) bool { return j.name == name })
 	if i < 0 {

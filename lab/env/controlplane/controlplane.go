@@ -1,5 +1,5 @@
-// Package controlplane runs a real Kubernetes control plane, as one process on loopback, and creates objects for tests
-// in it. It has no nodes and runs no pods.
+// Package controlplane runs a real Kubernetes control plane as one process on loopback, and creates objects in it for
+// tests. The control plane has no nodes and runs no pods.
 package controlplane
 
 import (
@@ -28,8 +28,8 @@ import (
 // ControlPlane is a control plane with a state directory. It can be stopped and restarted.
 type ControlPlane struct {
 	Kubeconfig string // path; cluster-admin
-	Server     string // https://127.0.0.1:<port>, the same after a Restart
-	CA         []byte // PEM; the issuer of the server's certificate
+	Server     string // https://127.0.0.1:<port>; Restart does not change it
+	CA         []byte // PEM; issuer of the API server's certificate
 
 	dir     string
 	program string
@@ -38,7 +38,7 @@ type ControlPlane struct {
 }
 
 // Start builds the control plane if necessary and starts it with the state in dir, which it creates if missing. It
-// returns when the API server is ready and service accounts work. The control plane ends with this process.
+// returns when the API server is ready and service accounts work. The control plane is killed when this process exits.
 func Start(ctx context.Context, dir string) (*ControlPlane, error) {
 	program, err := tools.Path(ctx, tools.ControlPlane, os.Stderr)
 	if err != nil {
@@ -70,9 +70,9 @@ func Start(ctx context.Context, dir string) (*ControlPlane, error) {
 	return cp, nil
 }
 
-// prepare makes dir, unless there is state in it, a copy of the state of a control plane that has started once: its
-// authorities, keys and etcd's data, in which all objects of a new cluster are. What depends on the address or expires soon is
-// made at each start.
+// prepare copies the snapshot into dir, unless dir already contains state. The snapshot is the state of a control plane
+// that has started once: its CAs, its keys, and etcd's data with all objects of a new cluster. Files that depend on the
+// address or expire soon are created at each start.
 func prepare(ctx context.Context, dir, program string) error {
 	snapshot, err := Snapshot(ctx, program, os.Stderr)
 	if err != nil {
@@ -86,14 +86,15 @@ func prepare(ctx context.Context, dir, program string) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", snapshot, unfinished).CombinedOutput(); err != nil {
 		return fmt.Errorf("copying the control plane's snapshot: %w\n%s", err, out)
 	}
-	// It fails if there is state.
+	// The rename fails if dir already contains state.
 	if err := os.Rename(unfinished, dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
 }
 
-// Snapshot returns the directory that the state of control planes is copied from. It is made once for each program.
+// Snapshot returns the directory that prepare copies. It is created once for each control plane program and then
+// cached.
 func Snapshot(ctx context.Context, program string, progress io.Writer) (string, error) {
 	return cache.Get(ctx, "snapshot-of-"+filepath.Base(program), progress, func(path string) error {
 		if err := os.Mkdir(path, 0o700); err != nil {
@@ -121,17 +122,17 @@ func Snapshot(ctx context.Context, program string, progress io.Writer) (string, 
 	})
 }
 
-// Client is a client with all rights. It stays good over a Restart.
+// Client returns a client with cluster-admin permissions. It remains valid after a Restart.
 func (cp *ControlPlane) Client() kubernetes.Interface { return cp.client }
 
-// LogFile is the log of the components.
+// LogFile returns the path of the components' log.
 func (cp *ControlPlane) LogFile() string { return filepath.Join(cp.dir, "control-plane.log") }
 
-// AuditLog is the API server's audit log. Each line is a JSON event. It contains the requests of ServiceAccounts,
-// except those in kube-system.
+// AuditLog returns the path of the API server's audit log. Each line is a JSON event. The log contains the requests of
+// all ServiceAccounts that are not in kube-system.
 func (cp *ControlPlane) AuditLog() string { return filepath.Join(cp.dir, "audit.log") }
 
-// PID is the id of the current or last process.
+// PID returns the process ID of the control plane, even after it has stopped.
 func (cp *ControlPlane) PID() int { return cp.process.PID() }
 
 // Stop stops the process with SIGTERM, and with SIGKILL after 5 s. It resumes a paused process first.
@@ -158,8 +159,8 @@ func (cp *ControlPlane) Pause() error { return cp.process.Signal(syscall.SIGSTOP
 // Resume reverses Pause.
 func (cp *ControlPlane) Resume() error { return cp.process.Signal(syscall.SIGCONT) }
 
-// Restart starts the control plane again with the same address, certificate authority, service account keys and
-// objects. It stops a running one first.
+// Restart stops the control plane if it runs, and starts it again with the same address, CAs, service account keys and
+// objects.
 func (cp *ControlPlane) Restart(ctx context.Context) error {
 	cp.Stop()
 	server, err := url.Parse(cp.Server)
@@ -184,7 +185,7 @@ func (cp *ControlPlane) start(ctx context.Context, listen string) error {
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + cp.dir, "TMPDIR=" + os.TempDir()}
 	process, err := child.Start(cmd, syscall.SIGKILL)
-	stdout.Close() // so that the pipe ends with the process
+	stdout.Close() // so that the read end gets EOF when the process exits
 	if err != nil {
 		return fmt.Errorf("starting the control plane: %w", err)
 	}

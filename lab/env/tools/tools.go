@@ -1,5 +1,5 @@
-// Package tools builds the programs of the lab from the Go modules that their projects publish, and caches them. A
-// change of a program's source, of its dependencies or of the Go version leads to a new build.
+// Package tools builds the lab's programs from the Go modules of their projects, and caches them. If a program's
+// source, its dependencies or the Go version change, the program is built again.
 package tools
 
 import (
@@ -26,7 +26,8 @@ type Tool struct {
 
 func (t Tool) String() string { return t.name }
 
-// The programs. All except ControlPlane and CertManager are unchanged commands of their projects.
+// The lab's programs. ControlPlane and CertManager are commands of the lab. The others are unchanged commands of their
+// projects.
 var (
 	ControlPlane = Tool{"control-plane", labModule + "/cmd/lab-control-plane"}
 	CertManager  = Tool{"cert-manager", labModule + "/cmd/lab-cert-manager"}
@@ -40,11 +41,11 @@ var All = []Tool{ControlPlane, CertManager, Kubectl, Helm3, Helm4}
 
 const labModule = "github.com/ccgrkc/ccgrkc/lab"
 
-// paths are the results of Path in this process, by Tool: to find one anew takes four runs of go.
+// paths caches the results of Path in this process, by Tool, because find runs the go command three times.
 var paths sync.Map
 
-// Path returns the path of a program and builds it if need be. With an empty build cache ControlPlane takes about 6
-// minutes on two cores.
+// Path returns the path of a program. It builds the program if necessary. With an empty build cache, the build of
+// ControlPlane takes about 6 minutes on two cores.
 func Path(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	if path, ok := paths.Load(tool); ok {
 		return path.(string), nil
@@ -93,7 +94,8 @@ func find(ctx context.Context, tool Tool, progress io.Writer) (string, error) {
 	})
 }
 
-// build says how far it is: what remains of the packages is compiled, or is in Go's cache already.
+// build compiles a program and prints its progress as the number of compiled packages. Packages in Go's build cache do
+// not count, so the build can finish before the number reaches the total.
 func build(ctx context.Context, tool Tool, dir string, flags []string, path string, progress io.Writer) error {
 	env := append(os.Environ(), "CGO_ENABLED=0", "GOOS=", "GOARCH=")
 	list := exec.CommandContext(ctx, "go", slices.Concat([]string{"list", "-deps"}, flags, []string{tool.pkg})...)
@@ -113,24 +115,24 @@ func build(ctx context.Context, tool Tool, dir string, flags []string, path stri
 	}
 	total, built, began := bytes.Count(packages, []byte("\n")), 0, time.Now()
 	var last time.Time
-	var said bytes.Buffer
-	for lines := bufio.NewScanner(stderr); lines.Scan(); built++ { // one line a package
-		fmt.Fprintln(&said, lines.Text())
+	var output bytes.Buffer
+	for lines := bufio.NewScanner(stderr); lines.Scan(); built++ { // go build -v prints one line for each package
+		fmt.Fprintln(&output, lines.Text())
 		if time.Since(last) > 5*time.Second {
 			last = time.Now()
 			fmt.Fprintf(progress, "building %s: %d of %d packages compiled (%s)\n", tool.name, built, total, last.Sub(began).Round(time.Second))
 		}
 	}
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("building %s: %w\n%s", tool.name, err, said.Bytes())
+		return fmt.Errorf("building %s: %w\n%s", tool.name, err, output.Bytes())
 	}
 	return nil
 }
 
-// buildFlags are chosen for the time of the build: without DWARF it is a sixth shorter. The Makefile runs the lab's tests
-// with the same -trimpath and -gcflags, so that both share what is compiled.
+// buildFlags returns flags for a short build time: without DWARF, the build takes a sixth less time. lab-test and the
+// Makefile use the same -trimpath and -gcflags for the lab, so that shared packages are compiled once.
 func buildFlags(version string) []string {
-	// Without them, the API server's version is v0.0.0, which a chart's kubeVersion rejects.
+	// Without these variables, the API server's version would be v0.0.0, which the charts' kubeVersion rejects.
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	const variables = "k8s.io/component-base/version."
 	ldflags := []string{"-s", "-w",

@@ -1,9 +1,10 @@
-// Package alone is what lab-test and labtest.Alone agree on.
+// Package alone contains the constants that lab-test and labtest.Alone share.
 package alone
 
 const (
-	// Beside is the environment variable that lab-test sets while several suites run.
+	// Beside is the environment variable that lab-test sets for suites that run in parallel with others.
 	Beside = "CCGRKC_LAB_BESIDE"
-	// Later is the reason of a skipped test that lab-test runs when all others have ended.
+	// Later is the skip reason of a test that calls labtest.Alone. lab-test runs this test after all others have
+	// finished.
 	Later = "runs alone, after all others"
 )

@@ -1,4 +1,4 @@
-// Package cache keeps what is slow to make, a file or a directory, under the user's cache directory.
+// Package cache stores files and directories that take long to create, in the user's cache directory.
 package cache
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Key is a name that changes with any of the parts.
+// Key returns a name for an entry. The name changes if any of the parts changes.
 func Key(parts ...[]byte) string {
 	h := sha256.New()
 	for _, p := range parts {
@@ -28,7 +28,7 @@ func Key(parts ...[]byte) string {
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
-// Limit is the size in bytes above which Get removes the entries that were used least recently.
+// Limit is the maximum size of the cache in bytes. Above it, Get removes the least recently used entries.
 const Limit = 10 << 30
 
 // Dir is the directory of the cache, below $XDG_CACHE_HOME or ~/.cache.
@@ -37,12 +37,12 @@ func Dir() (string, error) {
 	return filepath.Join(base, "ccgrkc"), err
 }
 
-// held are the locks, *os.File by path of the entry, of what this process uses.
+// held contains the locks of the entries that this process uses: *os.File by the entry's path.
 var held sync.Map
 
-// Get returns the path of the entry called name. If there is none, make makes it at the path that it is given, and a
-// rename puts it in place: an entry is whole or absent. One process makes, others that want the same entry wait for it.
-// The entry stays at least as long as this process.
+// Get returns the path of an entry. If the entry does not exist, make creates it at a temporary path, and Get renames
+// it. So an entry is either complete or missing. If several processes need the same missing entry, one creates it and
+// the others wait. The entry is not removed while this process runs.
 func Get(ctx context.Context, name string, progress io.Writer, make func(path string) error) (string, error) {
 	dir, err := Dir()
 	if err != nil {
@@ -64,7 +64,7 @@ func Get(ctx context.Context, name string, progress io.Writer, make func(path st
 			if _, ok := held.LoadOrStore(entry, f); ok {
 				f.Close()
 			}
-			now := time.Now() // of the last use
+			now := time.Now() // evict reads this time of the last use
 			return entry, os.Chtimes(f.Name(), now, now)
 		}
 		f.Close()
@@ -98,8 +98,8 @@ func makeEntry(ctx context.Context, entry string, progress io.Writer, make func(
 	return errors.Join(os.Chtimes(f.Name(), now, now), os.Rename(unfinished, entry))
 }
 
-// evict removes entries, those first that were used least recently, until the others have at most limit bytes. Entries that a
-// process uses stay. So do the locks: a process may wait for one.
+// evict removes the least recently used entries until the remaining ones have at most limit bytes. It does not remove
+// entries that a process uses. It removes no lock files, because another process can be waiting for a lock.
 func evict(dir string, limit int64) error {
 	locks, err := filepath.Glob(filepath.Join(dir, "*"+lockSuffix))
 	if err != nil {
@@ -142,7 +142,7 @@ func evict(dir string, limit int64) error {
 	return nil
 }
 
-// size is the size of the files below path, without those that are removed meanwhile.
+// size returns the total size of the files below path. It ignores files that another process removes during the walk.
 func size(path string) (bytes int64) {
 	_ = filepath.WalkDir(path, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -158,7 +158,7 @@ func size(path string) (bytes int64) {
 
 const lockSuffix = ".lock"
 
-// lock takes an advisory lock, which the kernel gives back if this process dies.
+// lock takes an advisory lock. The kernel releases it if this process dies.
 func lock(ctx context.Context, path string, how int, progress io.Writer) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -175,7 +175,7 @@ func lock(ctx context.Context, path string, how int, progress io.Writer) (*os.Fi
 			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
 		if waits%75 == 74 { // every 15 s
-			fmt.Fprintf(progress, "waiting for another process that makes %s (%s)\n", filepath.Base(path), time.Since(began).Round(time.Second))
+			fmt.Fprintf(progress, "waiting for another process that creates %s (%s)\n", filepath.Base(path), time.Since(began).Round(time.Second))
 		}
 		select {
 		case <-ctx.Done():

@@ -24,7 +24,7 @@ func TestEvictRemovesTheLeastRecentlyUsedEntriesThatNobodyUses(t *testing.T) {
 		}
 		lock := filepath.Join(dir, name+lockSuffix)
 		if name != "used" {
-			// As if the process that used it had ended: its lock was on another file.
+			// Replace the lock file, as if the process that held the lock had exited.
 			if err := os.Remove(lock); err != nil {
 				t.Fatal(err)
 			}
