@@ -27,8 +27,8 @@ const maxRefs = 256
 // maxParallelChecks limits the concurrent requests to the API server for one pod.
 const maxParallelChecks = 8
 
-// validateRefs denies a pod that is not worth a request to the API server. The API server calls mutating webhooks
-// before it validates the names itself.
+// validateRefs denies a pod with an invalid name or too many references, without a request to the API server. The API
+// server calls mutating webhooks before it validates the names itself.
 func validateRefs(refs []credSpecRef) *denial {
 	for _, ref := range refs {
 		if ref.name == "" {
@@ -53,15 +53,15 @@ func validateRefs(refs []credSpecRef) *denial {
 // spec is the current state of a GMSACredentialSpec.
 type spec struct {
 	content []byte // the credential spec as compact JSON
-	err     error  // of reading it
+	err     error  // from reading the object
 
 	encoded json.RawMessage // only in mutate: content as a JSON string
 
 	// Only in validate:
 	canUse        bool
-	canUseReason  string // from the API server
+	canUseReason  string // the API server's reason for its answer
 	canUseErr     error
-	problem       string // of pluginProblem
+	problem       string // result of pluginProblem
 	problemMetric string
 }
 
@@ -234,8 +234,9 @@ func denyUnreadable(ref credSpecRef, err error) *denial {
 	return unavailable(err, "%s: could not read GMSACredentialSpec %s", ref.where, ref.name)
 }
 
-// unavailable is the answer when the API server did not answer the webhook, which is temporary, or denied the webhook's
-// own request, which an administrator must repair.
+// unavailable returns the denial for a failed request of the webhook itself. If the API server did not answer, the
+// denial asks the user to try again. If the API server denied the request, an administrator must restore the
+// permission.
 func unavailable(err error, format string, args ...any) *denial {
 	d := &denial{
 		code:    http.StatusServiceUnavailable,
@@ -257,17 +258,17 @@ func unavailable(err error, format string, args ...any) *denial {
 	return d
 }
 
-// sameSpec compares the JSON values, so that white space and the order of keys do not matter. inline is the user's
-// JSON, want the API server's.
+// sameSpec compares the JSON values, so that white space and the order of keys do not matter. inline is the JSON in the
+// pod. want is the JSON in the GMSACredentialSpec.
 func sameSpec(inline string, want []byte) error {
 	if inline == string(want) {
-		return nil // written by mutate
+		return nil // as mutate populated it
 	}
 	wantValue, tokens, err := exactJSON(want, math.MaxInt)
 	if err != nil {
 		return err
 	}
-	// JSON with many more tokens differs anyway. The limit saves memory: 3 MiB of JSON can become 60 MiB of values.
+	// JSON with many more tokens can't be equal. The limit saves memory: 3 MiB of JSON can become 60 MiB of values.
 	value, _, err := exactJSON([]byte(inline), 2*tokens+100)
 	if err != nil {
 		return err
@@ -278,15 +279,15 @@ func sameSpec(inline string, want []byte) error {
 	return nil
 }
 
-// Errors of sameSpec follow the name of the field.
+// Errors of sameSpec. Messages contain the name of the field before them.
 var (
 	errDiffers = errors.New("differs from the GMSACredentialSpec")
 	errNotJSON = errors.New("is not valid JSON")
 )
 
-// exactJSON decodes unambiguous JSON, and returns the number of its tokens. Of duplicate keys some decoders use the
-// first and others the last, so Windows could read another value than the one compared here. With more than limit
-// tokens it returns errDiffers.
+// exactJSON decodes JSON and returns the number of its tokens. It rejects duplicate keys: some decoders use the first
+// value and others the last, so Windows could read another value than the one compared here. If the JSON has more than
+// limit tokens, exactJSON returns errDiffers.
 func exactJSON(text []byte, limit int) (v any, tokens int, err error) {
 	// Unlike Decoder.Token, Valid limits the depth and rejects text after the value.
 	if !json.Valid(text) {

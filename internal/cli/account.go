@@ -53,7 +53,7 @@ func (f *accountFlags) add(g *globals, c *cobra.Command) {
 	f.password.add(c, "the account's password")
 	c.Flags().StringVar(&f.secret, "secret", "",
 		"name of the Secret (default: from the release; without a release: <release>-creds)")
-	c.Flags().StringVar(&f.gmsa, "gmsa", "", "verify also that the account can read the password of this gMSA")
+	c.Flags().StringVar(&f.gmsa, "gmsa", "", "also verify that the account can read the password of this gMSA")
 	c.Flags().BoolVar(&f.skip, "skip-ad-check", false, "write the Secret without verifying the password")
 	c.MarkFlagsMutuallyExclusive("gmsa", "skip-ad-check")
 	g.addDirectoryFlags(c)
@@ -348,7 +348,7 @@ func (g *globals) resolveSecret(
 	case err != nil:
 		state = releaseUnknown
 		if secret == "" {
-			g.warnf("assuming that release %s uses the Secret %s; to check this requires permission: %s",
+			g.warnf("assuming that release %s uses the Secret %s; checking this requires permission: %s",
 				arg, defaultSecret, permission)
 		}
 	}

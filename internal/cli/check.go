@@ -46,15 +46,16 @@ func newCredspecCheck(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check FILE|NAME...",
 		Short: "Check credential specs",
-		Long: `Checks each field of credential specs and prints a correction for each error. An argument is a file, the
-name of a GMSACredentialSpec in the cluster, or - for standard input. It is a file if the file exists, if it contains
-a slash, or if it ends in .yaml, .yml or .json. A file contains GMSACredentialSpecs or credential specs as JSON.
+		Long: `Checks each field of credential specs and prints a correction for each error. An argument is a file,
+the name of a GMSACredentialSpec in the cluster, or - for standard input. An argument is a file if the file exists,
+if the argument contains a slash, or if it ends in .yaml, .yml or .json. A file contains GMSACredentialSpecs or
+credential specs as JSON.
 
---online also checks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID and
-names match the domain, whether the gMSA exists, and whether the account can read its password. The account is the one
-in the Secret. To use another account, specify --domain and --username. The command then prompts for the password, or
-reads it with --password-file or --password-stdin. Only the domain in --domain receives this password. Credential
-specs of other domains are skipped.
+--online also checks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID
+and names match the domain, whether the gMSA exists, and whether the account can read its password. The command uses
+the account in the Secret. To use another account, specify --domain and --username. The command then prompts for the
+password, or reads it with --password-file or --password-stdin. Only the domain in --domain receives this password.
+Credential specs of other domains are skipped.
 
 The exit code is 0 if there are only warnings. With --strict, it is 1.`,
 		Example: g.examples(`

@@ -52,8 +52,8 @@ the gMSA's password, and prints a GMSACredentialSpec for kubectl apply. The comm
 impersonation account. This requires permission to get the release's Secret.
 
 If you can't read the Secret, specify a domain account with --domain and --username. Cluster access is then not
-required. The command prompts for the password, or reads it with --password-file or --password-stdin. --account then
-only determines PluginInput.
+required. The command prompts for the password, or reads it with --password-file or --password-stdin. In this case,
+--account only determines the field PluginInput.
 
 The credential spec is written to standard output, notes and warnings to standard error.`,
 		Example: g.examples(`

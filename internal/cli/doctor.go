@@ -32,8 +32,8 @@ webhooks, and pods that use a gMSA. It checks the pods of all namespaces. With -
 as verify --node does. --all-nodes runs them on all Windows nodes.
 
 --bundle writes the report and the objects that it is based on to a file, which you can send to others. The file
-contains no secrets. It contains the names of Secrets and their faults. It contains no environment variables, command
-lines or annotations of pods. It does contain the names of nodes, pods, accounts and domains.`,
+contains no secrets, and no environment variables, command lines or annotations of pods. It contains the names of
+Secrets and the faults of their keys, and the names of nodes, pods, accounts and domains.`,
 		Example: g.examples(`
   gmsactl doctor
   gmsactl doctor pod web-0 -n shop
@@ -92,7 +92,7 @@ lines or annotations of pods. It does contain the names of nodes, pods, accounts
 	f.BoolVarP(&allNamespaces, "all-namespaces", "A", false, "check the pods of all namespaces (default without -n)")
 	f.BoolVar(&allNodes, "all-nodes", false, "run programs on all Windows nodes, too")
 	f.DurationVar(&timeout, "node-timeout", time.Minute, "timeout of one program on a node")
-	f.StringVar(&bundle, "bundle", "", "new file (.tgz) for the report and its objects")
+	f.StringVar(&bundle, "bundle", "", "write the report and the objects that it is based on to this new file (.tgz)")
 	_ = c.MarkFlagFilename("bundle", "tgz", "tar.gz")
 	return c
 }
@@ -118,7 +118,7 @@ func (g *globals) writeBundle(name string, o *doctor.Objects, r *doctor.Report) 
 		_, _ = f.Close(), os.Remove(name)
 		return incompletef("--bundle: %w", err)
 	}
-	g.notef("Wrote the report and its objects to %s.", name)
+	g.notef("Wrote the report and the objects that it is based on to %s.", name)
 	return nil
 }
 

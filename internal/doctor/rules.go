@@ -95,8 +95,8 @@ func charts(o *Objects) []Finding {
 			Code:     "two-releases-of-one-secret",
 			Object:   releaseObject(p),
 			Text: fmt.Sprintf(
-				"%s and %s provide the same Secret %s. On a node that both select, each prevents the upgrade and the "+
-					"uninstallation of the other", first, p, p.Secret),
+				"%s and %s provide the same Secret %s. On a node that both select, each release prevents the upgrade "+
+					"and the uninstallation of the other", first, p, p.Secret),
 			Remedy:   "Uninstall one of them, or use a separate Secret.",
 			Commands: []string{command("helm", "uninstall", p.Name, "--namespace", p.Namespace)},
 		})
@@ -112,7 +112,7 @@ func daemonSets(o *Objects) []Finding {
 	var found []Finding
 	for _, r := range o.Releases {
 		spec := r.DaemonSet.Spec.Template.Spec
-		// Nodes by fault, so that a hundred nodes with the same fault are one finding.
+		// These maps list the nodes by fault, so that many nodes with the same fault give one finding.
 		outside, tainted, unready := map[string][]string{}, map[string][]string{}, map[string][]string{}
 		var without []string
 		selected := 0
@@ -271,7 +271,7 @@ func nodes(o *Objects) []Finding {
 			case s.State != verify.Failed:
 				continue
 			case s.Cause == verify.CauseInstallerMissing && noInstaller:
-				continue // the rule charts reports it once for all nodes
+				continue // the rule "charts" reports this once for all nodes
 			}
 			found = append(found, f)
 		}
@@ -330,7 +330,7 @@ func certificates(o *Objects) []Finding {
 		switch {
 		case !c.Exists:
 			f.Code, f.Text = "certificate-missing", what+" is missing: the Secret does not exist"
-			f.Remedy = "Create the Secret, or check why cert-manager did not."
+			f.Remedy = "Create the Secret, or check why cert-manager did not create it."
 		case c.Problem != "":
 			f.Code, f.Text = "certificate-invalid", what+": "+c.Problem
 			f.Remedy = "Reissue the certificate as values.yaml of the chart describes."
@@ -353,7 +353,7 @@ func certificates(o *Objects) []Finding {
 	return found
 }
 
-const renewCertificate = "Renew the certificate, or check why cert-manager did not."
+const renewCertificate = "Renew the certificate, or check why cert-manager did not renew it."
 
 func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
@@ -492,7 +492,7 @@ func webhooks(o *Objects) []Finding {
 		case !expires.IsZero() && left < min(14*24*time.Hour, expires.Sub(begins)/4):
 			f.Severity, f.Code = Warning, "webhook-certificate-expires"
 			f.Text = prefix + which + " expires at " + timestamp(expires)
-			f.Remedy = "Renew the webhook's certificate, or check its log for the reason why the webhook did not."
+			f.Remedy = "Renew the webhook's certificate, or check in the webhook's log why it was not renewed."
 		case w.Endpoints != nil && w.Replicas != nil && *w.Endpoints < *w.Replicas:
 			f.Severity, f.Code = Warning, "webhook-degraded"
 			f.Text = fmt.Sprintf("%sits Service %s has %d ready pods of %d", prefix, w.Service, *w.Endpoints,
@@ -525,9 +525,8 @@ func webhooks(o *Objects) []Finding {
 			Object:   "cluster",
 			Text: "more than one webhook populates pods: " + strings.Join(mutating, ", ") +
 				". The API server denies a pod if any of them denies it or is down",
-			Remedy: "Uninstall the webhook that you do not need. Check first that this keeps the " +
-				"CustomResourceDefinition and the " +
-				"GMSACredentialSpecs.",
+			Remedy: "Uninstall the webhook that you do not need. First check that the uninstallation keeps the " +
+				"CustomResourceDefinition and the GMSACredentialSpecs.",
 			Commands: []string{"kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"},
 			order:    orderWebhooks,
 		})
@@ -607,7 +606,7 @@ func uses(o *Objects) []Finding {
 	return found
 }
 
-// abbreviate lists names. It lists only the first five of many.
+// abbreviate lists names. If there are more than five, it lists five and the number of the others.
 func abbreviate(names []string) string {
 	const most = 5
 	slices.Sort(names)
