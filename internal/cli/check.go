@@ -46,10 +46,10 @@ func newCredspecCheck(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check FILE|NAME...",
 		Short: "Check credential specs",
-		Long: `Checks each field of credential specs and prints a correction for each error. An argument is a file,
-the name of a GMSACredentialSpec in the cluster, or - for standard input. An argument is a file if the file exists,
-if the argument contains a slash, or if it ends in .yaml, .yml or .json. A file contains GMSACredentialSpecs or
-credential specs as JSON.
+		Long: `Checks each field of credential specs and prints a correction for each error. The arguments are files,
+names of GMSACredentialSpecs in the cluster, or - for standard input. gmsactl treats an argument as a file if a file
+with this name exists, or if the argument contains a slash or ends in .yaml, .yml or .json. A file contains
+GMSACredentialSpecs or credential specs as JSON.
 
 --online also checks the cluster and Active Directory: whether the release and the Secret exist, whether SID, GUID
 and names match the domain, whether the gMSA exists, and whether the account can read its password. The command uses

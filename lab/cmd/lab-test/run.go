@@ -170,8 +170,8 @@ func (r *runner) suite(j *job, only []string) *exec.Cmd {
 	return cmd
 }
 
-// start runs a process and returns its output. For a suite, it returns only the output of failed tests. The process is
-// killed if this process exits.
+// start runs a process and returns its output. For a suite, it returns only the output of failed tests, unless verbose is
+// set. The process is killed if this process exits.
 func (r *runner) start(ctx context.Context, cmd *exec.Cmd, j *job) (output []byte, cpu time.Duration, _ error) {
 	out, in, err := os.Pipe()
 	if err != nil {
