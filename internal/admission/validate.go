@@ -21,7 +21,7 @@ import (
 // maxSpecs limits the different GMSACredentialSpecs of one pod. Each needs up to three requests to the API server.
 const maxSpecs = 64
 
-// maxRefs limits the references of one pod that are not empty.
+// maxRefs limits the number of places in one pod, the pod itself and its containers, that specify a gMSA.
 const maxRefs = 256
 
 // maxParallelChecks limits the concurrent requests to the API server for one pod.
