@@ -92,6 +92,7 @@ tools:
 staticcheck: tools
 	@echo "check  staticcheck"
 	$(Q)CGO_ENABLED=0 dist/tools/staticcheck -tags faultpoints ./...
+	$(Q)CGO_ENABLED=0 dist/tools/staticcheck ./internal/faultpoint
 	$(Q)$(WINDOWS) CGO_ENABLED=0 dist/tools/staticcheck -tags faultpoints $$($(WINDOWS) CGO_ENABLED=0 go list ./... | grep -v /cmd/ccg-plugin$$)
 	$(Q)cd release && CGO_ENABLED=0 ../dist/tools/staticcheck ./...
 
@@ -119,6 +120,7 @@ lint: build check
 	$(Q)$(WINDOWS) CGO_ENABLED=1 CC=x86_64-w64-mingw32-gcc go vet ./cmd/ccg-plugin
 	$(Q)cd lab && CGO_ENABLED=0 go vet $(LABGO) ./...
 	$(Q)cd lab && CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./...
+	$(Q)cd lab && $(WINDOWS) CGO_ENABLED=0 GOFLAGS="$(LABGO)" ../dist/tools/staticcheck ./cmd/ccg ./cmd/app
 
 .PHONY: lab-programs
 lab-programs: deps

@@ -292,7 +292,7 @@ func TestShutdownFailsNoRequest(t *testing.T) {
 		_, _ = io.WriteString(w, `{"credspec":{"Sid":"S-1"}}`)
 	})
 	anotherReplica := errors.New("another replica")
-	for range soak.N(50) {
+	for range soak.N(500) {
 		p := start(t, api, "--shutdown-delay=1s") // each connection must be used in this time, even on a busy machine
 		var removed atomic.Bool
 		client := p.client()

@@ -370,3 +370,25 @@ func TestMetricsWithoutACertificate(t *testing.T) {
 		t.Error(b.String())
 	}
 }
+
+func TestMetricsExistFromTheStart(t *testing.T) {
+	var b strings.Builder
+	NewMetrics(func() time.Time { return time.Unix(1800000000, 0) }).Write(&b)
+	for _, want := range []string{
+		`gmsa_webhook_admission_requests_total{path="mutate",result="allowed"} 0`,
+		`gmsa_webhook_admission_requests_total{path="validate",result="denied"} 0`,
+		`gmsa_webhook_admission_warnings_total{reason="secret-missing"} 0`,
+		`gmsa_webhook_account_check_errors_total 0`,
+		`gmsa_webhook_certificate_expiry_timestamp_seconds 1800000000`,
+		`gmsa_webhook_build_info{`,
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s lacks %s", b.String(), want)
+		}
+	}
+	b.Reset()
+	NewMetrics(func() time.Time { return time.Time{} }).Write(&b)
+	if !strings.Contains(b.String(), "gmsa_webhook_certificate_expiry_timestamp_seconds NaN") {
+		t.Errorf("without a certificate: %s", b.String())
+	}
+}

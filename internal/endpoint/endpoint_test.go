@@ -255,7 +255,7 @@ func TestReadersSeeCompleteGenerationsDuringReplacement(t *testing.T) {
 			}
 		})
 	}
-	for n := range soak.N(2000) {
+	for n := range max(300, soak.N(15_000)) {
 		publish(t, root, ref, uint16(n+2))
 	}
 	close(stop)

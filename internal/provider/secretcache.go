@@ -151,7 +151,7 @@ func (s *secretCache) fetch(f *fetch) {
 	}
 }
 
-// share joins the fetch that is running, or starts one. The caller holds the lock.
+// joinFetch joins the fetch that is running, or starts one. The caller holds the lock.
 func (s *secretCache) joinFetch() *fetch {
 	if s.running == nil {
 		s.running = &fetch{done: make(chan struct{})}

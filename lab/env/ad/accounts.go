@@ -102,11 +102,6 @@ func (d *Domain) Get(ctx context.Context, name, attribute string) (values []stri
 	return values, d.console.call(ctx, &values, "get", with{"name": name, "attribute": attribute})
 }
 
-// AddGroup creates a group.
-func (d *Domain) AddGroup(ctx context.Context, name string, members ...string) error {
-	return d.do(ctx, "add_group", with{"name": name, "members": list(members)})
-}
-
 // AddMember adds an account to a group. Existing Kerberos tickets and connections keep the old groups.
 func (d *Domain) AddMember(ctx context.Context, group, member string) error {
 	return d.do(ctx, "change_group", with{"name": group, "members": []string{member}, "add": true})

@@ -1,6 +1,6 @@
-// Package admission tests the admission webhook: the chart, installed with helm on a real control plane, and pods that run on a
+// Package webhook tests the admission webhook: the chart, installed with helm on a real control plane, and pods that run on a
 // Windows node under Wine.
-package admission
+package webhook
 
 import (
 	"context"
