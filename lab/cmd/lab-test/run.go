@@ -59,8 +59,8 @@ func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error)
 	defer close(done)
 	go r.progress(done)
 
-	// A slot is one concurrent test. Two for each core keep the cores busy, because most tests mostly wait.
-	slots, freed := 2*runtime.NumCPU(), sync.NewCond(&r.mu)
+	// A slot is one concurrent test. With five on two cores, waiting tests leave few gaps and no program starves.
+	slots, freed := 2*runtime.NumCPU()+1, sync.NewCond(&r.mu)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, j := range jobs {

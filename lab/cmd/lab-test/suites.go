@@ -23,7 +23,7 @@ type job struct {
 // known lists the suites that take longest, in the order in which they start. More concurrent tests would overload the
 // CPU, and calls would time out.
 var known = []job{
-	{name: "suites/lifecycle", parallel: 4},
+	{name: "suites/lifecycle", parallel: 3},
 	{name: "suites/e2e", parallel: 2},
 	{name: "suites/webhook", parallel: 2},
 	{name: "suites/charts", parallel: 1},
