@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -59,8 +58,8 @@ func (r *runner) run(ctx context.Context, first string, jobs []*job) (err error)
 	defer close(done)
 	go r.progress(done)
 
-	// A slot is one concurrent test. With five on two cores, waiting tests leave few gaps and no program starves.
-	slots, freed := 2*runtime.NumCPU()+1, sync.NewCond(&r.mu)
+	// A slot is one concurrent test.
+	slots, freed := concurrent, sync.NewCond(&r.mu)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, j := range jobs {

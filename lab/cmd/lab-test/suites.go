@@ -20,15 +20,18 @@ type job struct {
 	parallel int
 }
 
-// known lists the suites that take longest, in the order in which they start. More concurrent tests would overload the
-// CPU, and calls would time out.
+// concurrent is the number of tests that run at the same time. One suite uses all of it: with several suites beside each
+// other, programs wait for the processor for longer than the tests allow.
+const concurrent = 4
+
+// known are the suites that take longest, in the order in which they start.
 var known = []job{
-	{name: "suites/lifecycle", parallel: 3},
-	{name: "suites/e2e", parallel: 2},
-	{name: "suites/webhook", parallel: 2},
-	{name: "suites/charts", parallel: 1},
-	{name: "env/kubelet", parallel: 1},
-	{name: "suites/gmsactl", parallel: 1},
+	{name: "suites/lifecycle", parallel: concurrent},
+	{name: "suites/e2e", parallel: concurrent},
+	{name: "suites/webhook", parallel: concurrent},
+	{name: "suites/charts", parallel: concurrent},
+	{name: "env/kubelet", parallel: concurrent},
+	{name: "suites/gmsactl", parallel: concurrent},
 }
 
 var testFunction = regexp.MustCompile(`(?m)^func (Test[A-Z]\w*)\(t \*testing\.T\)`)
@@ -75,7 +78,7 @@ func findSuites(suite, test string, repeat bool) ([]*job, error) {
 		case !inLab:
 			jobs = append(jobs, &job{name: name, command: fmt.Sprintf("cd %q && go test -count=1 -run %q .", dir, test)})
 		case suite == "" || name == suite || strings.HasSuffix(name, "/"+suite):
-			j := job{name: name, parallel: 1}
+			j := job{name: name, parallel: concurrent}
 			if i := rank(name); i < len(known) {
 				j = known[i]
 			}

@@ -265,8 +265,7 @@ func load(t *testing.T, s *winnode.Stage, args ...string) loadReport {
 
 // After 32 simultaneous activations and calls, the surrogate's memory does not grow with 10,000 calls.
 func TestSurrogateDoesNotGrowWithCalls(t *testing.T) {
-	labtest.Require(t)
-	t.Parallel()
+	labtest.Alone(t)
 	s := newStage(t)
 	install(t, s)
 	labtest.Must(t, s.ControlPlane.PutSecret(t.Context(), web, secret("secret")))

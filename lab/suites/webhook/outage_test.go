@@ -137,7 +137,7 @@ func TestOutages(t *testing.T) {
 
 // Concurrent large pods do not delay small ones, although all admission requests share connections.
 func TestLargePodsDoNotDelaySmallOnes(t *testing.T) {
-	t.Parallel()
+	labtest.Alone(t)
 	l := shared(t)
 	ns := l.namespace("large")
 	l.spec("large", input, ns, "default")
