@@ -92,14 +92,14 @@ func (c *console) call(ctx context.Context, result any, do string, with map[stri
 	}
 	if err != nil {
 		log, _ := os.ReadFile(c.log)
-		return fmt.Errorf("Samba's Python exited: %w\n%s", errors.Join(ctx.Err(), err), log)
+		return fmt.Errorf("the Python of Samba exited: %w\n%s", errors.Join(ctx.Err(), err), log)
 	}
 	var a struct {
 		Result json.RawMessage
 		Error  string
 	}
 	if err := json.Unmarshal(answer, &a); err != nil {
-		return fmt.Errorf("Samba's Python answered %q: %w", answer, err)
+		return fmt.Errorf("the Python of Samba answered %q: %w", answer, err)
 	}
 	if a.Error != "" {
 		return fmt.Errorf("%s: %s", do, a.Error)
