@@ -845,7 +845,7 @@ func TestRunFailsImmediatelyIfItCannotWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, h, "can no longer be watched") // the watch is set up anew every second
+	waitFor(t, h, "can no longer be watched") // the watch is set up again each second
 	cancel()
 	<-ended
 }

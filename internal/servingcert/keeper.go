@@ -186,7 +186,7 @@ func (k *Keeper) pass(ctx context.Context) error {
 	return problem
 }
 
-// unsure records why there is no certificate yet. With a certificate, an unavailable API server changes nothing: it
+// unsure records why the certificate is still missing. With a certificate, an unavailable API server changes nothing: it
 // still trusts the same CAs.
 func (k *Keeper) unsure(err error) error {
 	k.mu.Lock()
