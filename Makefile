@@ -38,11 +38,14 @@ build: deps ## build everything into dist/
 	$(Q)cp dist/ccg-plugin.dll $(DLL)
 	@echo "build  dist/ccg-plugin-installer.exe"
 	$(Q)$(WINDOWS) $(BUILD) -o dist/ccg-plugin-installer.exe ./cmd/ccg-plugin-installer
+	@echo "build  dist/container-probe.exe"
+	$(Q)$(WINDOWS) $(BUILD) -o dist/container-probe.exe ./cmd/container-probe
 	@echo "build  dist/gmsa-account-provider, .exe"
 	$(Q)$(BUILD) -o dist/gmsa-account-provider ./cmd/gmsa-account-provider
 	$(Q)$(WINDOWS) $(BUILD) -o dist/gmsa-account-provider.exe ./cmd/gmsa-account-provider
 	$(Q)$(SIGN) dist/ccg-plugin-installer.exe
 	$(Q)$(SIGN) dist/gmsa-account-provider.exe
+	$(Q)$(SIGN) dist/container-probe.exe
 	@echo "build  dist/gmsa-webhook"
 	$(Q)$(BUILD) -o dist/gmsa-webhook ./cmd/gmsa-webhook
 	@echo "build  dist/gmsactl"
@@ -204,7 +207,7 @@ release: ## build images with signed Windows programs, and checksums: SIGN_CERT=
 		os=$${platform%-*} arch=$${platform#*-}; exe=; [ $$os = windows ] && exe=.exe; \
 		GOOS=$$os GOARCH=$$arch $(BUILD) -o dist/gmsactl-$$platform$$exe ./cmd/gmsactl || exit 1; done
 	$(Q)hack/sign.sh dist/gmsactl-windows-amd64.exe
-	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe linux-*/uninstall-hook linux-*/gmsa-webhook gmsactl-* sbom/*.json image/index.json >SHA256SUMS
+	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe container-probe.exe linux-*/uninstall-hook linux-*/gmsa-webhook gmsactl-* sbom/*.json image/index.json >SHA256SUMS
 	@echo "sums   dist/SHA256SUMS"
 
 .PHONY: fuzz

@@ -109,6 +109,10 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 	if err != nil {
 		return nil, err
 	}
+	probe, err := readProgram(o.dist, "container-probe.exe", windowsAMD64)
+	if err != nil {
+		return nil, err
+	}
 	dll, err := readProgram(o.dist, "ccg-plugin.dll", windowsAMD64)
 	if err != nil {
 		return nil, err
@@ -117,7 +121,7 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 		return nil, fmt.Errorf("%s does not contain the DLL %s from the same directory: build both again",
 			installer.name, dll.name)
 	}
-	if err := signedAlike(o.log, dll, installer, provider); err != nil {
+	if err := signedAlike(o.log, dll, installer, provider, probe); err != nil {
 		return nil, err
 	}
 	installerList, err := components(installer, o.version, dll)
@@ -128,7 +132,12 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 	if err != nil {
 		return nil, err
 	}
+	probeList, err := components(probe, o.version)
+	if err != nil {
+		return nil, err
+	}
 	lists["ccg-plugin-installer.cdx.json"] = installerList
+	lists["container-probe.cdx.json"] = probeList
 	lists["gmsa-account-provider.cdx.json"] = providerList
 
 	// The programs are in the image's root and need no path. A HostProcess container without a working directory starts
@@ -138,8 +147,10 @@ func windowsImage(ctx context.Context, o options, lists map[string][]byte) (v1.I
 	own, err := windowsLayer([]file{
 		{installer.name, installer.data},
 		{provider.name, provider.data},
+		{probe.name, probe.data},
 		{"sbom/ccg-plugin-installer.cdx.json", installerList},
 		{"sbom/gmsa-account-provider.cdx.json", providerList},
+		{"sbom/container-probe.cdx.json", probeList},
 	})
 	if err != nil {
 		return nil, err

@@ -188,12 +188,14 @@ func TestEveryPlatformCanBePulledUnchanged(t *testing.T) {
 				"Files/Windows/System32/config/SECURITY",
 				"Files/Windows/System32/config/SOFTWARE", "Files/Windows/System32/config/SYSTEM",
 			}, {
-				"Files/", "Files/ccg-plugin-installer.exe", "Files/gmsa-account-provider.exe", "Files/sbom/",
-				"Files/sbom/ccg-plugin-installer.cdx.json", "Files/sbom/gmsa-account-provider.cdx.json", "Hives/",
+				"Files/", "Files/ccg-plugin-installer.exe", "Files/container-probe.exe",
+				"Files/gmsa-account-provider.exe", "Files/sbom/", "Files/sbom/ccg-plugin-installer.cdx.json",
+				"Files/sbom/container-probe.cdx.json", "Files/sbom/gmsa-account-provider.cdx.json", "Hives/",
 			}},
 			contents: map[string]string{
 				"Files/ccg-plugin-installer.exe":            filepath.Join(dir, "ccg-plugin-installer.exe"),
 				"Files/gmsa-account-provider.exe":           filepath.Join(dir, "gmsa-account-provider.exe"),
+				"Files/container-probe.exe":                 filepath.Join(dir, "container-probe.exe"),
 				"Files/sbom/ccg-plugin-installer.cdx.json":  filepath.Join(sbom, "ccg-plugin-installer.cdx.json"),
 				"Files/sbom/gmsa-account-provider.cdx.json": filepath.Join(sbom, "gmsa-account-provider.cdx.json"),
 			},

@@ -54,12 +54,18 @@ var programs = sync.OnceValues(func() (string, error) {
 	}
 	build("ccg-plugin-installer.exe", "./carrier", nil, windows...)
 	build("gmsa-account-provider.exe", "./plain", nil, windows...)
-	build("linux-amd64/uninstall-hook", "./plain", nil, "GOOS=linux", "GOARCH=amd64")
-	build("linux-arm64/uninstall-hook", "./plain", nil, "GOOS=linux", "GOARCH=arm64")
-	build("linux-amd64/gmsa-webhook", "./plain", nil, "GOOS=linux", "GOARCH=amd64")
-	build("linux-arm64/gmsa-webhook", "./plain", nil, "GOOS=linux", "GOARCH=arm64")
 	build("linux-amd64/gmsactl", "./plain", nil, "GOOS=linux", "GOARCH=amd64")
 	build("linux-arm64/gmsactl", "./plain", nil, "GOOS=linux", "GOARCH=arm64")
+	link := func(from, to string) {
+		if err == nil {
+			err = os.Link(filepath.Join(dir, from), filepath.Join(dir, to))
+		}
+	}
+	link("gmsa-account-provider.exe", "container-probe.exe")
+	for _, platform := range []string{"linux-amd64", "linux-arm64"} {
+		link(platform+"/gmsactl", platform+"/uninstall-hook")
+		link(platform+"/gmsactl", platform+"/gmsa-webhook")
+	}
 	build("dynamic", "./plain", []string{"-buildmode=pie"}, "GOOS=linux", "GOARCH=amd64")
 	return dir, err
 })
@@ -96,7 +102,7 @@ func dist(t *testing.T) string {
 	}
 	dir := t.TempDir()
 	for _, name := range []string{
-		"ccg-plugin.dll", "ccg-plugin-installer.exe", "gmsa-account-provider.exe",
+		"ccg-plugin.dll", "ccg-plugin-installer.exe", "gmsa-account-provider.exe", "container-probe.exe",
 		"linux-amd64/uninstall-hook", "linux-arm64/uninstall-hook",
 		"linux-amd64/gmsa-webhook", "linux-arm64/gmsa-webhook", "linux-amd64/gmsactl", "linux-arm64/gmsactl",
 	} {

@@ -43,9 +43,12 @@ func buildCommand() *cobra.Command {
 		Short: "Write an OCI image layout from the programs in a directory",
 		Long: `Writes one multi-platform image as an OCI image layout. The directory --dist must contain:
 
-  ccg-plugin-installer.exe, gmsa-account-provider.exe                      the programs of the Windows image
-  ccg-plugin.dll                                                           the DLL in the installer, for the SBOM
-  uninstall-hook, gmsa-webhook, gmsactl in linux-amd64 and linux-arm64    the programs of the Linux images
+  ccg-plugin-installer.exe, gmsa-account-provider.exe, container-probe.exe
+      the programs of the Windows image
+  ccg-plugin.dll
+      the DLL in the installer, for the SBOM
+  uninstall-hook, gmsa-webhook, gmsactl in linux-amd64 and linux-arm64
+      the programs of the Linux images
 
 The same programs and flags result in the same digest. The SBOM (CycloneDX 1.6) of each program is in its image, below
 /sbom, and in the directory sbom next to --out.

@@ -161,6 +161,7 @@ func TestImageOfSignedPrograms(t *testing.T) {
 	}
 	step("ccg-plugin-installer.exe")
 	step("gmsa-account-provider.exe")
+	step("container-probe.exe")
 
 	out, _ := built(t, dir, scratch)
 	index, _, err := open(out)

@@ -18,6 +18,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/dccheck"
 	"github.com/ccgrkc/ccgrkc/internal/installer"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -240,7 +241,11 @@ interval. It logs what it repairs. SIGTERM or Ctrl+C stops it; the plugin remain
 			if err != nil {
 				return err
 			}
-			return installer.Run(cmd.Context(), &c, interval)
+			results, err := record.New(os.Getenv, interval)
+			if err != nil {
+				return err
+			}
+			return installer.Run(cmd.Context(), &c, interval, results)
 		},
 	}
 	installFlags(cmd, &runAs)

@@ -19,6 +19,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/provider"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -110,6 +111,10 @@ next call.`,
 			if maxStale < 0 {
 				return fmt.Errorf("--max-stale %s: must not be negative", maxStale)
 			}
+			results, err := record.New(os.Getenv, provider.SelfCheckInterval)
+			if err != nil {
+				return err
+			}
 			return provider.Run(cmd.Context(), provider.Config{
 				Account:        ref,
 				API:            api,
@@ -118,6 +123,7 @@ next call.`,
 				MaxStale:       maxStale,
 				MetricsAddress: metrics,
 				Instance:       os.Getenv(podUID),
+				SelfCheck:      results,
 				Log:            log,
 			})
 		},
@@ -153,7 +159,6 @@ func healthcheck() *cobra.Command {
 		output  string
 		timeout time.Duration
 		require bool
-		thisPod bool
 	)
 	c := &cobra.Command{
 		Use:   "healthcheck",
@@ -164,7 +169,7 @@ A provider without its Secret is healthy. With --require-credentials, the provid
 command fails if the Secret does not exist or is invalid.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return healthcheckRun(cmd, a, output, timeout, require, thisPod)
+			return healthcheckRun(cmd, a, output, timeout, require)
 		},
 	}
 	a.flags(c)
@@ -172,16 +177,13 @@ command fails if the Secret does not exist or is invalid.`,
 	c.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "maximum time to wait for the response")
 	c.Flags().BoolVar(&require, "require-credentials", false,
 		"read the Secret now, and fail if it does not exist or is invalid")
-	c.Flags().BoolVar(&thisPod, "this-pod", false,
-		"fail if the provider of another pod responds, as at the start of a rolling update; needs the environment "+
-			"variable "+podUID)
 	return c
 }
 
 // podUID is the environment variable with the pod's metadata.uid. It identifies the provider of this pod.
 const podUID = "POD_UID"
 
-func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.Duration, require, thisPod bool) error {
+func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.Duration, require bool) error {
 	ref, err := credential.NewReference(a.namespace, a.secret)
 	if err != nil {
 		return err
@@ -194,15 +196,6 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 	h, err := provider.Check(ctx, a.root, ref, require)
 	if err != nil {
 		return err
-	}
-	own := os.Getenv(podUID)
-	if thisPod && own == "" {
-		return fmt.Errorf("--this-pod: the environment variable %s is not set; set it from metadata.uid, as the "+
-			"chart does", podUID)
-	}
-	if thisPod && h.Instance != own {
-		return fmt.Errorf("account %s: the provider of another pod responded; this pod is %q, the other %q", ref, own,
-			h.Instance)
 	}
 	out := cmd.OutOrStdout()
 	if output == "json" {

@@ -27,6 +27,7 @@ var programs = map[string]string{
 	"ccg-plugin-installer":  "windows",
 	"gmsa-account-provider": "windows",
 	"gmsa-webhook":          "linux",
+	"container-probe":       "windows",
 	"uninstall-hook":        "linux",
 	"gmsactl":               "linux",
 }

@@ -14,12 +14,15 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
 	"github.com/ccgrkc/ccgrkc/internal/com"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/winsec"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/windows"
@@ -767,7 +770,7 @@ func TestRunRepairsChangesAndStopsOnRequest(t *testing.T) {
 	h := newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Run(ctx, &h.Config, time.Hour) }() // an hour: only the watch can wake it
+	go func() { ended <- Run(ctx, &h.Config, time.Hour, nil) }() // an hour: only the watch can wake it
 	waitFor(t, h, "installed, watching the registration")
 	drifts := []func(){
 		func() { deleteTree(h.clsidKey()) }, // while a key is being deleted it can be opened and not watched
@@ -838,7 +841,7 @@ func TestRunFailsImmediatelyIfItCannotWatch(t *testing.T) {
 	h := newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Run(ctx, &h.Config, time.Hour) }()
+	go func() { ended <- Run(ctx, &h.Config, time.Hour, nil) }()
 	waitFor(t, h, "installed, watching the registration")
 	err := winsec.RunWithPrivileges(ownershipPrivileges,
 		func() error { return restoreDescriptor(h.EventSource, "O:BAD:P") })
@@ -854,7 +857,7 @@ func TestRunChecksFilesAtEveryInterval(t *testing.T) {
 	h := newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Run(ctx, &h.Config, 100*time.Millisecond) }()
+	go func() { ended <- Run(ctx, &h.Config, 100*time.Millisecond, nil) }()
 	waitFor(t, h, "installed, watching the registration")
 	if err := os.WriteFile(h.dllPath(), []byte("evil"), 0o600); err != nil {
 		t.Fatal(err)
@@ -863,6 +866,61 @@ func TestRunChecksFilesAtEveryInterval(t *testing.T) {
 	cancel()
 	<-ended
 	h.wantState(t, Installed)
+}
+
+// A repair that ends with a failed self-test leaves a correct registration. The next check must not report success only
+// because the registration is correct.
+func TestRunReportsAFailedSelfTestUntilItSucceeds(t *testing.T) {
+	h := newHost(t)
+	h.SelfTestWait = 0
+	var broken atomic.Bool
+	var failures atomic.Int32
+	succeed := h.activate
+	h.activate = func() (selftest.Report, error) {
+		if broken.Load() {
+			failures.Add(1)
+			return selftest.Report{}, errors.New("class is broken")
+		}
+		return succeed()
+	}
+	getenv := func(name string) string {
+		return map[string]string{"CONTAINER_SANDBOX_MOUNT_POINT": filepath.Dir(h.ProgramDir)}[name]
+	}
+	const interval = 100 * time.Millisecond
+	results, err := record.New(getenv, interval)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, &h.Config, interval, results) }()
+	wait := func(state selfcheck.State) {
+		t.Helper()
+		deadline := time.Now().Add(15 * time.Second)
+		for {
+			r, err := selfcheck.Read(selfcheck.Path(getenv))
+			if err == nil && r.State == state {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%+v, %v; want the state %s:\n%s", r, err, state, h.log)
+			}
+			time.Sleep(interval / 10)
+		}
+	}
+	wait(selfcheck.OK)
+	broken.Store(true)
+	setValue(t, h.clsidKey()+`\InprocServer32`, text("", `C:\evil.dll`))
+	wait(selfcheck.Failed)
+	for n := failures.Load(); failures.Load() < n+3; time.Sleep(interval / 10) {
+		if r, err := selfcheck.Read(selfcheck.Path(getenv)); err == nil && r.State == selfcheck.OK {
+			t.Fatalf("success is reported without a self-test:\n%s", h.log)
+		}
+	}
+	broken.Store(false)
+	wait(selfcheck.OK)
+	cancel()
+	<-ended
 }
 
 func waitFor(t *testing.T, h *host, words string) {

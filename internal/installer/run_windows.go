@@ -9,14 +9,19 @@ import (
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
+
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 )
 
 // Run installs, and then repairs the registration until ctx ends: immediately after a change of a key, and at every
-// interval. It fails if the first install fails. It logs later failures and retries.
-func Run(ctx context.Context, c *Config, interval time.Duration) error {
+// interval. It fails if the first install fails. It logs later failures and retries. After the install and after each
+// check, it records the result for the container's probes.
+func Run(ctx context.Context, c *Config, interval time.Duration, results *record.Recorder) error {
 	if err := Install(ctx, c); err != nil {
 		return err
 	}
+	c.record(results, nil)
 	c.Log.Info("installed, watching the registration", "dll", c.dllPath(), "interval", interval)
 	changed := make(chan struct{}, 1)
 	stopped := make(chan struct{})
@@ -33,6 +38,7 @@ func Run(ctx context.Context, c *Config, interval time.Duration) error {
 	}()
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
+	failed := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -41,16 +47,32 @@ func Run(ctx context.Context, c *Config, interval time.Duration) error {
 		case <-changed:
 		case <-ticker.C:
 		}
-		c.repair(ctx)
+		err := c.repair(ctx, failed)
+		if ctx.Err() != nil {
+			continue
+		}
+		c.record(results, err)
+		failed = err != nil
 	}
 }
 
-// repair checks the host without a self-test, so that a healthy host does not start a surrogate at every interval.
-func (c *Config) repair(ctx context.Context) {
+func (c *Config) record(results *record.Recorder, failure error) {
+	state, detail := selfcheck.OK, ""
+	if failure != nil {
+		state, detail = selfcheck.Failed, failure.Error()
+	}
+	if err := results.Record(state, detail); err != nil {
+		c.Log.Error("the result of the check cannot be written; the probe of this pod fails", "error", err)
+	}
+}
+
+// repair checks the host without a self-test, so that a healthy host does not start a surrogate at every interval. A
+// repair ends with the self-test. If the previous repair failed, perhaps with the self-test, repair installs again.
+func (c *Config) repair(ctx context.Context, failed bool) error {
 	report, err := c.inspect()
 	if err != nil {
 		c.Log.Error("the registration could not be checked", "error", err)
-		return
+		return err
 	}
 	healthy := report.Foreign == "" && len(report.Journal) == 0
 	for _, row := range report.Rows {
@@ -60,19 +82,20 @@ func (c *Config) repair(ctx context.Context) {
 				row.Actual)
 		}
 	}
-	if healthy {
+	if healthy && !failed {
 		if len(report.Leftovers) > 0 {
 			c.removeOldVersions()
 		}
-		return
+		return nil
 	}
 	if err := Install(ctx, c); err != nil {
 		if ctx.Err() == nil {
 			c.Log.Error("the registration could not be repaired; retrying", "error", err)
 		}
-		return
+		return err
 	}
 	c.Log.Info("repaired", "dll", c.dllPath())
+	return nil
 }
 
 // watch sends to changed when one of the keys changes or is deleted, and once at the start, until ctx ends. It does not

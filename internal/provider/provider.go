@@ -8,6 +8,7 @@
 //	certificates.go issues or reads certificates
 //	provider.go     runs all of it
 //	check.go        the client side: health check and clean-up
+//	selfcheck.go    records health checks for the container's probes
 package provider
 
 import (
@@ -23,6 +24,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -46,7 +48,9 @@ type Config struct {
 	MaxStale       time.Duration
 	MetricsAddress string // host:port; empty means off
 	Instance       string // part of the health, so that a pod recognizes its own provider; can be empty
-	Log            *slog.Logger
+	// SelfCheck gets the results of the provider's checks of itself; nil outside of a container.
+	SelfCheck *record.Recorder
+	Log       *slog.Logger
 }
 
 // Run serves until ctx ends and then removes its endpoint files. It returns an error only if it could not start.
@@ -86,6 +90,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	log.Info("serving", "version", version.String(), "port", p.current.endpoint.Port, "apiServer", c.API.URL,
 		"certificatesExpire", p.current.notAfter)
+	if c.SelfCheck != nil {
+		go checkSelf(ctx, c, c.SelfCheck)
+	}
 	p.serve(ctx)
 	return nil
 }

@@ -26,6 +26,8 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
@@ -788,6 +790,39 @@ func TestAHealthCheckReadsTheSecretOnlyOnRequest(t *testing.T) {
 	}
 	if h.Instance != "pod-1" {
 		t.Errorf("the health is of %q", h.Instance)
+	}
+}
+
+func TestASelfCheckDistinguishesThisProviderFromAnother(t *testing.T) {
+	t.Parallel()
+	a, root := newAPIServer(t), t.TempDir()
+	env := map[string]string{"CONTAINER_SANDBOX_MOUNT_POINT": t.TempDir(), "POD_UID": "pod-1"}
+	getenv := func(name string) string { return env[name] }
+	results, err := record.New(getenv, SelfCheckInterval)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config Config
+	stop := start(t, root, web, a, func(c *Config) { c.Instance, c.SelfCheck, config = "pod-1", results, *c })
+	eventually(t, func() error {
+		r, err := selfcheck.Read(selfcheck.Path(getenv))
+		if err != nil {
+			return err
+		}
+		return r.Err(time.Now(), false)
+	})
+	config.Instance = "pod-1"
+	if state, detail := SelfCheck(t.Context(), config); state != selfcheck.OK {
+		t.Errorf("of its own provider: %s %s", state, detail)
+	}
+	config.Instance = "pod-2"
+	if state, detail := SelfCheck(t.Context(), config); state != selfcheck.Other || !strings.Contains(detail, "pod-1") {
+		t.Errorf("of another pod's provider: %s %s", state, detail)
+	}
+	stop()
+	if state, detail := SelfCheck(t.Context(), config); state != selfcheck.Failed ||
+		!strings.Contains(detail, "no endpoint is published") {
+		t.Errorf("without a provider: %s %s", state, detail)
 	}
 }
 

@@ -54,11 +54,9 @@ embedded. */}}
 {{- define "rancher-gmsa-account-provider.probe" -}}
 exec:
   command:
-    - gmsa-account-provider.exe
-    - healthcheck
-    {{- include "rancher-gmsa-account-provider.account" .root | nindent 4 }}
-    {{- if .thisPod }}
-    - --this-pod
+    - container-probe.exe
+    {{- if .acceptOther }}
+    - --accept-other
     {{- end }}
 {{ toYaml .numbers }}
 {{- end -}}

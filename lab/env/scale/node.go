@@ -28,6 +28,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/provider"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 )
 
@@ -192,32 +193,27 @@ func (s *simulation) keepProbing(ctx context.Context, p *account, probe *corev1.
 	}
 }
 
-// check does the same as a probe's command.
+// check does what the program does for a probe, and what the probe's command does with the result.
 func (p *account) check(ctx context.Context, probe *corev1.Probe) error {
 	if probe == nil || probe.Exec == nil {
 		return errors.New("the chart lacks this probe, or the probe runs no command")
 	}
-	var a flags
-	var thisPod, require bool
-	f := a.set("healthcheck")
-	f.BoolVar(&thisPod, "this-pod", false, "")
-	f.BoolVar(&require, "require-credentials", false, "")
-	ref, err := a.parse(f, probe.Exec.Command)
-	if err != nil {
-		return err
+	command := probe.Exec.Command
+	f := pflag.NewFlagSet("container-probe.exe", pflag.ContinueOnError)
+	acceptOther := f.Bool("accept-other", false, "")
+	if len(command) == 0 || command[0] != f.Name() {
+		return fmt.Errorf("the probe's command is %q, want %s", command, f.Name())
+	}
+	if err := f.Parse(command[1:]); err != nil {
+		return fmt.Errorf("command %q: %w", command, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(probe.TimeoutSeconds)*time.Second)
 	defer cancel()
-	h, err := provider.Check(ctx, p.config.Publisher.Root, ref, require)
-	switch {
-	case err != nil:
-		return err
-	case thisPod && h.Instance != p.config.Instance:
-		return fmt.Errorf("account %s: the provider of another pod responded", ref)
-	case require && h.CacheAgeSeconds == nil:
-		return fmt.Errorf("account %s: the provider has no credentials", ref)
+	state, detail := provider.SelfCheck(ctx, p.config)
+	if state == selfcheck.OK || state == selfcheck.Other && *acceptOther {
+		return nil
 	}
-	return nil
+	return errors.New(detail)
 }
 
 // flags are the common flags of the commands in the provider's pods. An unknown flag is an error, so that this

@@ -437,7 +437,8 @@ func TestUninstallRunsOnEveryNode(t *testing.T) {
 func TestProgramsAcceptTheirFlags(t *testing.T) {
 	helms(t)
 	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./cmd/gmsa-account-provider", "./cmd/gmsa-webhook", "./cmd/uninstall-hook")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./cmd/container-probe",
+		"./cmd/gmsa-account-provider", "./cmd/gmsa-webhook", "./cmd/uninstall-hook")
 	build.Dir = "../../.."
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -465,7 +466,11 @@ func TestProgramsAcceptTheirFlags(t *testing.T) {
 					}
 					out, err := exec.CommandContext(t.Context(), filepath.Join(dir, program), args...).CombinedOutput()
 					// Outside a pod, a command with valid flags fails with this error.
-					if program == "uninstall-hook" && strings.Contains(string(out), "KUBERNETES_SERVICE_HOST") {
+					missing := map[string]string{
+						"container-probe": "CONTAINER_SANDBOX_MOUNT_POINT is not set",
+						"uninstall-hook":  "KUBERNETES_SERVICE_HOST",
+					}[program]
+					if missing != "" && strings.Contains(string(out), missing) {
 						err = nil
 					}
 					if err != nil {

@@ -23,6 +23,7 @@ func TestWindowsPackages(t *testing.T) {
 	for _, dir := range []string{
 		"internal/winsec",
 		"internal/endpoint",
+		"internal/selfcheck",
 		"internal/com",
 		"internal/installer",
 		"cmd/ccg-plugin-installer",
