@@ -84,8 +84,8 @@ func installFlags(cmd *cobra.Command, runAs *string) {
 }
 
 func replaceFlag(cmd *cobra.Command, replace *bool) {
-	cmd.Flags().BoolVar(replace, "replace-foreign", false, `replace a registration of the same class by another
-product, such as Rancher's C# plugin; without this flag, the command fails`)
+	cmd.Flags().BoolVar(replace, "replace-foreign", false, `replace another product's registration of the same
+class, such as that of Rancher's C# plugin; without this flag, the command fails if there is one`)
 }
 
 // withDLL completes the configuration of all commands except uninstall, which needs no DLL.
@@ -106,8 +106,8 @@ func installCommand(config configFunc) *cobra.Command {
 		Use:   "install",
 		Short: "Install or upgrade the plugin and run the self-test",
 		Long: `Installs or upgrades the plugin and runs the self-test: it activates the class in another process, as
-ccg.exe does, and the response must come from the installed DLL. After an upgrade, it waits up to 30 s for a surrogate
-with the previous version. If the installation is ok, it changes nothing.`,
+ccg.exe does, and the response must come from the installed DLL. After an upgrade, it waits up to 30 s until a
+surrogate with the previous version exits. If the installation is ok, it changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := withDLL(config, runAs, replace)
@@ -132,8 +132,9 @@ func uninstallCommand(config configFunc) *cobra.Command {
 		Use:   "uninstall",
 		Short: "Remove everything that install creates",
 		Long: `Removes every registry key and file that install creates, and verifies the removal. If a surrogate has
-the DLL loaded, it waits up to 30 s. A DLL that is still loaded then is renamed, and deleted when the host restarts or
-by the next uninstall; the command logs that. A foreign registration of the same class remains unchanged.
+loaded the DLL, it waits up to 30 s until the surrogate exits. A DLL that is still loaded then is renamed, and deleted
+when the host restarts or by the next uninstall; the command logs that. A foreign registration of the same class remains
+unchanged.
 
 With --keep-running, the command continues to check the host until it is stopped, and uninstalls again if necessary: an
 installer that is about to stop can install again.`,
@@ -260,8 +261,8 @@ func checkDomainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check-domain",
 		Short: "Check which domain controllers this host can reach, and print its clock",
-		Long: `Queries DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>) and connects to the TCP ports of
-each that a gMSA needs: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open,
+		Long: `Queries DNS for the domain controllers (_ldap._tcp.dc._msdcs.<domain>). On each, it connects to the TCP
+ports that a gMSA needs: 53 DNS, 88 Kerberos, 389 LDAP, 636 LDAPS, 9389 Active Directory Web Services. A port is open,
 closed (connection refused) or filtered (no response). It does not sign in. gmsactl verify compares the clock with a
 domain controller's: Kerberos accepts a difference of 5 minutes.
 

@@ -24,8 +24,8 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		flags.PrintDefaults()
 		fmt.Fprint(stderr, "\nexit codes: 0 the program works, 1 it does not, or its last self-check is too old\n")
 	}
-	other := flags.Bool("accept-other", false, "also succeed if the program of another pod does the work, as in a "+
-		"rolling update")
+	other := flags.Bool("accept-other", false, "also succeed if the program of another pod answers in place of this "+
+		"one, as in a rolling update")
 	if flags.Parse(args) != nil {
 		return 1
 	}

@@ -162,7 +162,7 @@ func healthcheck() *cobra.Command {
 	)
 	c := &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Check that the provider responds, through the endpoint files as the plugin does",
+		Short: "Connect to the provider as the plugin does, and check that it responds",
 		Long: `Reads the endpoint files on the host, connects with the client certificate in them, and requests the
 provider's health. The command succeeds if the provider responds, and prints the result of the last read of the Secret.
 A provider without its Secret is healthy. With --require-credentials, the provider reads the Secret now, and the

@@ -82,8 +82,8 @@ func wait() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until a DaemonSet has cleaned up all nodes",
-		Long: `Waits until the pods of the DaemonSet that cleans up are ready on all its nodes, and no pod of the
-DaemonSet that "stop" deleted is left. At the time limit it fails and lists the nodes that are not clean.`,
+		Long: `Waits until the clean-up DaemonSet has a ready pod on each of its nodes, and until all pods of the
+DaemonSet that "stop" deleted are gone. At the time limit it fails and lists the nodes that are not clean.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, err := watcher(cmd)
@@ -95,7 +95,7 @@ DaemonSet that "stop" deleted is left. At the time limit it fails and lists the 
 		},
 	}
 	c.Flags().StringVar(&cleaner.Namespace, "namespace", "", "namespace of both DaemonSets (required)")
-	c.Flags().StringVar(&cleaner.Name, "daemonset", "", "name of the DaemonSet that cleans up (required)")
+	c.Flags().StringVar(&cleaner.Name, "daemonset", "", "name of the clean-up DaemonSet (required)")
 	c.Flags().StringVar(&cleaner.Selector, "selector", "", "label selector of its pods (required)")
 	c.Flags().StringVar(&stopped.Name, "stopped-daemonset", "", `name of the DaemonSet that "stop" deleted (required)`)
 	c.Flags().StringVar(&stopped.Selector, "stopped-selector", "", "label selector of its pods (required)")

@@ -318,7 +318,7 @@ func (k *checker) checkAccount(ctx context.Context, ref credential.Reference, do
 		a.problems = append(a.problems, credspec.Problem{
 			Field: dnsField, Warning: true,
 			Text:   fmt.Sprintf("is %q, but the account of %s belongs to %s", domain, ref, cred.DomainName),
-			Remedy: "correct one of them, unless the domains trust each other",
+			Remedy: "use a credential spec and an account of the same domain",
 		})
 	}
 	session, err := k.g.bind(ctx, cred)

@@ -33,7 +33,7 @@ as verify --node does. --all-nodes runs them on all Windows nodes.
 
 --bundle writes the report and the objects that it is based on to a file, which you can send to others. The file
 contains no secrets, and no environment variables, command lines or annotations of pods. It contains the names of
-Secrets and the faults of their keys, and the names of nodes, pods, accounts and domains.`,
+Secrets, nodes, pods, accounts and domains, and reports which keys of the Secrets are missing or invalid.`,
 		Example: g.examples(`
   gmsactl doctor
   gmsactl doctor pod web-0 -n shop

@@ -173,11 +173,11 @@ func (v *verify) pluginInput() Step {
 			owner = p.Name
 		}
 		return failed(causeForeignPlugin, fmt.Sprintf("PluginGUID %s belongs to %s", host.PluginGUID, owner),
-			"to use this product's plugin, write "+credspec.PluginGUID)
+			"to use this product's plugin, set PluginGUID to "+credspec.PluginGUID)
 	}
 	ref, err := credential.ParseReference(host.PluginInput)
 	if err != nil {
-		return failed(causeInputInvalid, err.Error(), "write "+credential.InputForm)
+		return failed(causeInputInvalid, err.Error(), "set PluginInput to "+credential.InputForm)
 	}
 	v.ref, v.result.PluginInput = ref, ref.String()
 	return ok(ref.String())

@@ -118,8 +118,9 @@ var (
 		Text: "The server on the endpoint's port is not this account's Account Provider, or it rejects the " +
 			"endpoint's client certificate. The plugin sent no request.",
 		Remedy: "Restart the Account Provider's pod on this node (kubectl delete pod -n <namespace> <pod>). If you " +
-			"use custom certificates, check that the same CA issued both, that they are valid now, and that they " +
-			"contain this account's name. If another program uses the port, find it (netstat -abno).",
+			"use custom certificates, check that the same CA issued the server and the client certificate, that both " +
+			"are valid now, and that both contain this account's name. If another program uses the port, find it " +
+			"(netstat -abno).",
 	}
 	SecretNotFound = &Cause{
 		Name: "secret-not-found", HResult: own | 7, Event: 27, Severity: Error,
@@ -130,7 +131,7 @@ var (
 	}
 	SecretInvalid = &Cause{
 		Name: "secret-invalid", HResult: own | 8, Event: 28, Severity: Error,
-		Text:   "The data of the Secret is not valid credentials.",
+		Text:   "The Secret does not contain valid credentials.",
 		Remedy: "Correct the key that the event specifies: kubectl edit secret -n <namespace> <secret>.",
 	}
 	Forbidden = &Cause{
