@@ -7,9 +7,11 @@
 package selfcheck
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -32,13 +34,13 @@ const (
 // maxAge is the age, in intervals, from which a result is too old: the program hangs or does not get the processor.
 const maxAge = 3
 
-// maxLength limits a file, in bytes. maxDetail keeps a result below it.
+// length is the length of a file in bytes. maxDetail keeps a result below it.
 const (
-	maxLength = 4 << 10
+	length    = 4 << 10
 	maxDetail = 512
 )
 
-// Result is the content of the file, as JSON.
+// Result is the content of the file: JSON, spaces up to the fixed length, and a checksum.
 type Result struct {
 	State  State  `json:"state"`
 	Detail string `json:"detail,omitempty"` // the reason, without secrets
@@ -58,7 +60,8 @@ func Path(getenv func(string) string) string {
 	return filepath.Join(sandbox, "selfcheck", "result-"+getenv("POD_UID")+".json")
 }
 
-// Write replaces the file at path.
+// Write writes the file at path. It overwrites the previous result: Windows would deny to replace a file that a probe has
+// open.
 func (r Result) Write(path string) error {
 	if len(r.Detail) > maxDetail {
 		r.Detail = r.Detail[:maxDetail]
@@ -67,21 +70,35 @@ func (r Result) Write(path string) error {
 	if err != nil {
 		return err
 	}
-	next := path + ".new"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
+	data = append(data, bytes.Repeat([]byte{' '}, length-checksumLength-len(data))...)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
 		return err
 	}
-	// Windows denies the replacement while a probe has the file open, which takes far less than a millisecond.
-	err = os.Rename(next, path)
-	for try := 0; err != nil && try < 10; try++ {
-		time.Sleep(10 * time.Millisecond)
-		err = os.Rename(next, path)
-	}
-	return err
+	_, err = f.WriteAt(append(data, checksum(data)...), 0)
+	return errors.Join(err, f.Close())
 }
 
-// Read returns the result in the file at path.
-func Read(path string) (Result, error) {
+// checksumLength is the length of a checksum: 8 hexadecimal digits and a line break.
+const checksumLength = 9
+
+// checksum detects a file that is being written. It is no protection against changes.
+func checksum(data []byte) string { return fmt.Sprintf("%08x\n", crc32.ChecksumIEEE(data)) }
+
+// Read returns the result in the file at path. If the file is being written, it tries again.
+func Read(path string) (r Result, err error) {
+	for range 20 {
+		if r, err = read(path); !errors.Is(err, errIncomplete) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return r, err
+}
+
+var errIncomplete = errors.New("not the complete result of a self-check")
+
+func read(path string) (Result, error) {
 	var r Result
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,14 +108,15 @@ func Read(path string) (Result, error) {
 		return r, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxLength))
-	if err != nil {
-		return r, err
+	data := make([]byte, length)
+	if _, err := io.ReadFull(f, data); err != nil {
+		return r, fmt.Errorf("%s: %w: %w", path, errIncomplete, err)
 	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("%s: not the result of a self-check: %w", path, err)
+	data, sum := data[:length-checksumLength], string(data[length-checksumLength:])
+	if checksum(data) != sum {
+		return r, fmt.Errorf("%s: %w: the checksum differs", path, errIncomplete)
 	}
-	return r, nil
+	return r, json.Unmarshal(data, &r)
 }
 
 // Err returns nil if the check succeeded and is recent. If other is set, another pod's program is sufficient.

@@ -1,8 +1,10 @@
 package selfcheck_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +13,29 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 )
+
+// tempDir is like t.TempDir. Under Wine, os.RemoveAll fails.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "selfcheck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var paths []string
+		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			paths = append(paths, path)
+			return err
+		})
+		for _, path := range slices.Backward(paths) {
+			err = errors.Join(err, os.Remove(path))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
 
 func TestAResultIsValidForThreeIntervals(t *testing.T) {
 	now := time.Now()
@@ -50,7 +75,7 @@ func TestAResultIsValidForThreeIntervals(t *testing.T) {
 }
 
 func TestEveryReadGetsACompleteResult(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "result.json")
+	path := filepath.Join(tempDir(t), "result.json")
 	long := strings.Repeat("a reason that is too long\n\x1b[31m", 100)
 	write := func(detail string) {
 		r := selfcheck.Result{State: selfcheck.Failed, Detail: detail, Time: time.Now(), Interval: time.Second}
@@ -89,12 +114,12 @@ func TestEveryReadGetsACompleteResult(t *testing.T) {
 }
 
 func TestUnusableFilesAreErrors(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	path := filepath.Join(dir, "result.json")
 	if _, err := selfcheck.Read(path); err == nil || !strings.Contains(err.Error(), "no self-check") {
 		t.Errorf("a missing file: %v", err)
 	}
-	for _, content := range []string{"", "null x", `{"state":"ok"`, strings.Repeat("[", 1<<20)} {
+	for _, content := range []string{"", `{"state":"ok"}`, strings.Repeat("[", 1<<20), strings.Repeat(" ", 4<<10)} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +130,7 @@ func TestUnusableFilesAreErrors(t *testing.T) {
 }
 
 func TestAPreviousResultIsDeletedAtTheStart(t *testing.T) {
-	env := map[string]string{"CONTAINER_SANDBOX_MOUNT_POINT": t.TempDir(), "POD_UID": "a"}
+	env := map[string]string{"CONTAINER_SANDBOX_MOUNT_POINT": tempDir(t), "POD_UID": "a"}
 	getenv := func(name string) string { return env[name] }
 	first, err := record.New(getenv, time.Hour)
 	if err != nil {
