@@ -40,7 +40,7 @@ func command() *cobra.Command {
 
 The API server calls it for each pod that sets a gMSA field. POST /mutate copies the referenced GMSACredentialSpec into
 the pod, where the kubelet reads it. POST /validate allows the pod if its ServiceAccount has the "use" permission for
-the GMSACredentialSpec and the copy equals the object. The webhook reads one Secret, which contains its certificate.`,
+the GMSACredentialSpec and the copy equals the object. The webhook reads one Secret, which contains its CA.`,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -61,7 +61,8 @@ type flags struct {
 	mutating, validating string
 	certificates         string
 	secret, dir          string
-	lifetime, settle     time.Duration
+	caLifetime           time.Duration
+	propagationDelay     time.Duration
 	clients              servingcert.Clients
 	randomHostname       bool
 	pluginInput          string
@@ -77,22 +78,24 @@ func run() *cobra.Command {
 		Long: `Serves admission requests over TLS 1.3 until SIGTERM or Ctrl-C. The webhook calls the API server as the
 pod's ServiceAccount. While the API server is unavailable, the webhook retries.
 
-Certificate: With --certificates self, the webhook issues its certificate and stores it in the Secret
---certificate-secret for all replicas. The Secret must exist, but can be empty. The webhook renews the certificate when
-a third of --certificate-lifetime is left. With --certificates dir, the webhook reads tls.crt, tls.key and optionally
-ca.crt from --certificate-dir, and detects changes.
+Certificate: With --certificates self, the webhook creates a CA and stores it with its key in the Secret
+--certificate-secret for all replicas. The Secret must exist, but can be empty. Each replica signs its own certificate
+for at most 7 days, whose key stays in memory. The webhook replaces the CA when a third of --ca-lifetime is left. With
+--certificates dir, the webhook reads tls.crt, tls.key and optionally ca.crt from --certificate-dir, and detects
+changes.
 
-In both modes the webhook writes the CA into every caBundle of the two webhook configurations. It serves a new
-certificate only after they have contained its CA for --certificate-settle, so that every API server trusts it. If the
+In both modes the webhook writes the CA into every caBundle of the two webhook configurations. It serves a certificate
+of a new CA only after they have contained this CA for --propagation-delay, so that every API server trusts it. If the
 directory has no ca.crt, the webhook does not change the configurations.
 
 Readiness: /readyz on --health-listen succeeds while the certificate is valid and both configurations trust it. A new
-replica with a new CA becomes ready when every API server has had time to learn this CA. The API server's clock applies.
-To replace the certificate, empty the Secret. The webhook serves the old one until every API server trusts the new one.
+replica with a new CA becomes ready when every API server has had time to learn this CA. Certificates are renewed by the
+API server's clock, and have expired only if the node's clock says so, too. To replace the CA, empty the Secret. The
+webhook uses the old CA until every API server trusts the new one.
 
 Shutdown: After SIGTERM, /readyz fails immediately. The webhook accepts requests for --shutdown-delay, until Services no
 longer route to the replica, and completes those in progress. A second signal terminates it immediately.`,
-		Example: `  # in a pod, with a self-issued certificate
+		Example: `  # in a pod, with a CA of the webhook
   gmsa-webhook run --namespace cattle-windows-gmsa-system --service rancher-gmsa-webhook \
     --mutating-configuration rancher-gmsa-webhook --validating-configuration rancher-gmsa-webhook
 
@@ -126,16 +129,16 @@ longer route to the replica, and completes those in progress. A second signal te
 			}
 			client.KeepIdle(idleConnections)
 			keeper, err := servingcert.New(servingcert.Config{
-				API:        client,
-				DNSName:    o.service + "." + o.namespace + ".svc",
-				Mutating:   o.mutating,
-				Validating: o.validating,
-				Source:     source,
-				Settle:     o.settle,
-				Log:        log,
+				API:              client,
+				DNSName:          o.service + "." + o.namespace + ".svc",
+				Mutating:         o.mutating,
+				Validating:       o.validating,
+				Source:           source,
+				PropagationDelay: o.propagationDelay,
+				Log:              log,
 			})
 			if err != nil {
-				return fmt.Errorf("--certificate-lifetime, --certificate-settle: %w", err)
+				return fmt.Errorf("--ca-lifetime, --propagation-delay: %w", err)
 			}
 			metrics := admission.NewMetrics(keeper.Expiry)
 			server := webhook.Server{
@@ -168,12 +171,12 @@ longer route to the replica, and completes those in progress. A second signal te
 	f.StringVar(&o.certificates, "certificates", "self",
 		"source of the certificate: self (issued by the webhook) or dir (mounted)")
 	f.StringVar(&o.secret, "certificate-secret", "",
-		"with --certificates self: Secret in which replicas share the certificate (default: <service>-tls)")
+		"with --certificates self: Secret in which replicas share the CA and its key (default: <service>-tls)")
 	f.StringVar(&o.dir, "certificate-dir", "",
 		"with --certificates dir: directory with tls.crt, tls.key and optionally ca.crt")
-	f.DurationVar(&o.lifetime, "certificate-lifetime", servingcert.DefaultLifetime,
-		"with --certificates self: lifetime of a certificate, which is renewed when a third is left")
-	f.DurationVar(&o.settle, "certificate-settle", servingcert.DefaultSettle,
+	f.DurationVar(&o.caLifetime, "ca-lifetime", servingcert.DefaultCALifetime,
+		"with --certificates self: lifetime of a CA, which is replaced when a third is left")
+	f.DurationVar(&o.propagationDelay, "propagation-delay", servingcert.DefaultPropagationDelay,
 		"maximum time until every API server applies a changed webhook configuration; use a short one only in tests")
 	f.StringVar(&o.clients.CAFile, "client-ca-file", "",
 		"CA file; accept only clients with a certificate from it, which the AdmissionConfiguration must give to API "+
@@ -219,7 +222,7 @@ func (o *flags) source() (servingcert.Source, error) {
 		if _, err := credential.NewReference(o.namespace, o.secret); err != nil {
 			return nil, fmt.Errorf("--certificate-secret %q: want the name of a Secret", o.secret)
 		}
-		source = servingcert.Self{Namespace: o.namespace, Secret: o.secret, Lifetime: o.lifetime}
+		source = servingcert.Self{Namespace: o.namespace, Secret: o.secret, CALifetime: o.caLifetime}
 	case "dir":
 		if o.dir == "" {
 			return nil, errors.New("--certificates dir requires --certificate-dir")

@@ -25,7 +25,7 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
-	"github.com/ccgrkc/ccgrkc/internal/mtls"
+	"github.com/ccgrkc/ccgrkc/internal/servingcert/certtest"
 	"github.com/ccgrkc/ccgrkc/internal/soak"
 )
 
@@ -48,7 +48,7 @@ func TestInvalidFlagsAreReported(t *testing.T) {
 		{"--certificate-dir=/x", "requires --certificates dir"},
 		{"--certificates=dir --certificate-dir=/x --certificate-secret=web-tls", "requires --certificates self"},
 		{"--certificate-secret=A", "--certificate-secret \"A\""},
-		{"--certificate-lifetime=1m", "--certificate-lifetime, --certificate-settle: certificate lifetime 1m0s"},
+		{"--ca-lifetime=1m", "--ca-lifetime, --propagation-delay: CA lifetime 1m0s"},
 		{"--plugin-input=maybe", "--plugin-input \"maybe\": want warn or deny"},
 		{"--client-name=x", "requires --client-ca-file"},
 		{"--shutdown-delay=-1s", "--shutdown-delay -1s"},
@@ -93,11 +93,12 @@ func start(t *testing.T, api *kubetest.Server, flags ...string) *process {
 		t.Fatal(err)
 	}
 	api.Access(t, mount)
-	m, err := mtls.IssueServer("test", "web.gmsa.svc", time.Now(), time.Hour)
+	ca, cert, key := certtest.Issue(t, "web.gmsa.svc", time.Hour)
+	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, data := range map[string][]byte{"tls.crt": m.ServerCert, "tls.key": m.ServerKey} {
+	for name, data := range map[string][]byte{"tls.crt": cert, "tls.key": key} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -105,8 +106,8 @@ func start(t *testing.T, api *kubetest.Server, flags ...string) *process {
 	host, port, _ := net.SplitHostPort(api.Listener.Addr().String())
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	p := &process{roots: x509.NewCertPool(), expiry: m.NotAfter, log: make(chan string, 1)}
-	p.roots.AppendCertsFromPEM(m.CA)
+	p := &process{roots: x509.NewCertPool(), expiry: pair.Leaf.NotAfter, log: make(chan string, 1)}
+	p.roots.AppendCertsFromPEM(ca)
 	args := append(slices.Clone(required), "--certificates=dir", "--certificate-dir="+dir, "--listen=127.0.0.1:0",
 		"--health-listen=127.0.0.1:0", "--log-format=json")
 	p.Cmd = exec.CommandContext(ctx, os.Args[0], append(args, flags...)...)

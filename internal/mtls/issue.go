@@ -17,7 +17,7 @@ import (
 type Material struct {
 	CA                    []byte
 	ServerCert, ServerKey []byte
-	ClientCert, ClientKey []byte    // empty if the server requires no client certificate
+	ClientCert, ClientKey []byte
 	NotAfter              time.Time // the earliest expiry
 }
 
@@ -36,20 +36,6 @@ func Issue(ref credential.Reference, now time.Time, lifetime time.Duration) (*Ma
 		return nil, err
 	}
 	if m.ClientCert, m.ClientKey, err = ca.sign(holder, ref.CertificateName(), x509.ExtKeyUsageClientAuth); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-// IssueServer creates a CA and signs one server certificate for dnsName. Like Issue, it does not keep the CA's key.
-// holder is the common name, for people.
-func IssueServer(holder, dnsName string, now time.Time, lifetime time.Duration) (*Material, error) {
-	ca, m, err := newAuthority(now, lifetime)
-	if err != nil {
-		return nil, err
-	}
-	m.ServerCert, m.ServerKey, err = ca.sign(holder, dnsName, x509.ExtKeyUsageServerAuth)
-	if err != nil {
 		return nil, err
 	}
 	return m, nil

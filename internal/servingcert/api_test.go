@@ -3,6 +3,7 @@ package servingcert
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -25,8 +26,9 @@ import (
 
 const (
 	dnsName = "web.gmsa.svc"
-	settle  = 300 * time.Millisecond
+	delay   = 300 * time.Millisecond
 	poll    = 30 * time.Millisecond
+	overlap = 3 * delay
 	// lag is the delay until this API server applies a changed configuration.
 	lag = 100 * time.Millisecond
 )
@@ -43,8 +45,9 @@ type apiServer struct {
 	writes  []string // completed ones
 	fault   func(agent, write string) fault
 	down    bool
+	deleted bool // the Secret
 	clock   *clock
-	behind  map[string]time.Duration // by user agent: another API server with a wrong clock
+	ahead   map[string]time.Duration // by user agent, or "" for all: the Date of an API server with a wrong clock
 }
 
 type config struct {
@@ -62,10 +65,11 @@ type bundlesSince struct {
 type fault int
 
 const (
-	none   fault = iota
-	lost         // the request is lost
-	silent       // the response is lost
-	late         // the request is delayed
+	none    fault = iota
+	lost          // the request is lost
+	silent        // the response is lost
+	late          // the request is delayed
+	refused       // status 403
 )
 
 func newAPI(t *testing.T) *apiServer {
@@ -132,7 +136,8 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	if a.down {
 		panic(http.ErrAbortHandler)
 	}
-	w.Header().Set("Date", a.clock.now().Add(-a.behind[r.UserAgent()]).UTC().Format(http.TimeFormat))
+	date := a.clock.now().Add(a.ahead[""] + a.ahead[r.UserAgent()])
+	w.Header().Set("Date", date.UTC().Format(http.TimeFormat))
 	resource := strings.Split(strings.TrimPrefix(r.URL.Path, "/apis/admissionregistration.k8s.io/v1/"), "/")[0]
 	c := a.configs[resource]
 	object := a.secret
@@ -140,6 +145,9 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 		object = c.object
 	} else if r.URL.Path != "/api/v1/namespaces/gmsa/secrets/web-tls" {
 		fail(w, 403, "forbidden: "+r.Method+" "+r.URL.Path)
+		return
+	} else if a.deleted {
+		fail(w, 404, `secrets "web-tls" not found`)
 		return
 	}
 	if r.Method == http.MethodGet {
@@ -154,9 +162,12 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	switch f {
 	case lost:
 		panic(http.ErrAbortHandler)
+	case refused:
+		fail(w, 403, "forbidden, request "+rand.Text())
+		return
 	case late:
 		a.mu.Unlock()
-		time.Sleep(5 * settle)
+		time.Sleep(5 * delay)
 		a.mu.Lock()
 		object = a.secret
 		if c != nil {
@@ -230,6 +241,47 @@ func (a *apiServer) overwrite(bundle []byte) {
 		metadata(c.object)["resourceVersion"] = a.next()
 		c.record()
 	}
+}
+
+// publish sets every caBundle, as a replica does: without a change, the generation stays.
+func (a *apiServer) publish(bundle []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	text, _ := json.Marshal(bundle)
+	for _, c := range a.configs {
+		if !slices.ContainsFunc(c.bundles(), func(b []byte) bool { return !bytes.Equal(b, bundle) }) {
+			continue
+		}
+		for _, w := range c.object["webhooks"].([]any) {
+			w.(map[string]any)["clientConfig"].(map[string]any)["caBundle"] = strings.Trim(string(text), `"`)
+		}
+		metadata(c.object)["generation"] = metadata(c.object)["generation"].(float64) + 1
+		metadata(c.object)["resourceVersion"] = a.next()
+		c.record()
+	}
+}
+
+// recreate deletes both configurations and creates them without a caBundle.
+func (a *apiServer) recreate() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.configs {
+		for _, w := range c.object["webhooks"].([]any) {
+			delete(w.(map[string]any)["clientConfig"].(map[string]any), "caBundle")
+		}
+		metadata(c.object)["uid"] = a.next()
+		metadata(c.object)["generation"] = 1.0
+		metadata(c.object)["resourceVersion"] = a.next()
+		c.record()
+	}
+}
+
+// remove deletes the Secret, or creates it again without data.
+func (a *apiServer) remove(deleted bool) {
+	a.put(nil)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.deleted = deleted
 }
 
 // data returns the data of the Secret.
@@ -344,7 +396,25 @@ type clock struct{ ahead atomic.Int64 }
 func (c *clock) now() time.Time           { return time.Now().Add(time.Duration(c.ahead.Load())) }
 func (c *clock) advance(by time.Duration) { c.ahead.Add(int64(by)) }
 
-func self() Source { return Self{Namespace: "gmsa", Secret: "web-tls", Lifetime: DefaultLifetime} }
+// pass advances the clock in steps, after each of which keepers can sign new certificates.
+func (c *clock) pass(by time.Duration) {
+	for step := maxLeafLifetime / 4; by > 0; by -= step {
+		c.advance(min(by, step))
+		time.Sleep(2 * poll)
+	}
+}
+
+// caLifetime is short, so that a rotation needs few steps.
+const caLifetime = 60 * 24 * time.Hour
+
+func self() Source { return Self{Namespace: "gmsa", Secret: "web-tls", CALifetime: caLifetime} }
+
+// setDate makes the Date header of an API server wrong: that of the keeper agent, or of all if agent is empty.
+func (a *apiServer) setDate(agent string, ahead time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ahead = map[string]time.Duration{agent: ahead}
+}
 
 // start runs a keeper whose clock differs by skew, and a server with its certificate.
 func (a *apiServer) start(t *testing.T, name string, source Source, c *clock, skew time.Duration) *replica {
@@ -355,19 +425,20 @@ func (a *apiServer) start(t *testing.T, name string, source Source, c *clock, sk
 	r := &replica{name: name, listener: kubetest.Listen(), log: &lockedBuffer{}}
 	var err error
 	r.Keeper, err = New(Config{
-		API:        a.http.Client(t, name),
-		DNSName:    dnsName,
-		Mutating:   "web",
-		Validating: "web",
-		Source:     source,
-		Settle:     settle,
-		Log:        slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		API:              a.http.Client(t, name),
+		DNSName:          dnsName,
+		Mutating:         "web",
+		Validating:       "web",
+		Source:           source,
+		PropagationDelay: delay,
+		Log:              slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.poll = poll
+	r.poll, r.overlap = poll, overlap
 	r.local = func() time.Time { return c.now().Add(skew) }
+	r.steady = c.now
 	config := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: r.GetCertificate, Time: c.now}
 	go accept(tls.NewListener(r.listener, config))
 	ctx, cancel := context.WithCancel(context.Background())

@@ -3,10 +3,11 @@ package servingcert
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
-	"time"
+	"slices"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
@@ -48,10 +49,11 @@ func (k *Keeper) readConfigurations(ctx context.Context) ([]*configuration, erro
 	} {
 		c := &configuration{resource: object.resource}
 		if err := k.get(ctx, k.configurationURL(object.resource, object.name), c); err != nil {
-			return nil, fmt.Errorf("%s/%s: %w%s", object.resource, object.name, err, remedy(err, "get"))
+			err = fmt.Errorf("%s/%s: %w%s", object.resource, object.name, err, remedy(err, "get"))
+			return nil, &problem{"get " + object.resource, err}
 		}
 		if len(c.Webhooks) == 0 {
-			return nil, fmt.Errorf("%s has no webhooks; restore it with helm upgrade", c)
+			return nil, &problem{"no webhooks", fmt.Errorf("%s has no webhooks; restore it with helm upgrade", c)}
 		}
 		both = append(both, c)
 	}
@@ -79,9 +81,9 @@ func (k *Keeper) inject(ctx context.Context, c *configuration, ca []byte) error 
 	now := configuration{resource: c.resource}
 	if err := k.call(ctx, http.MethodPatch, k.configurationURL(c.resource, c.Metadata.Name), patch, &now); err != nil {
 		if code := kube.Code(err); code == http.StatusUnprocessableEntity || code == http.StatusConflict {
-			return fmt.Errorf("%s: %w: %w", c, errOvertaken, err)
+			err = fmt.Errorf("%w: %w", errOvertaken, err)
 		}
-		return fmt.Errorf("%s: %w%s", c, err, remedy(err, "patch"))
+		return &problem{"patch " + c.String(), fmt.Errorf("%s: %w%s", c, err, remedy(err, "patch"))}
 	}
 	*c = now
 	k.config.Log.Info("CA bundle written", "configuration", c.String())
@@ -102,7 +104,7 @@ func remedy(err error, verb string) string {
 }
 
 // trusts returns nil if an API server with these configurations accepts p.
-func (k *Keeper) trusts(seen []*configuration, p *pair, now time.Time) error {
+func (k *Keeper) trusts(seen []*configuration, p *pair, now clocks) error {
 	for _, c := range seen {
 		for _, w := range c.Webhooks {
 			if _, err := p.verify(certificates(w.ClientConfig.CABundle), k.config.DNSName, now); err != nil {
@@ -111,4 +113,32 @@ func (k *Keeper) trusts(seen []*configuration, p *pair, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// everywhere reports whether ca is in every caBundle.
+func everywhere(seen []*configuration, ca *x509.Certificate) bool {
+	for _, c := range seen {
+		for _, w := range c.Webhooks {
+			if !slices.ContainsFunc(certificates(w.ClientConfig.CABundle), ca.Equal) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// anywhere returns the certificates of all caBundles.
+func anywhere(seen []*configuration) []*x509.Certificate {
+	var all []*x509.Certificate
+	for _, c := range seen {
+		for _, w := range c.Webhooks {
+			all = add(all, certificates(w.ClientConfig.CABundle)...)
+		}
+	}
+	return all
+}
+
+// others reports whether API servers trust a CA other than ca. Then other replicas can be in use.
+func others(seen []*configuration, ca *x509.Certificate, now clocks) bool {
+	return slices.ContainsFunc(anywhere(seen), func(c *x509.Certificate) bool { return !c.Equal(ca) && now.valid(c) })
 }

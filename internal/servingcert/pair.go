@@ -2,25 +2,18 @@ package servingcert
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
-
-	"github.com/ccgrkc/ccgrkc/internal/credential"
 )
 
 // pair is a serving certificate and its key.
 type pair struct {
-	cert   []byte              // PEM: the leaf and intermediate certificates
-	key    credential.Password // PEM
 	leaf   *x509.Certificate
 	issuer *x509.Certificate // the CA of the leaf; the leaf itself without a CA
 	tls    *tls.Certificate
@@ -28,7 +21,7 @@ type pair struct {
 
 // parse decodes a pair and verifies it as the API server does: name, validity, key usage and a chain to one of the CAs.
 // Without CAs it verifies no chain.
-func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now time.Time) (*pair, error) {
+func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now clocks) (*pair, error) {
 	if len(cert) == 0 || len(key) == 0 {
 		return nil, errors.New("the certificate or its key is missing")
 	}
@@ -36,34 +29,20 @@ func parse(cert, key []byte, cas []*x509.Certificate, dnsName string, now time.T
 	if err != nil {
 		return nil, err
 	}
-	p := &pair{cert: cert, leaf: both.Leaf, tls: &both}
+	p := &pair{leaf: both.Leaf, tls: &both}
 	if len(cas) == 0 {
 		cas = []*x509.Certificate{p.leaf}
 	}
 	chains, err := p.verify(cas, dnsName, now)
 	if err != nil {
-		if from := p.leaf.NotBefore; now.Before(from) {
-			if _, later := p.verify(cas, dnsName, from); later == nil {
-				return nil, &notYetError{from, now}
-			}
-		}
 		return nil, err
 	}
 	p.issuer = chains[0][len(chains[0])-1]
-	p.key = credential.NewPassword(bytes.Clone(key))
 	return p, nil
 }
 
-// notYetError is the error for a pair that is not valid yet.
-type notYetError struct{ from, now time.Time }
-
-func (e *notYetError) Error() string {
-	return fmt.Sprintf("the certificate is valid from %s; the time is %s: the clock is behind the issuer's",
-		e.from.UTC().Format(time.RFC3339), e.now.UTC().Format(time.RFC3339))
-}
-
-// verify verifies the pair as the API server does with a caBundle.
-func (p *pair) verify(cas []*x509.Certificate, dnsName string, now time.Time) ([][]*x509.Certificate, error) {
+// verify verifies the pair as the API server does with a caBundle, by either clock.
+func (p *pair) verify(cas []*x509.Certificate, dnsName string, now clocks) ([][]*x509.Certificate, error) {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, ca := range cas {
 		roots.AddCert(ca)
@@ -75,29 +54,34 @@ func (p *pair) verify(cas []*x509.Certificate, dnsName string, now time.Time) ([
 		}
 		between.AddCert(c)
 	}
-	return p.leaf.Verify(x509.VerifyOptions{
-		DNSName: dnsName, Roots: roots, Intermediates: between, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
+	at := func(t time.Time) ([][]*x509.Certificate, error) {
+		return p.leaf.Verify(x509.VerifyOptions{
+			DNSName:       dnsName,
+			Roots:         roots,
+			Intermediates: between,
+			CurrentTime:   t,
+			KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		})
+	}
+	chains, err := at(now.api)
+	if err != nil {
+		if chains, other := at(now.local); other == nil {
+			return chains, nil
+		}
+	}
+	return chains, err
 }
 
 // inDate is false for nil.
-func (p *pair) inDate(now time.Time) bool {
-	return p != nil && !now.Before(p.leaf.NotBefore) && now.Before(p.leaf.NotAfter)
-}
+func (p *pair) inDate(now clocks) bool { return p != nil && now.valid(p.leaf) }
 
 // same reports whether two pairs have the same leaf, and therefore the same key.
 func (p *pair) same(q *pair) bool { return p != nil && q != nil && p.leaf.Equal(q.leaf) }
 
 // fingerprint identifies a certificate in the log.
-func (p *pair) fingerprint() string {
-	sum := sha256.Sum256(p.leaf.Raw)
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
 	return hex.EncodeToString(sum[:8])
-}
-
-func isP256(c *x509.Certificate) bool {
-	key, ok := c.PublicKey.(*ecdsa.PublicKey)
-	return ok && key.Curve == elliptic.P256()
 }
 
 // certificates decodes the certificates in PEM, without duplicates. It ignores everything else.
@@ -124,9 +108,15 @@ func add(all []*x509.Certificate, more ...*x509.Certificate) []*x509.Certificate
 	return all
 }
 
-// inDate returns the certificates that have not expired.
-func inDate(all []*x509.Certificate, now time.Time) []*x509.Certificate {
-	return slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return !now.Before(c.NotAfter) })
+// maxKept limits the certificates that are kept although they are not this replica's: an object has a maximum size, and
+// those in use must fit.
+const maxKept = 32
+
+// kept returns the certificates that have not expired, at most those that expire last.
+func kept(all []*x509.Certificate, now clocks) []*x509.Certificate {
+	all = slices.DeleteFunc(slices.Clone(all), now.expired)
+	slices.SortFunc(all, func(a, b *x509.Certificate) int { return b.NotAfter.Compare(a.NotAfter) })
+	return all[:min(len(all), maxKept)]
 }
 
 // bundle encodes certificates as PEM in a fixed order, so that replicas with the same certificates write equal bytes.

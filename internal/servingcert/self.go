@@ -13,40 +13,45 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube"
-	"github.com/ccgrkc/ccgrkc/internal/mtls"
 )
 
-// DefaultLifetime is the lifetime of self-issued certificates.
-const DefaultLifetime = 720 * time.Hour
+// DefaultCALifetime is the lifetime of a CA of this webhook.
+const DefaultCALifetime = 365 * 24 * time.Hour
 
-// Self issues certificates. Replicas share them in one Secret, which must exist, but can be empty.
+// maxLeafLifetime is the longest lifetime of a serving certificate. A replica signs a new one when a third is left.
+const maxLeafLifetime = 7 * 24 * time.Hour
+
+// Self signs certificates with a CA. Replicas share the CA and its key in one Secret, which must exist, but can be
+// empty. Each replica keeps its certificate's key in memory. The CA is rotated after two thirds of its lifetime:
 //
-// Each certificate has its own CA, whose key is deleted after signing. Every renewal therefore changes the CA:
+//  1. A replica writes a new CA into next-authority.crt, next-authority.key and ca.crt.
+//  2. Replicas add it to every caBundle.
+//  3. When the configurations have not changed for the propagation delay, a replica makes it authority.*. Each replica
+//     then signs its next certificate with it. The key of the previous CA is gone.
 //
-//  1. A replica writes next.crt, next.key, and the CA into ca.crt.
-//  2. Replicas set every caBundle to ca.crt.
-//  3. When the configurations have not changed for Settle, next.* becomes tls.*. Each replica uses it in its next pass.
-//
-// A CA remains in ca.crt until it expires, because a disconnected replica can still use its only certificate. Each
-// replica keeps the CA of its current certificate in ca.crt. A pair that someone else writes looks like another
-// replica's and is used in the same order.
+// A CA remains in ca.crt until it expires, because a disconnected replica can still serve a certificate of it. A CA that
+// someone else writes looks like another replica's and is used in the same order.
 type Self struct {
 	Namespace, Secret string
-	Lifetime          time.Duration // renewed when a third of it is left
-
-	overlap time.Duration // 0: overlap
+	CALifetime        time.Duration
 }
 
 const (
-	certKey, keyKey         = "tls.crt", "tls.key" // current
-	nextCertKey, nextKeyKey = "next.crt", "next.key"
-	caKey                   = "ca.crt"
+	authorityCert, authorityKey = "authority.crt", "authority.key"           // the CA that signs
+	nextCert, nextKey           = "next-authority.crt", "next-authority.key" // the CA that will sign
+	caKey                       = "ca.crt"                                   // all CAs for the configurations
 )
 
+// legacyKeys are the keys of an earlier format: serving certificates whose CA, without a key, is in ca.crt. Replicas of
+// that version, which can run during an upgrade, need them and ca.crt.
+var legacyKeys = []string{certKey, keyKey, "next.crt", "next.key"}
+
 func (s Self) check(k *Keeper) error {
-	if least := 3 * (k.config.Settle + 3*k.poll); s.Lifetime < least {
-		return fmt.Errorf("certificate lifetime %s is too short for a settle time of %s; want at least %s",
-			s.Lifetime, k.config.Settle, least)
+	// A serving certificate lives for a third of the CA's lifetime or less, and is renewed when a third is left. Without
+	// the CA's key, this rest must be enough for a new CA.
+	if least := 18 * k.config.PropagationDelay; s.CALifetime < least {
+		return fmt.Errorf("CA lifetime %s is too short for a propagation delay of %s; want at least %s",
+			s.CALifetime, k.config.PropagationDelay, least)
 	}
 	if s.Namespace == "" || s.Secret == "" {
 		return errors.New("the namespace or the name of the certificate Secret is not set")
@@ -66,162 +71,191 @@ type secret struct {
 	Type       string            `json:"type,omitempty"`
 }
 
-func (s Self) look(ctx context.Context, k *Keeper, seen []*configuration, now time.Time) (offer, error) {
+func (s Self) look(ctx context.Context, k *Keeper, seen []*configuration, now clocks) (offer, error) {
 	url := k.config.API.URL(nil, "api", "v1", "namespaces", s.Namespace, "secrets", s.Secret)
 	name := "Secret " + s.Namespace + "/" + s.Secret
 	var object secret
 	if err := k.call(ctx, http.MethodGet, url, nil, &object); err != nil {
-		return offer{}, fmt.Errorf("%s: %w%s", name, err, remedy(err, "get"))
+		return offer{}, &problem{"get Secret", fmt.Errorf("%s: %w%s", name, err, remedy(err, "get"))}
 	}
-	defer clear(object.Data[keyKey])
-	defer clear(object.Data[nextKeyKey])
-	want, err := s.order(object.Data, k, seen, now)
+	defer clear(object.Data[authorityKey])
+	defer clear(object.Data[nextKey])
+	stored := s.read(object.Data, k.config.DNSName, now)
+	wanted, err := s.rotate(stored, k, seen, now)
 	if err != nil {
-		return offer{}, fmt.Errorf("%s: %w", name, err)
+		return offer{}, fmt.Errorf("create a CA: %w", err)
 	}
-	if data := want.data(object.Data); !maps.EqualFunc(data, object.Data, bytes.Equal) {
+	defer wanted.wipe()
+	if data := wanted.data(object.Data, now); !maps.EqualFunc(data, object.Data, bytes.Equal) {
 		object.Data = data
 		if err := k.call(ctx, http.MethodPut, url, object, nil); err != nil {
 			if kube.Code(err) == http.StatusConflict {
-				return offer{}, fmt.Errorf("%s: %w: %w", name, errOvertaken, err)
+				err = fmt.Errorf("%w: %w", errOvertaken, err)
 			}
-			return offer{}, fmt.Errorf("%s: %w%s", name, err, remedy(err, "update"))
+			// The other replicas know only what is stored.
+			o, _ := s.serve(stored, k, seen, now)
+			return o, &problem{"update Secret", fmt.Errorf("%s: %w%s", name, err, remedy(err, "update"))}
 		}
-		for _, event := range want.events {
-			event()
-		}
+		s.log(stored, wanted, k)
 	}
-	if want.next != nil {
-		defer want.next.key.Wipe()
-	}
-	return offer{pair: want.inForce, bundle: bundle(want.cas)}, nil
+	return s.serve(wanted, k, seen, now)
 }
 
-// state is the wanted content of the Secret.
+// state is the content of the Secret. current and next can be nil.
 type state struct {
-	inForce, next *pair // next may be nil
+	current, next *authority
 	cas           []*x509.Certificate
-	events        []func() // log calls after the write
+	unusable      error // why there is no current CA
 }
 
-// order returns the wanted content of the Secret for its current content.
-func (s Self) order(data map[string][]byte, k *Keeper, seen []*configuration, now time.Time) (*state, error) {
-	log := k.config.Log
-	want := &state{}
-	say := func(event func(string, ...any), message string, args ...any) {
-		want.events = append(want.events, func() { event(message, args...) })
+// own returns the CAs with a key.
+func (st state) own() []*authority {
+	return slices.DeleteFunc([]*authority{st.current, st.next}, func(a *authority) bool { return a == nil })
+}
+
+func (s Self) read(data map[string][]byte, dnsName string, now clocks) state {
+	usable := func(cert, key string) (*authority, error) {
+		a, err := parseAuthority(data[cert], data[key], dnsName)
+		if err == nil && !now.valid(a.cert) {
+			return nil, fmt.Errorf("the CA is valid from %s to %s", a.cert.NotBefore.UTC().Format(time.RFC3339),
+				a.cert.NotAfter.UTC().Format(time.RFC3339))
+		}
+		return a, err
 	}
-	known := inDate(certificates(data[caKey]), now)
-	read := func(cert, key string) (*pair, error) {
-		if len(known) == 0 {
-			return nil, errors.New("ca.crt contains no valid CA")
+	var st state
+	st.current, st.unusable = usable(authorityCert, authorityKey)
+	st.next, _ = usable(nextCert, nextKey)
+	st.cas = slices.DeleteFunc(kept(certificates(data[caKey]), now), func(c *x509.Certificate) bool {
+		return s.excessive(c.NotAfter, now)
+	})
+	return st
+}
+
+// rotate returns the wanted content of the Secret.
+func (s Self) rotate(st state, k *Keeper, seen []*configuration, now clocks) (state, error) {
+	if st.next != nil && k.propagated() && everywhere(seen, st.next.cert) {
+		st.current, st.next = st.next, nil
+	}
+	// Bounded, so that a wrong API server's clock cannot make a CA that never expires.
+	notBefore, notAfter := now.earlier().Add(-backdate), now.later().Add(s.CALifetime)
+	if most := now.local.Add(2 * s.CALifetime); notAfter.After(most) {
+		notAfter = most
+	}
+	due := st.current == nil ||
+		// If a new CA would be due as well, it is no improvement: the clocks differ by more than its lifetime.
+		s.due(st.current.cert.NotBefore, st.current.cert.NotAfter, now) && !s.due(notBefore, notAfter, now)
+	if st.next == nil && due {
+		created, err := newAuthority(k.config.DNSName, notBefore, notAfter)
+		if err != nil {
+			return state{}, err
 		}
-		p, err := parse(data[cert], data[key], known, k.config.DNSName, now)
-		if err == nil && !isP256(p.leaf) {
-			err = errors.New("the key is not ECDSA P-256")
+		if st.current == nil && k.current() == nil && !others(seen, created.cert, now) {
+			st.current = created // no replica is in use, so there is nothing to wait for
+		} else {
+			st.next = created
 		}
-		return p, err
+	}
+	for _, a := range st.own() {
+		st.cas = add(slices.Clone(st.cas), a.cert)
+	}
+	return st, nil
+}
+
+// due reports whether a third or less of a CA's lifetime is left by the API server's clock.
+func (s Self) due(notBefore, notAfter time.Time, now clocks) bool {
+	life := notAfter.Sub(notBefore) - backdate
+	return notAfter.Sub(now.api) <= max(life/3, 0) || s.excessive(notAfter, now)
+}
+
+// excessive reports whether a CA expires later than any that this webhook would create. It is foreign, or from a longer
+// lifetime that was configured before.
+func (s Self) excessive(notAfter time.Time, now clocks) bool {
+	return notAfter.Sub(now.later()) > 2*s.CALifetime+backdate
+}
+
+// serve returns what the keeper must do with this content of the Secret.
+func (s Self) serve(st state, k *Keeper, seen []*configuration, now clocks) (offer, error) {
+	o := offer{cas: st.cas}
+	from, served := st.current, k.current()
+	if from == nil {
+		from = st.next
+	}
+	if from == nil {
+		return o, nil
+	}
+	life := min(maxLeafLifetime, s.CALifetime/3)
+	notBefore, notAfter := now.earlier().Add(-backdate), wholeSecond(now.later().Add(life))
+	if from.cert.NotBefore.After(notBefore) {
+		notBefore = from.cert.NotBefore
+	}
+	if from.cert.NotAfter.Before(notAfter) {
+		notAfter = from.cert.NotAfter
+	}
+	switch {
+	case !served.inDate(now):
+		o.early = served == nil && others(seen, from.cert, now) && (st.current == nil || !everywhere(seen, from.cert))
+	case served.issuer.Equal(from.cert):
+		early := now.api.Before(served.leaf.NotBefore) && notBefore.Before(served.leaf.NotBefore)
+		due := served.leaf.NotAfter.Sub(now.api) <= life/3 && notAfter.After(served.leaf.NotAfter)
+		if !early && !due {
+			return o, nil
+		}
+	case st.current == nil || !k.propagated() || !everywhere(seen, from.cert):
+		return o, nil
 	}
 	var err error
-	replace := false
-	var early *notYetError
-	want.next, err = read(nextCertKey, nextKeyKey)
-	if err != nil {
-		want.next = nil
-	}
-	notYet := errors.As(err, &early)
-	want.inForce, err = read(certKey, keyKey)
-	if notYet || errors.As(err, &early) {
-		// The clocks differ, perhaps those of two API servers, so nothing is replaced.
-		return nil, fmt.Errorf("%w; correct the API server's clock, or empty the Secret if the issuer's clock was "+
-			"wrong", early)
-	}
-	want.cas = s.bounded(known, k, now)
-	if err != nil {
-		// A foreign certificate is replaced together with its CAs.
-		want.inForce, want.cas = nil, nil
-		if len(data) > 0 || k.current() != nil {
-			say(log.Warn, "the Secret contains no usable certificate; replacing it",
-				"secret", s.Namespace+"/"+s.Secret, "reason", err)
-		}
-		switch served := k.current(); {
-		case served.inDate(now):
-			// The current certificate is trusted and remains until the new one is.
-			want.inForce, replace = served, true
-		case want.next != nil:
-			want.inForce, want.next = want.next, nil
-		default:
-			if want.inForce, err = s.issue(k, now); err != nil {
-				return nil, err
-			}
-			say(log.Info, "certificate issued",
-				"certificate", want.inForce.fingerprint(), "expires", want.inForce.leaf.NotAfter)
-		}
-	}
-	if want.next != nil && k.settled(want.next, seen, now) {
-		want.inForce, want.next = want.next, nil
-		say(log.Info, "certificate renewed",
-			"certificate", want.inForce.fingerprint(), "expires", want.inForce.leaf.NotAfter)
-	}
-	if want.next == nil && (replace || s.due(want.inForce, now)) {
-		if want.next, err = s.issue(k, now); err != nil {
-			return nil, err
-		}
-		say(log.Info, "next certificate issued; it is used when every API server knows its CA",
-			"certificate", want.next.fingerprint(), "settle", k.config.Settle)
-	}
-	want.cas = add(want.cas, want.inForce.issuer)
-	if served := k.current(); served.inDate(now) {
-		want.cas = add(want.cas, served.issuer)
-	}
-	if want.next != nil {
-		want.cas = add(want.cas, want.next.issuer)
-	}
-	return want, nil
+	o.pair, err = from.sign(k.config.DNSName, notBefore, notAfter)
+	return o, err
 }
 
-// bounded removes CAs that expire later than any that this webhook would issue. They are foreign or from a longer
-// lifetime that was configured before. After overlap, no replica uses them.
-func (s Self) bounded(cas []*x509.Certificate, k *Keeper, now time.Time) []*x509.Certificate {
-	patience := s.overlap
-	if patience == 0 {
-		patience = overlap
+// log logs what a write has changed.
+func (s Self) log(before, after state, k *Keeper) {
+	log, created := k.config.Log, after.next
+	if before.current == nil && after.current != nil && before.next == nil {
+		created = after.current
 	}
-	if time.Since(k.since) < patience {
-		return cas
+	if before.unusable != nil && created != nil && (before.unusable != errNoCA || k.current() != nil) {
+		log.Warn("the Secret contains no usable CA; replacing it",
+			"secret", s.Namespace+"/"+s.Secret, "reason", before.unusable)
 	}
-	return slices.DeleteFunc(slices.Clone(cas), func(c *x509.Certificate) bool {
-		return c.NotAfter.Sub(now) > s.Lifetime+mtls.Backdate
-	})
+	switch {
+	case created != nil && created == after.current:
+		log.Info("CA created", "ca", fingerprint(created.cert), "expires", created.cert.NotAfter)
+	case created != nil && before.next != created:
+		log.Info("next CA created; it is used when every API server knows it",
+			"ca", fingerprint(created.cert), "propagationDelay", k.config.PropagationDelay)
+	case after.current != before.current:
+		log.Info("CA rotated", "ca", fingerprint(after.current.cert), "expires", after.current.cert.NotAfter)
+	}
 }
 
-// due reports whether a third or less of the certificate's own lifetime is left, on which replicas with different
-// configured lifetimes agree, or more than a new certificate would have.
-func (s Self) due(p *pair, now time.Time) bool {
-	left, life := p.leaf.NotAfter.Sub(now), p.leaf.NotAfter.Sub(p.leaf.NotBefore)-mtls.Backdate
-	return left <= max(life/3, 0) || left > s.Lifetime+mtls.Backdate
-}
-
-func (s Self) issue(k *Keeper, now time.Time) (*pair, error) {
-	m, err := mtls.IssueServer("gmsa-webhook", k.config.DNSName, now, s.Lifetime)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(m.ServerKey)
-	return parse(m.ServerCert, m.ServerKey, certificates(m.CA), k.config.DNSName, now)
-}
-
-// data returns the wanted data of the Secret. It preserves other keys.
-func (w *state) data(old map[string][]byte) map[string][]byte {
+// data returns the data of the Secret. It preserves other keys.
+func (st state) data(old map[string][]byte, now clocks) map[string][]byte {
 	data := maps.Clone(old)
 	if data == nil {
 		data = map[string][]byte{}
 	}
-	data[certKey], data[keyKey], data[caKey] = w.inForce.cert, w.inForce.key.Reveal(), bundle(w.cas)
-	delete(data, nextCertKey)
-	delete(data, nextKeyKey)
-	if w.next != nil {
-		data[nextCertKey], data[nextKeyKey] = w.next.cert, w.next.key.Reveal()
+	put := func(a *authority, cert, key string) {
+		delete(data, cert)
+		delete(data, key)
+		if a != nil {
+			data[cert], data[key] = a.certPEM, a.keyPEM
+		}
+	}
+	put(st.current, authorityCert, authorityKey)
+	put(st.next, nextCert, nextKey)
+	data[caKey] = bundle(st.cas)
+	if !slices.ContainsFunc(certificates(data[certKey]), func(c *x509.Certificate) bool { return !now.expired(c) }) {
+		for _, key := range legacyKeys {
+			delete(data, key)
+		}
 	}
 	return data
+}
+
+// wipe clears the encoded keys.
+func (st state) wipe() {
+	for _, a := range st.own() {
+		clear(a.keyPEM)
+	}
 }

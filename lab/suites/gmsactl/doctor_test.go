@@ -22,7 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/ccgrkc/ccgrkc/internal/mtls"
+	"github.com/ccgrkc/ccgrkc/internal/servingcert/certtest"
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
 )
@@ -115,10 +115,9 @@ func TestDoctorOfTheWebhook(t *testing.T) {
 
 	// The test overwrites the CA bundle with another CA. The webhook repairs it within seconds, so the test repeats
 	// this.
-	stranger, err := mtls.IssueServer("stranger", "x", time.Now(), 1000*time.Hour)
-	must(t, err)
+	stranger, _, _ := certtest.Issue(t, "x", 1000*time.Hour)
 	patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":%q}]`,
-		base64.StdEncoding.EncodeToString(stranger.CA))
+		base64.StdEncoding.EncodeToString(stranger))
 	overwriting, stop := context.WithCancel(t.Context())
 	overwritten := make(chan error, 1)
 	go func() {
