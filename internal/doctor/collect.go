@@ -278,10 +278,13 @@ func (c *collector) addSpec(name string, content []byte) {
 // admission-webhook.windows-gmsa.sigs.k8s.io. The name of its configuration varies.
 func isGMSA(name string) bool { return strings.Contains(strings.ToLower(name), "gmsa") }
 
-// CertificateSecretAnnotation is an annotation that the chart rancher-gmsa-webhook adds to its webhook configurations.
-// It contains the name of the Secret with the serving certificate. The Secret is in the namespace of the webhook's
-// Service.
-const CertificateSecretAnnotation = "ccgrkc.github.io/certificate-secret"
+// Annotations of the webhook configurations from the chart rancher-gmsa-webhook. One of them contains the name of the
+// Secret with the serving certificate, or of the Secret with the CAs that sign it. The Secret is in the namespace of the
+// webhook's Service.
+const (
+	CertificateSecretAnnotation = "ccgrkc.github.io/certificate-secret"
+	CASecretAnnotation          = "ccgrkc.github.io/ca-secret"
+)
 
 func (c *collector) webhooks(ctx context.Context) {
 	if c.scope.Node != "" {
@@ -308,8 +311,16 @@ func (c *collector) webhooks(ctx context.Context) {
 		if s := client.Service; s != nil {
 			w.Service = s.Namespace + "/" + s.Name
 			w.Endpoints, w.Replicas = c.endpoints(ctx, s.Namespace, s.Name), c.replicas(ctx, s.Namespace, s.Name)
+			host := s.Name + "." + s.Namespace + ".svc"
 			if secret := configuration.Annotations[CertificateSecretAnnotation]; secret != "" && w.CAProblem == "" {
-				c.readServingCertificate(ctx, &w, s.Namespace, secret, client.CABundle, s.Name+"."+s.Namespace+".svc")
+				c.readSecret(ctx, &w, s.Namespace, secret, func(chain, _ []byte) {
+					w.checkServingCertificate(chain, client.CABundle, host, c.o.Now)
+				})
+			}
+			if secret := configuration.Annotations[CASecretAnnotation]; secret != "" && w.CAProblem == "" {
+				c.readSecret(ctx, &w, s.Namespace, secret, func(_, cas []byte) {
+					w.checkCAs(cas, client.CABundle, c.o.Now)
+				})
 			}
 		}
 		found = append(found, w)
@@ -340,10 +351,10 @@ func (c *collector) webhooks(ctx context.Context) {
 	c.update(func(o *Objects) { o.Webhooks = found; o.Read[ReadWebhooks] = read })
 }
 
-// readServingCertificate reads a webhook's serving certificate and checks it against the CA bundle.
-func (c *collector) readServingCertificate(ctx context.Context, w *Webhook, namespace, secret string, bundle []byte,
-	host string) {
-	chain, _, err := c.CertificateOf(ctx, namespace, secret)
+// readSecret reads the Secret with a webhook's serving certificate or CAs, and checks tls.crt and ca.crt.
+func (c *collector) readSecret(ctx context.Context, w *Webhook, namespace, secret string,
+	check func(chain, cas []byte)) {
+	chain, cas, err := c.CertificateOf(ctx, namespace, secret)
 	switch {
 	case apierrors.IsNotFound(err):
 		w.Secret = namespace + "/" + secret
@@ -354,7 +365,25 @@ func (c *collector) readServingCertificate(ctx context.Context, w *Webhook, name
 		return
 	}
 	w.Secret = namespace + "/" + secret
-	w.checkServingCertificate(chain, bundle, host, c.o.Now)
+	check(chain, cas)
+}
+
+// checkCAs checks that the CA bundle contains the CAs that can sign the serving certificate.
+func (w *Webhook) checkCAs(cas, bundle []byte, now time.Time) {
+	found := false
+	for block, rest := pem.Decode(cas); block != nil; block, rest = pem.Decode(rest) {
+		ca, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || now.After(ca.NotAfter) {
+			continue
+		}
+		found = true
+		if encoded := pem.EncodeToMemory(block); !bytes.Contains(bundle, encoded) {
+			w.Problem = "the caBundle lacks a CA of the Secret " + w.Secret
+		}
+	}
+	if !found {
+		w.Problem = "the Secret " + w.Secret + " contains no valid CA in ca.crt"
+	}
 }
 
 // checkServingCertificate checks a serving certificate against the CA bundle and the Service's host name.

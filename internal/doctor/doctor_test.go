@@ -542,6 +542,24 @@ func TestCertificatesAreCheckedAsProviderAndPluginDo(t *testing.T) {
 			t.Errorf("%s: from %s to %s", name, w.Begins, w.Expires)
 		}
 	}
+	other := certificate(t, "b")
+	for name, c := range map[string]struct {
+		cas, bundle []byte
+		now         time.Time
+		contains    string
+	}{
+		"the webhook's":      {served, slices.Concat(other, served), now, ""},
+		"one of two":         {slices.Concat(served, other), served, now, "lacks a CA"},
+		"of another webhook": {served, other, now, "lacks a CA"},
+		"expired":            {served, served, now.AddDate(0, 0, 2), "no valid CA"},
+		"no certificate":     {nil, served, now, "no valid CA"},
+	} {
+		var w Webhook
+		w.checkCAs(c.cas, c.bundle, c.now)
+		if (c.contains == "") != (w.Problem == "") || !strings.Contains(w.Problem, c.contains) {
+			t.Errorf("%s: %+v", name, w)
+		}
+	}
 	if _, at, problem := validity(certificate(t, "ca")); !at.Equal(now.AddDate(0, 0, 1)) || problem != "" {
 		t.Error(at, problem)
 	}

@@ -7,7 +7,7 @@
 {{- include "rancher-gmsa-webhook.labels" (dict "root" . "component" "webhook") -}}
 {{- end -}}
 
-{{/* Name of the Secret with the serving certificate. It differs between the modes self and certManager, because Helm
+{{/* Name of the Secret with the serving certificate or, in mode self, with the CA. It differs between the modes self and certManager, because Helm
 deletes the former and not the latter: a change of the mode or a rollback must not find the other mode's Secret. */}}
 {{- define "rancher-gmsa-webhook.secret" -}}
 {{- if eq .Values.certificates.mode "provided" -}}
@@ -111,15 +111,16 @@ no Helm release
   "Remove kubernetes.io/os from nodeSelector.") $os) -}}
 {{- end -}}
 {{- $c := .Values.certificates -}}
-{{- if lt (include "rancher-gmsa-webhook.seconds" $c.settle | int) 1 -}}
-{{- fail (printf "\n\ncertificates.settle is %s, which is too short. Set 1s or more." $c.settle) -}}
+{{- $delay := $c.propagationDelay -}}
+{{- if lt (include "rancher-gmsa-webhook.seconds" $delay | int) 1 -}}
+{{- fail (printf "\n\ncertificates.propagationDelay is %s, which is too short. Set 1s or more." $delay) -}}
 {{- end -}}
 {{- if eq $c.mode "self" -}}
-{{- $lifetime := include "rancher-gmsa-webhook.seconds" $c.lifetime | int -}}
-{{- if lt $lifetime (mul 6 (include "rancher-gmsa-webhook.seconds" $c.settle | int)) -}}
+{{- $lifetime := include "rancher-gmsa-webhook.seconds" $c.caLifetime | int -}}
+{{- if lt $lifetime (mul 18 (include "rancher-gmsa-webhook.seconds" $delay | int)) -}}
 {{- fail (printf (cat
-  "\n\ncertificates.lifetime is %s, but must be at least six times certificates.settle (%s). Otherwise the old"
-  "certificate can expire before all API servers trust the new CA.") $c.lifetime $c.settle) -}}
+  "\n\ncertificates.caLifetime is %s, but must be at least 18 times certificates.propagationDelay (%s). Otherwise a"
+  "certificate can expire before all API servers trust the next CA.") $c.caLifetime $delay) -}}
 {{- end -}}
 {{- else if eq $c.mode "provided" -}}
 {{- if not $c.provided.secretName -}}

@@ -161,7 +161,7 @@ randomHostname: true
 lockDisabledLabel: false
 timeoutSeconds: 10
 crd: {install: false}
-certificates: {lifetime: 24h, settle: 30s}
+certificates: {caLifetime: 24h, propagationDelay: 30s}
 apiServer: {clientCAConfigMap: webhook-clients, clientName: "kube-apiserver"}
 log: {level: debug, format: json}
 metrics: {enabled: true}
