@@ -288,6 +288,27 @@ func TestTwoAPIServersDisagreeForever(t *testing.T) {
 	}
 }
 
+// While the clocks disagree, nothing is removed from the CA bundle, even if it is unknown or has expired by one of them.
+func TestNothingIsRemovedWhileTheClocksDisagree(t *testing.T) {
+	inBubble(func(t *testing.T) {
+		a, c := newAPI(t), &clock{}
+		all := a.some(t, 2, c)
+		a.ready(t, c, all...)
+		foreign, _, _ := certtest.Issue(t, dnsName, 24*time.Hour)
+		a.setDate("", 10*24*time.Hour)
+		time.Sleep(2 * poll)
+		a.overwrite(foreign)
+		time.Sleep(3 * overlap)
+		if now := a.trusted(); len(now) != 1 || !bytes.Contains(now[0], foreign) {
+			t.Error("a CA was removed")
+		}
+		a.setDate("", 0)
+		eventually(t, "the foreign CA is removed", func() bool {
+			return len(a.trusted()) == 1 && !bytes.Contains(a.trusted()[0], foreign)
+		})
+	})(t)
+}
+
 // All clocks were a year ahead, as on a machine that starts with a wrong clock, and then became right. The CA is not
 // valid yet.
 func TestTheRightTimeReturns(t *testing.T) {

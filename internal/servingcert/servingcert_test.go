@@ -168,17 +168,23 @@ func TestANewReplicaWaitsUntilItsCAIsKnown(t *testing.T) {
 }
 
 // During a change from one source to the other, replicas of both write the configurations. The new ones must become
-// ready, or the rollout would never finish.
+// ready, or the rollout would never finish. No handshake with a ready replica fails.
 func TestAChangeOfSourceFinishes(t *testing.T) {
 	inBubble(func(t *testing.T) {
 		a, c := newAPI(t), &clock{}
 		old := a.start(t, "old", self(), c, 0)
 		a.ready(t, c, old)
+		time.Sleep(2 * overlap)
+		end := a.load(t, c, old)
 		dir := a.start(t, "new", &Dir{Path: mount(t, issued(t)).dir}, c, 0)
 		eventually(t, "the new replica is ready", func() bool { return dir.Ready() == nil })
+		end()
 		old.stop()
-		a.ready(t, c, dir)
+		time.Sleep(2 * overlap)
+		end = a.load(t, c, dir)
 		again := a.start(t, "again", self(), c, 0)
+		eventually(t, "the next replica is ready", func() bool { return again.Ready() == nil })
+		end()
 		a.ready(t, c, again)
 	})(t)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
-// Runs every command of docs/webhook.md in its order. A compromised certificate is replaced, and the chart is
+// Runs every command of docs/webhook.md in its order. A compromised CA is replaced, and the chart is
 // uninstalled.
 func TestTheCommandsOfTheWebhookPage(t *testing.T) {
 	t.Parallel()
@@ -33,7 +33,7 @@ func TestTheCommandsOfTheWebhookPage(t *testing.T) {
 		must(t, err)
 		return string(c.Webhooks[0].ClientConfig.CABundle)
 	}
-	before, replace, ok := strings.Cut(string(content), "### Replace a compromised certificate")
+	before, replace, ok := strings.Cut(string(content), "### Replace a compromised CA")
 	replace, after, ok2 := strings.Cut(replace, "\n## When it is unavailable")
 	if !ok || !ok2 {
 		t.Fatal("this test does not match the sections of the page")
