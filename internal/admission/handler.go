@@ -1,7 +1,9 @@
 package admission
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -134,28 +136,27 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	if hr.ContentLength > maxBody {
 		return "", errTooLong
 	}
-	var body []byte
-	slots := h.large
-	if hr.ContentLength >= 0 && hr.ContentLength <= maxSmallBody {
-		// Small bodies are read before they get a slot, so that a body that never arrives holds none. The connection
-		// limiter limits their number.
-		slots = h.small
-		if body, err = h.readBody(w, hr); err != nil {
-			return "", err
-		}
+	// The beginning of a body is read before the request gets a slot. So a body that does not arrive holds none, and the
+	// namespace is known. The connection limiter limits their number.
+	b := &body{Reader: http.MaxBytesReader(w, hr.Body, maxBody), length: hr.ContentLength}
+	if err := h.read(w, b, maxSmallBody); err != nil {
+		return "", err
 	}
 	address, _, _ := net.SplitHostPort(hr.RemoteAddr)
-	release, ok := slots.acquire(ctx, address)
+	owner := owner{address, namespaceOf(b.data)}
+	slots := h.small
+	if b.length < 0 || b.length > maxSmallBody {
+		slots = h.large
+	}
+	release, ok := slots.acquire(ctx, owner)
 	if !ok {
 		return "", errBusy
 	}
 	defer release()
-	if slots == h.large {
-		if body, err = h.readBody(w, hr); err != nil {
-			return "", err
-		}
+	if err := h.read(w, b, maxBody); err != nil {
+		return "", err
 	}
-	r, err := readReview(body)
+	r, err := readReview(b.data)
 	if err != nil {
 		return "", &httpError{http.StatusBadRequest, resultInvalid, err.Error()}
 	}
@@ -164,7 +165,7 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	h.log(path, r, answer)
 	if answer.Added > maxSmallPatch && slots == h.small {
 		// Until the client has read it, the response needs as much memory as a large body.
-		release, ok := h.large.acquire(ctx, address)
+		release, ok := h.large.acquire(ctx, owner)
 		if !ok {
 			return "", errBusy
 		}
@@ -181,29 +182,81 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	return resultDenied, nil
 }
 
-func (h *handler) readBody(w http.ResponseWriter, hr *http.Request) ([]byte, error) {
+// body is the body of a request, of which a part is read.
+type body struct {
+	io.Reader
+	length int64 // -1: unknown
+	data   []byte
+	done   bool // data is the whole body
+}
+
+// read reads the body up to limit bytes.
+func (h *handler) read(w http.ResponseWriter, b *body, limit int64) error {
+	if b.done {
+		return nil // a deadline would apply to the connection
+	}
 	// A httptest.ResponseRecorder has no deadline.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.bodyTimeout))
-	body, err := readAll(http.MaxBytesReader(w, hr.Body, maxBody), hr.ContentLength)
+	err := b.readUpTo(limit)
 	var tooLong *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLong):
-		return nil, errTooLong
+		return errTooLong
 	case err != nil:
 		text := fmt.Sprintf("body incomplete after %s: %v", h.bodyTimeout, err)
-		return nil, &httpError{http.StatusRequestTimeout, resultInvalid, text}
+		return &httpError{http.StatusRequestTimeout, resultInvalid, text}
 	}
-	return body, nil
+	return nil
 }
 
-// readAll allocates no more than length bytes if the length is known.
-func readAll(body io.Reader, length int64) ([]byte, error) {
-	if length < 0 {
-		return io.ReadAll(body)
+// readUpTo allocates no more than the length if it is known.
+func (b *body) readUpTo(limit int64) error {
+	if b.length < 0 {
+		// One byte more, to find the end of a body with limit bytes, or that it exceeds maxBody.
+		want := limit + 1 - int64(len(b.data))
+		more, err := io.ReadAll(io.LimitReader(b, want))
+		b.data = append(b.data, more...)
+		b.done = int64(len(more)) < want
+		return err
 	}
-	all := make([]byte, length)
-	_, err := io.ReadFull(body, all)
-	return all, err
+	all := make([]byte, min(limit, b.length))
+	have := copy(all, b.data)
+	_, err := io.ReadFull(b, all[have:])
+	b.data = all
+	b.done = int64(len(all)) == b.length
+	return err
+}
+
+// namespaceOf returns request.namespace of an AdmissionReview, of which body can be only the beginning. The API server
+// writes it before the objects. The result is "" if body does not contain it.
+func namespaceOf(body []byte) string {
+	d := json.NewDecoder(bytes.NewReader(body))
+	var namespace string
+	if !enter(d, "request") || !enter(d, "namespace") || d.Decode(&namespace) != nil || len(namespace) > maxName {
+		return ""
+	}
+	return namespace
+}
+
+// enter reads the beginning of a JSON object until the value of key, and reports whether there is one.
+func enter(d *json.Decoder, key string) bool {
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return false
+	}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return false
+		}
+		if t == key {
+			return true
+		}
+		var other json.RawMessage
+		if d.Decode(&other) != nil {
+			return false
+		}
+	}
+	return false
 }
 
 func (h *handler) log(path string, r *request, answer *response) {

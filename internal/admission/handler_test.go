@@ -10,11 +10,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
 func TestInvalidAdmissionReviewsGetAnHTTPError(t *testing.T) {
@@ -166,9 +170,10 @@ func TestIncompleteBodiesDoNotDelayOthers(t *testing.T) {
 	t.Cleanup(server.Close)
 	var sent sync.WaitGroup
 	for i := range 300 {
-		length := 300
+		length, begin := 300, "{"
 		if i < 3*maxLargeRequests {
-			length = 300000
+			// A large request takes a slot when its beginning has arrived.
+			length, begin = 300000, "{"+strings.Repeat(" ", maxSmallBody)
 		}
 		sent.Add(1)
 		done := sync.OnceFunc(sent.Done)
@@ -181,7 +186,7 @@ func TestIncompleteBodiesDoNotDelayOthers(t *testing.T) {
 				}
 				stop := context.AfterFunc(t.Context(), func() { c.Close() })
 				_, _ = fmt.Fprintf(c, "POST /mutate?timeout=30s HTTP/1.1\r\nHost: x\r\n"+
-					"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n{", length)
+					"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", length, begin)
 				done()
 				answer := make([]byte, 64)
 				n, _ := c.Read(answer)
@@ -195,8 +200,10 @@ func TestIncompleteBodiesDoNotDelayOthers(t *testing.T) {
 		}()
 	}
 	sent.Wait()
-	for len(h.large.all) < maxLargeRequests/2 {
-		time.Sleep(time.Millisecond)
+	for taken := 0; taken < maxLargeRequests/2; time.Sleep(time.Millisecond) {
+		h.large.mu.Lock()
+		taken = h.large.used
+		h.large.mu.Unlock()
 	}
 	for _, c := range []struct {
 		address string
@@ -221,45 +228,200 @@ func TestIncompleteBodiesDoNotDelayOthers(t *testing.T) {
 	}
 }
 
+// taker takes slots. A context that is done would get a free slot only by chance, so it waits for a second.
+type taker struct {
+	*testing.T
+	*slots
+	releases map[owner][]func()
+}
+
+func (k taker) take(address, namespace string, want bool) {
+	k.Helper()
+	ctx, cancel := context.WithTimeout(k.Context(), time.Second)
+	defer cancel()
+	o := owner{address, namespace}
+	release, ok := k.acquire(ctx, o)
+	if ok != want {
+		k.Errorf("%v: got a slot: %t, want %t", o, ok, want)
+	}
+	if ok {
+		k.releases[o] = append(k.releases[o], release)
+	}
+}
+
+func (k taker) giveBack(address, namespace string) {
+	o := owner{address, namespace}
+	k.releases[o][0]()
+	k.releases[o] = k.releases[o][1:]
+}
+
 func TestOneAddressGetsHalfOfTheSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(4)
+		k := taker{t, newSlots(4), map[owner][]func(){}}
+		k.take("a", "", true)
+		k.take("a", "", true)
+		k.take("a", "", false)
+		k.take("a", "another namespace", false)
+		k.take("b", "", true)
+		k.take("b", "", true)
+		k.take("c", "", false)
+		k.giveBack("a", "")
+		k.take("b", "", false)
+		k.take("c", "", true)
 		done, cancel := context.WithCancel(t.Context())
 		cancel()
-		var releases []func()
-		acquire := func(address string, want bool) {
-			t.Helper()
-			// With a context that is done, select would choose a free slot only by chance.
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			release, ok := s.acquire(ctx, address)
-			if ok != want {
-				t.Errorf("%s: got a slot: %t, want %t", address, ok, want)
-			}
-			if ok {
-				releases = append(releases, release)
-			}
-		}
-		acquire("a", true)
-		acquire("a", true)
-		acquire("a", false)
-		acquire("b", true)
-		acquire("b", true)
-		acquire("c", false)
-		releases[0]()
-		releases = releases[1:]
-		acquire("b", false)
-		acquire("c", true)
-		if _, ok := s.acquire(done, "d"); ok {
+		if _, ok := k.acquire(done, owner{"d", ""}); ok {
 			t.Error("got a fifth slot")
 		}
-		for _, release := range releases {
-			release()
+		for _, o := range []string{"a", "b", "b", "c"} {
+			k.giveBack(o, "")
 		}
-		if len(s.clients) != 0 || len(s.all) != 0 {
-			t.Errorf("left: %d addresses, %d slots", len(s.clients), len(s.all))
+		if len(k.ofAddress)+len(k.ofNamespace)+len(k.waiting)+k.used != 0 {
+			t.Errorf("left: %+v", k.slots)
 		}
 	})
+}
+
+// A free slot goes to the address with the fewest, then to the namespace with the fewest, then to the request that has
+// waited longest.
+func TestFreeSlotsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := taker{t, newSlots(4), map[owner][]func(){}}
+		for _, namespace := range []string{"many", "many"} {
+			k.take("a", namespace, true)
+			k.take("b", namespace, true)
+		}
+		var got []owner
+		wait := func(o owner) {
+			go func() {
+				if _, ok := k.acquire(t.Context(), o); ok {
+					got = append(got, o)
+				}
+			}()
+			synctest.Wait()
+		}
+		queue := []owner{{"a", "many"}, {"a", "many"}, {"a", "few"}, {"a", "few"}, {"c", "many"}, {"a", "other"}}
+		for _, o := range queue {
+			wait(o)
+		}
+		if len(got) > 0 {
+			t.Fatalf("%v got a slot; none is free", got)
+		}
+		k.giveBack("b", "many") // c has none
+		synctest.Wait()
+		k.giveBack("a", "many") // many has one left, few and other have none
+		synctest.Wait()
+		if want := []owner{{"c", "many"}, {"a", "few"}}; !slices.Equal(got, want) {
+			t.Fatalf("got slots: %v, want %v", got, want)
+		}
+		k.release(owner{"a", "few"})
+		synctest.Wait()
+		k.release(owner{"a", "few"}) // many still has one, and waits longest
+		synctest.Wait()
+		if want := []owner{{"a", "few"}, {"a", "other"}}; !slices.Equal(got[2:], want) {
+			t.Errorf("then got slots: %v, want %v", got[2:], want)
+		}
+	})
+}
+
+// busyCluster is an API server that answers each request after 10 ms.
+type busyCluster struct{}
+
+func (busyCluster) CredentialSpec(_ context.Context, name string) ([]byte, error) {
+	time.Sleep(10 * time.Millisecond)
+	if name != "web01" {
+		return nil, &kube.StatusError{Code: http.StatusNotFound}
+	}
+	return []byte(spec2), nil
+}
+
+func (busyCluster) CanUse(context.Context, string, string, string) (bool, string, error) {
+	time.Sleep(10 * time.Millisecond)
+	return true, "", nil
+}
+
+func (busyCluster) Account(context.Context, credential.Reference) (AccountState, error) {
+	return AccountReady, nil
+}
+
+// Attack: a tenant creates pods with invented names from a hundred clients. The API server sends the requests of all
+// tenants from one address. The pods of another tenant wait for one request at most, whether they are small or large.
+func TestATenantDoesNotDelayAnother(t *testing.T) {
+	for name, size := range map[string]int{"small": 0, "large": maxSmallBody} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := config(t, nil)
+				c.Cluster = busyCluster{}
+				h := NewHandler(c)
+				body := func(namespace, name string) []byte {
+					pod := newPod(object{"securityContext": windows(name, "")})
+					pod["metadata"].(object)["annotations"] = object{"x": strings.Repeat("x", size)}
+					text := string(reviewOf(create, "", pod, nil))
+					return []byte(strings.Replace(text, `"namespace":"shop","object"`,
+						`"namespace":"`+namespace+`","object"`, 1))
+				}
+				attack, victim := body("attacker", "invented"), body("victim", "web01")
+				ctx, stop := context.WithCancel(t.Context())
+				var attackers sync.WaitGroup
+				for range 100 {
+					attackers.Go(func() {
+						for ctx.Err() == nil {
+							send(h, "/mutate", attack)
+						}
+					})
+				}
+				time.Sleep(time.Second)
+				for range 20 {
+					start := time.Now()
+					wantAllowed(t, answerOf(t, send(h, "/mutate", victim)))
+					if took := time.Since(start); took > 20*time.Millisecond {
+						t.Errorf("the pod of the other tenant took %s, want 10 ms and at most 10 ms in the queue", took)
+					}
+				}
+				stop()
+				attackers.Wait()
+			})
+		})
+	}
+}
+
+// The API server can send 600 requests at the same time: --max-requests-inflight and --max-mutating-requests-inflight
+// are 400 and 200.
+func TestSixHundredPodsOfATenantAreAdmittedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := config(t, nil)
+		c.Cluster = busyCluster{}
+		h := NewHandler(c)
+		var all sync.WaitGroup
+		for range 600 {
+			all.Go(func() {
+				pod := newPod(object{"securityContext": windows("web01", "")})
+				_, answer := admit(t, h, create, "", pod, nil)
+				wantAllowed(t, answer)
+			})
+		}
+		all.Wait()
+	})
+}
+
+func TestTheNamespaceIsFoundInTheBeginningOfABody(t *testing.T) {
+	review := string(padded(0))
+	for body, want := range map[string]string{
+		review:       "shop",
+		review[:100]: "",
+		"":           "",
+		"[1]":        "",
+		`{"request":{"uid":"u","kind":{"namespace":"x"},"namespace":"shop","object":{"metadata"`: "shop",
+		`{"namespace":"x","request":{"namespace":"shop"`:                                         "shop",
+		`{"request":{"object":{"namespace":"x"}}}`:                                               "",
+		`{"request":{"namespace":1}}`:                                                            "",
+		`{"request":{"namespace":"` + strings.Repeat("x", 254) + `"}}`:                           "",
+		`{"request":` + strings.Repeat("[", 20000):                                               "",
+	} {
+		if got := namespaceOf([]byte(body)); got != want {
+			t.Errorf("%.100s: namespace %q, want %q", body, got, want)
+		}
+	}
 }
 
 // The deadline applies to the body, not to the connection.

@@ -2,62 +2,107 @@ package admission
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
-// slots limit the number of concurrent requests. One client address has at most half of them, so that an
-// unauthenticated client leaves the other half to the API server. If a proxy gives both the same address, they share
-// one half.
+// slots limit the number of concurrent requests, and share them between client addresses and namespaces.
+//
+// One address has at most half of the slots, so that an unauthenticated client leaves the other half to the API server.
+// If a proxy gives both the same address, they share one half.
+//
+// A free slot goes to the address that holds the fewest, and there to the namespace that holds the fewest. So a request
+// does not wait for the requests that another namespace has in the queue, only until one slot is free.
 type slots struct {
-	all chan struct{}
+	size int
 
-	mu      sync.Mutex
-	clients map[string]*clientSlots // addresses that hold a slot or wait for one
+	mu          sync.Mutex
+	used        int
+	ofAddress   map[string]int // the slots that each address holds
+	ofNamespace map[owner]int
+	waiting     []*waiter // in order of arrival
 }
 
-type clientSlots struct {
-	slots chan struct{}
-	users int
+// owner is what a slot counts for. An unauthenticated client can claim any namespace, so a namespace counts only
+// within its address.
+type owner struct{ address, namespace string }
+
+type waiter struct {
+	owner
+	granted chan struct{} // closed with the slot
 }
 
-func newSlots(n int) *slots {
-	return &slots{all: make(chan struct{}, n), clients: map[string]*clientSlots{}}
+func newSlots(size int) *slots {
+	return &slots{size: size, ofAddress: map[string]int{}, ofNamespace: map[owner]int{}}
 }
 
 // acquire waits for a slot until ctx is done, and reports whether it got one. The caller releases it.
-func (s *slots) acquire(ctx context.Context, address string) (release func(), ok bool) {
+func (s *slots) acquire(ctx context.Context, o owner) (release func(), ok bool) {
+	w := &waiter{o, make(chan struct{})}
 	s.mu.Lock()
-	client := s.clients[address]
-	if client == nil {
-		client = &clientSlots{slots: make(chan struct{}, max(1, cap(s.all)/2))}
-		s.clients[address] = client
-	}
-	client.users++
+	s.waiting = append(s.waiting, w)
+	s.grant()
 	s.mu.Unlock()
-	forget := func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if client.users--; client.users == 0 {
-			delete(s.clients, address)
+	select {
+	case <-w.granted:
+	case <-ctx.Done():
+		if s.leave(w) {
+			return nil, false
 		}
 	}
-	// The client's slot comes first, so that no address has more waiters for the common slots than it can hold.
-	select {
-	case client.slots <- struct{}{}:
-	case <-ctx.Done():
-		forget()
-		return nil, false
+	return func() { s.release(o) }, true
+}
+
+// leave removes w from the queue. It returns false if w already has a slot.
+func (s *slots) leave(w *waiter) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.waiting, w)
+	if i < 0 {
+		return false
 	}
-	select {
-	case s.all <- struct{}{}:
-	case <-ctx.Done():
-		<-client.slots
-		forget()
-		return nil, false
+	s.waiting = slices.Delete(s.waiting, i, i+1)
+	return true
+}
+
+func (s *slots) release(o owner) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used--
+	if s.ofAddress[o.address]--; s.ofAddress[o.address] == 0 {
+		delete(s.ofAddress, o.address)
 	}
-	return func() {
-		<-s.all
-		<-client.slots
-		forget()
-	}, true
+	if s.ofNamespace[o]--; s.ofNamespace[o] == 0 {
+		delete(s.ofNamespace, o)
+	}
+	s.grant()
+}
+
+// grant gives the free slots to requests in the queue.
+func (s *slots) grant() {
+	for s.used < s.size {
+		next := -1
+		for i, w := range s.waiting {
+			if s.ofAddress[w.address] < max(1, s.size/2) && (next < 0 || s.precedes(w, s.waiting[next])) {
+				next = i
+			}
+		}
+		if next < 0 {
+			return
+		}
+		w := s.waiting[next]
+		s.waiting = slices.Delete(s.waiting, next, next+1)
+		s.used++
+		s.ofAddress[w.address]++
+		s.ofNamespace[w.owner]++
+		close(w.granted)
+	}
+}
+
+// precedes reports whether a gets a slot before b, which has waited longer.
+func (s *slots) precedes(a, b *waiter) bool {
+	if x, y := s.ofAddress[a.address], s.ofAddress[b.address]; x != y {
+		return x < y
+	}
+	return s.ofNamespace[a.owner] < s.ofNamespace[b.owner]
 }
