@@ -136,7 +136,7 @@ func TestAReadyAccountIsCached(t *testing.T) {
 	a := newAPIServer(t)
 	c := NewCluster(a.Client(t, "test")).(*cluster)
 	now := time.Now()
-	c.now = func() time.Time { return now }
+	c.ready.now = func() time.Time { return now }
 	requests := 0
 	want := func(secret string, state AccountState, more int) {
 		t.Helper()
@@ -162,13 +162,13 @@ func TestAReadyAccountIsCached(t *testing.T) {
 	a.releases["gmsa-system:late"], a.secrets["gmsa-system:late"] = true, true
 	want("late", AccountReady, 1)
 
-	for i := range 2 * maxReady {
+	for i := range 2 * maxRecent {
 		secret := fmt.Sprint("s", i)
 		a.releases["gmsa-system:"+secret], a.secrets["gmsa-system:"+secret] = true, true
 		want(secret, AccountReady, 1)
 	}
-	if n := len(c.ready); n != maxReady {
-		t.Errorf("%d accounts are cached, want %d", n, maxReady)
+	if n := len(c.ready.values); n != maxRecent {
+		t.Errorf("%d accounts are cached, want %d", n, maxRecent)
 	}
 	now = now.Add(readyTTL)
 	want("web-creds", AccountReady, 1)

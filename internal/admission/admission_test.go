@@ -33,7 +33,21 @@ type apiServer struct {
 
 func newAPIServer(t testing.TB) *apiServer {
 	t.Helper()
-	a := &apiServer{
+	a := withObjects()
+	a.Server = kubetest.NewServer(t, a.serve)
+	return a
+}
+
+// newMemoryAPIServer is for tests in a testing/synctest bubble.
+func newMemoryAPIServer(t testing.TB) *apiServer {
+	t.Helper()
+	a := withObjects()
+	a.Server = kubetest.NewMemoryServer(t, a.serve)
+	return a
+}
+
+func withObjects() *apiServer {
+	return &apiServer{
 		specs: map[string]string{"web01": spec1, "web02": spec2, "empty": ""},
 		canUse: map[string]bool{
 			"shop/default/web01": true,
@@ -44,8 +58,6 @@ func newAPIServer(t testing.TB) *apiServer {
 		releases: map[string]bool{"gmsa-system:web-creds": true},
 		secrets:  map[string]bool{"gmsa-system:web-creds": true},
 	}
-	a.Server = kubetest.NewServer(t, a.serve)
-	return a
 }
 
 const (

@@ -5,10 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"maps"
 	"net/http"
 	"net/url"
-	"sync"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
@@ -29,26 +27,29 @@ type Cluster interface {
 	Account(ctx context.Context, ref credential.Reference) (AccountState, error)
 }
 
-// NewCluster returns the Cluster of an API server. An admission request sends up to maxParallelChecks requests at the
-// same time, so the client should keep at least as many idle connections.
+// NewCluster returns the Cluster of an API server. Two requests are sent at the same time for one admission request.
 func NewCluster(client *kube.Client) Cluster {
-	return &cluster{client: client, now: time.Now, ready: map[credential.Reference]time.Time{}}
+	return &cluster{
+		client:  client,
+		ready:   newRecent[credential.Reference, struct{}](readyTTL, maxRecent),
+		missing: newRecent[string, error](missingTTL, maxRecent),
+	}
 }
 
 type cluster struct {
-	client *kube.Client
-	now    func() time.Time
-
-	mu    sync.Mutex
-	ready map[credential.Reference]time.Time // accounts in state AccountReady, with the expiry of the cache entry
+	client  *kube.Client
+	ready   *recent[credential.Reference, struct{}] // accounts in state AccountReady
+	missing *recent[string, error]                  // names of missing GMSACredentialSpecs, with the error
 }
 
 const (
 	// readyTTL is the cache time of AccountReady. Other states are not cached, so that the next pod sees a new release
 	// or Secret.
 	readyTTL = 10 * time.Second
-	// maxReady limits the cache to about 100 KiB.
-	maxReady = 512
+	// missingTTL is the cache time of a missing GMSACredentialSpec. Controllers create a denied pod again and again.
+	missingTTL = time.Second
+	// maxRecent limits each cache to about 200 KiB: a name has at most 253 bytes.
+	maxRecent = 512
 )
 
 const group = "windows.k8s.io"
@@ -57,6 +58,9 @@ const group = "windows.k8s.io"
 var errNoCredSpec = errors.New("the field credspec is missing")
 
 func (c *cluster) CredentialSpec(ctx context.Context, name string) ([]byte, error) {
+	if err, ok := c.missing.get(name); ok {
+		return nil, err
+	}
 	// A map, because encoding/json matches the names of struct fields in any case.
 	var object map[string]json.RawMessage
 	read := func(query url.Values) error {
@@ -68,6 +72,9 @@ func (c *cluster) CredentialSpec(ctx context.Context, name string) ([]byte, erro
 	err := read(url.Values{"resourceVersion": {"0"}})
 	if kube.IsNotFound(err) {
 		err = read(nil)
+	}
+	if kube.IsNotFound(err) {
+		c.missing.put(name, err)
 	}
 	if err != nil {
 		return nil, err
@@ -137,32 +144,14 @@ const markerPrefix = "gmsa-secret-"
 const maxName = 253
 
 func (c *cluster) Account(ctx context.Context, ref credential.Reference) (AccountState, error) {
-	if c.isReady(ref) {
+	if _, ok := c.ready.get(ref); ok {
 		return AccountReady, nil
 	}
 	state, err := c.probeAccount(ctx, ref)
 	if state == AccountReady {
-		c.setReady(ref)
+		c.ready.put(ref, struct{}{})
 	}
 	return state, err
-}
-
-func (c *cluster) isReady(ref credential.Reference) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now().Before(c.ready[ref])
-}
-
-func (c *cluster) setReady(ref credential.Reference) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := c.now()
-	if len(c.ready) >= maxReady {
-		maps.DeleteFunc(c.ready, func(_ credential.Reference, expiry time.Time) bool { return !now.Before(expiry) })
-	}
-	if len(c.ready) < maxReady {
-		c.ready[ref] = now.Add(readyTTL)
-	}
 }
 
 // probeAccount requests a token bound to the Secret with a UID that no object has. The API server looks up the

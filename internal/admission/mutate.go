@@ -24,24 +24,22 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 	if d := validateRefs(refs); d != nil {
 		return d.response()
 	}
-	specs, denied := h.readSpecs(ctx, refs)
-	if denied != nil {
-		return denied.response()
-	}
 	var patch kube.JSONPatch
 	added := 0
+	encoded := map[string]json.RawMessage{} // credential specs as JSON strings, by name
 	for _, ref := range refs {
-		s := specs[ref.name]
-		if s.err != nil {
-			return denyUnreadable(ref, s.err).response()
-		}
-		if s.encoded == nil {
-			var err error
-			if s.encoded, err = json.Marshal(string(s.content)); err != nil {
+		if encoded[ref.name] == nil {
+			// One after the other, so that the first error is the last request.
+			content, err := h.Cluster.CredentialSpec(ctx, ref.name)
+			if err != nil {
+				return denyUnreadable(ref, err).response()
+			}
+			if encoded[ref.name], err = json.Marshal(string(content)); err != nil {
 				panic(err) // a string always encodes
 			}
 		}
-		if added += len(s.encoded); added > maxAdded {
+		value := encoded[ref.name]
+		if added += len(value); added > maxAdded {
 			return forbidden("%s: GMSACredentialSpec %s would make the webhook add more than %d KiB to the pod; "+
 				"reference it once in the pod's securityContext instead of in each container",
 				ref.where, ref.name, maxAdded>>10).response()
@@ -50,7 +48,7 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 		patch = append(patch, kube.JSONPatchOperation{
 			Op:    "add",
 			Path:  ref.pointer + "/gmsaCredentialSpec",
-			Value: s.encoded,
+			Value: value,
 		})
 	}
 	if h.RandomHostname && r.Operation == create && needsHostname(r.Object) {

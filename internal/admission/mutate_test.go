@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -198,6 +200,70 @@ func TestTheNumberOfReferencesIsLimited(t *testing.T) {
 	wantAllowed(t, answer)
 }
 
+// Attack: every name of a pod is invented, and a controller creates the pod again and again.
+func TestAPodWithInventedNamesCostsTwoRequestsASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newMemoryAPIServer(t)
+		h := NewHandler(config(t, a))
+		pod := func(inline string) object {
+			var containers []any
+			for i := range 8 {
+				containers = append(containers, ctr(fmt.Sprint("c", i), windows(fmt.Sprint("invented", i), inline)))
+			}
+			return newPod(object{"containers": containers})
+		}
+		const path = "GET " + specsPath
+		for _, want := range [][]string{{path + "invented0?resourceVersion=0", path + "invented0"}, nil, nil} {
+			a.Reset()
+			wantDenied(t, call(t, h, "/mutate", create, "", pod(""), nil), 404, "GMSACredentialSpec invented0 does not")
+			if diff := cmp.Diff(want, a.Requests("")); diff != "" {
+				t.Errorf("requests (-want +got)\n%s", diff)
+			}
+		}
+		a.Reset()
+		wantDenied(t, call(t, h, "/validate", create, "", pod("{}"), nil), 404, "GMSACredentialSpec invented0 does not")
+		if n := len(a.Requests("")); n != 1 { // of the permission
+			t.Errorf("requests of validate: %q", a.Requests(""))
+		}
+		// A new object is found after a second.
+		a.set(func() { a.specs["invented0"] = spec2 })
+		time.Sleep(missingTTL)
+		wantDenied(t, call(t, h, "/mutate", create, "", pod(""), nil), 404, "GMSACredentialSpec invented1 does not")
+	})
+}
+
+func TestAMissingDefinitionIsRememberedAsSuch(t *testing.T) {
+	a := newAPIServer(t)
+	a.specs = nil
+	h := NewHandler(config(t, a))
+	pod := newPod(object{"securityContext": windows("web01", "")})
+	for range 2 {
+		answer := call(t, h, "/mutate", create, "", pod, nil)
+		wantDenied(t, answer, 404, "no CustomResourceDefinition gmsacredentialspecs.windows.k8s.io")
+	}
+}
+
+// Attack: invented names fill the memory.
+func TestTheNumberOfRememberedNamesIsLimited(t *testing.T) {
+	c := newRecent[int, string](time.Second, 2)
+	now := time.Now()
+	c.now = func() time.Time { return now }
+	for i := range 4 {
+		c.put(i, "x")
+	}
+	if _, ok := c.get(1); !ok || len(c.values) != 2 {
+		t.Errorf("the second is remembered: %t; %d values, want 2", ok, len(c.values))
+	}
+	now = now.Add(time.Second)
+	if _, ok := c.get(1); ok {
+		t.Error("remembered for more than a second")
+	}
+	c.put(5, "y")
+	if v, ok := c.get(5); !ok || v != "y" || len(c.values) != 1 {
+		t.Errorf("after the others expired: %q, %t; %d values, want 1", v, ok, len(c.values))
+	}
+}
+
 // The API server calls mutating webhooks before it validates the names itself.
 func TestInvalidSpecNamesCauseNoRequest(t *testing.T) {
 	a := newAPIServer(t)
@@ -224,18 +290,25 @@ func TestTheNumberOfSpecsIsLimited(t *testing.T) {
 	a := newAPIServer(t)
 	h := NewHandler(config(t, a))
 	var containers []any
-	for i := range 65 {
+	for i := range 9 {
 		name := fmt.Sprint("spec", i)
 		a.specs[name] = spec2
 		containers = append(containers, ctr(fmt.Sprint("c", i), windows(name, "")))
 	}
 	pod := newPod(object{"containers": containers})
-	wantDenied(t, call(t, h, "/mutate", create, "", pod, nil), 403, "references 65 different GMSACredentialSpecs")
+	const text = "references 9 different GMSACredentialSpecs; the maximum is 8"
+	wantDenied(t, call(t, h, "/mutate", create, "", pod, nil), 403, text)
+	for _, c := range containers {
+		options := c.(object)["securityContext"].(object)["windowsOptions"].(object)
+		options["gmsaCredentialSpec"] = spec2
+	}
+	wantDenied(t, call(t, h, "/validate", create, "", pod, nil), 403, text)
 	if len(a.Requests("")) > 0 {
 		t.Errorf("requests %q", a.Requests(""))
 	}
 	a.canUse = nil
-	_, answer := admit(t, h, create, "", newPod(object{"containers": containers[:64]}), nil)
+	eight := newPod(object{"securityContext": windows("spec0", ""), "containers": containers[:8]})
+	_, answer := admit(t, h, create, "", eight, nil)
 	wantAllowed(t, answer)
 }
 

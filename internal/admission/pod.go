@@ -116,15 +116,13 @@ func (p *pod) logName() string {
 	return p.Metadata.Name
 }
 
-// specNames returns the credential spec names of refs in their order, without duplicates.
-func specNames(refs []credSpecRef) []string {
-	var list []string
-	seen := map[string]bool{}
+// countSpecs returns the number of different credential spec names in refs.
+func countSpecs(refs []credSpecRef) int {
+	names := map[string]bool{}
 	for _, r := range refs {
-		if !seen[r.name] {
-			seen[r.name] = true
-			list = append(list, r.name)
+		if r.name != "" {
+			names[r.name] = true
 		}
 	}
-	return list
+	return len(names)
 }

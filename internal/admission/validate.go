@@ -18,14 +18,12 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
-// maxSpecs limits the different GMSACredentialSpecs of one pod. Each needs up to three requests to the API server.
-const maxSpecs = 64
+// maxSpecs limits the different GMSACredentialSpecs of one pod. Each needs up to four requests to the API server. The
+// policy of the chart has the same limit.
+const maxSpecs = 8
 
 // maxRefs limits the number of places in one pod, the pod itself and its containers, that specify a gMSA.
 const maxRefs = 256
-
-// maxParallelChecks limits the concurrent requests to the API server for one pod.
-const maxParallelChecks = 8
 
 // validateRefs denies a pod with an invalid name or too many references, without a request to the API server. The API
 // server calls mutating webhooks before it validates the names itself.
@@ -43,76 +41,37 @@ func validateRefs(refs []credSpecRef) *denial {
 			}
 		}
 	}
-	if len(refs) <= maxRefs {
-		return nil
+	if len(refs) > maxRefs {
+		return forbidden("the pod specifies a gMSA in %d places; the maximum is %d; set gmsaCredentialSpecName once in "+
+			"the pod's securityContext, which applies to all containers that do not set it", len(refs), maxRefs)
 	}
-	return forbidden("the pod specifies a gMSA in %d places; the maximum is %d; set gmsaCredentialSpecName once in "+
-		"the pod's securityContext, which applies to all containers that do not set it", len(refs), maxRefs)
+	if n := countSpecs(refs); n > maxSpecs {
+		return forbidden("the pod references %d different GMSACredentialSpecs; the maximum is %d; use several pods",
+			n, maxSpecs)
+	}
+	return nil
 }
 
-// spec is the current state of a GMSACredentialSpec.
-type spec struct {
+// checked is the result of the checks of one GMSACredentialSpec.
+type checked struct {
 	content []byte // the credential spec as compact JSON
 	err     error  // from reading the object
 
-	encoded json.RawMessage // only in mutate: content as a JSON string
+	canUse       bool
+	canUseReason string // the API server's reason for its answer
+	canUseErr    error
 
-	// Only in validate:
-	canUse        bool
-	canUseReason  string // the API server's reason for its answer
-	canUseErr     error
-	problem       string // result of pluginProblem
-	problemMetric string
+	reported bool // the pod has the warning of this GMSACredentialSpec
 }
 
-// readSpecs reads the GMSACredentialSpecs of refs, each once.
-func (h *handler) readSpecs(ctx context.Context, refs []credSpecRef) (map[string]*spec, *denial) {
-	return h.runChecks(refs, func(name string, s *spec) []func() {
-		return []func(){func() { s.content, s.err = h.Cluster.CredentialSpec(ctx, name) }}
-	})
-}
-
-// checkSpecs reads the GMSACredentialSpecs, and checks the use permission of the ServiceAccount and the plugin input.
-func (h *handler) checkSpecs(ctx context.Context, namespace, serviceAccount string, refs []credSpecRef) (
-	map[string]*spec, *denial) {
-	return h.runChecks(refs, func(name string, s *spec) []func() {
-		return []func(){
-			func() {
-				if s.content, s.err = h.Cluster.CredentialSpec(ctx, name); s.err == nil {
-					s.problem, s.problemMetric = h.pluginProblem(ctx, name, s.content)
-				}
-			},
-			func() {
-				s.canUse, s.canUseReason, s.canUseErr = h.Cluster.CanUse(ctx, namespace, serviceAccount, name)
-			},
-		}
-	})
-}
-
-// runChecks runs the checks of all GMSACredentialSpecs that refs reference.
-func (h *handler) runChecks(refs []credSpecRef, checks func(string, *spec) []func()) (map[string]*spec, *denial) {
-	list := specNames(refs)
-	if len(list) > maxSpecs {
-		return nil, forbidden("the pod references %d different GMSACredentialSpecs; the maximum is %d",
-			len(list), maxSpecs)
-	}
-	specs := map[string]*spec{}
-	var all []func()
-	for _, name := range list {
-		specs[name] = &spec{}
-		all = append(all, checks(name, specs[name])...)
-	}
+// check reads a GMSACredentialSpec and checks the use permission at the same time.
+func (h *handler) check(ctx context.Context, namespace, serviceAccount, name string) *checked {
+	c := &checked{}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, maxParallelChecks)
-	for _, check := range all {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			check()
-		})
-	}
+	wg.Go(func() { c.content, c.err = h.Cluster.CredentialSpec(ctx, name) })
+	c.canUse, c.canUseReason, c.canUseErr = h.Cluster.CanUse(ctx, namespace, serviceAccount, name)
 	wg.Wait()
-	return specs, nil
+	return c
 }
 
 // validate denies a pod that uses a gMSA without permission, or with an inline credential spec that differs from the
@@ -141,13 +100,15 @@ func (h *handler) validate(ctx context.Context, r *request) *response {
 		}
 	}
 	account := r.Object.serviceAccount()
-	specs, denied := h.checkSpecs(ctx, r.Namespace, account, refs)
-	if denied != nil {
-		return denied.response()
-	}
+	specs := map[string]*checked{}
 	answer := &response{Allowed: true}
 	for _, ref := range refs {
 		s := specs[ref.name]
+		if s == nil {
+			// One after the other, so that the first error ends the requests.
+			s = h.check(ctx, r.Namespace, account, ref.name)
+			specs[ref.name] = s
+		}
 		switch {
 		case s.err != nil:
 			return denyUnreadable(ref, s.err).response()
@@ -165,16 +126,20 @@ func (h *handler) validate(ctx context.Context, r *request) *response {
 				"GMSACredentialSpec %s; if that object changed just now, create the pod again",
 				ref.where, err, ref.name).response()
 		}
-		if s.problem == "" {
+		if s.reported {
 			continue
 		}
-		text := ref.where + ": " + s.problem
+		s.reported = true
+		problem, reason := h.pluginProblem(ctx, ref.name, s.content)
+		if problem == "" {
+			continue
+		}
+		text := ref.where + ": " + problem
 		if h.PluginInput == Deny {
 			return forbidden("%s", text).response()
 		}
 		answer.Warnings = append(answer.Warnings, text)
-		h.Metrics.warned(s.problemMetric)
-		s.problem = "" // one warning for each GMSACredentialSpec
+		h.Metrics.warned(reason)
 	}
 	return answer
 }
