@@ -354,6 +354,10 @@ func wantDenied(t testing.TB, answer *response, code int, texts ...string) {
 	if answer.Status.Code != code || answer.Status.Reason == "" {
 		t.Errorf("denied with %d %q; want %d", answer.Status.Code, answer.Status.Reason, code)
 	}
+	d := answer.Status.Details
+	if answer.Status.Status != "Failure" || d == nil || d.Name == "" || d.Kind == "" {
+		t.Errorf("the status is incomplete: %+v, details %+v", answer.Status, d)
+	}
 	for _, text := range texts {
 		if !strings.Contains(answer.Status.Message, text) {
 			t.Errorf("%q lacks %q", answer.Status.Message, text)

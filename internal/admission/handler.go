@@ -264,7 +264,7 @@ func (h *handler) log(path string, r *request, answer *response) {
 		"path", path,
 		"operation", r.Operation,
 		"namespace", r.Namespace,
-		"pod", r.Object.logName(),
+		"pod", r.Object.displayName(),
 		"dryRun", r.DryRun,
 	}
 	switch {

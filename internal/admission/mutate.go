@@ -22,7 +22,7 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 		}
 	}
 	if d := validateRefs(refs); d != nil {
-		return d.response()
+		return d.response(r)
 	}
 	var patch kube.JSONPatch
 	added := 0
@@ -32,7 +32,7 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 			// One after the other, so that the first error is the last request.
 			content, err := h.Cluster.CredentialSpec(ctx, ref.name)
 			if err != nil {
-				return denyUnreadable(ref, err).response()
+				return denyUnreadable(ref, err).response(r)
 			}
 			if encoded[ref.name], err = json.Marshal(string(content)); err != nil {
 				panic(err) // a string always encodes
@@ -42,7 +42,7 @@ func (h *handler) mutate(ctx context.Context, r *request) *response {
 		if added += len(value); added > maxAdded {
 			return forbidden("%s: GMSACredentialSpec %s would make the webhook add more than %d KiB to the pod; "+
 				"reference it once in the pod's securityContext instead of in each container",
-				ref.where, ref.name, maxAdded>>10).response()
+				ref.where, ref.name, maxAdded>>10).response(r)
 		}
 		// windowsOptions exists, because it contains the name.
 		patch = append(patch, kube.JSONPatchOperation{

@@ -136,7 +136,8 @@ func TestUnreadableSpecsAreReported(t *testing.T) {
 				pod := newPod(object{"containers": []any{ctr("web", windows(c.spec, inline))}})
 				answer := call(t, h, path, create, "", pod, nil)
 				wantDenied(t, answer, c.code, c.want...)
-				if retry := answer.Status.Details != nil; retry != (c.code == http.StatusServiceUnavailable) {
+				retry := answer.Status.Details.RetryAfterSeconds > 0
+				if retry != (c.code == http.StatusServiceUnavailable) {
 					t.Errorf("%s: clients retry: %t", path, retry)
 				}
 			}

@@ -108,8 +108,8 @@ func (p *pod) serviceAccount() string {
 	return p.Spec.ServiceAccountName
 }
 
-// logName is metadata.generateName for a controller's pod, which gets its name after admission.
-func (p *pod) logName() string {
+// displayName is metadata.generateName for a controller's pod, which gets its name after admission.
+func (p *pod) displayName() string {
 	if p.Metadata.Name == "" {
 		return p.Metadata.GenerateName
 	}

@@ -72,16 +72,23 @@ func (r *response) encode() []byte {
 	return data
 }
 
-// status is a metav1.Status.
+// status is a metav1.Status. It is complete, because clients use the details without a check: kubectl debug crashed when
+// a status with the reason NotFound had none.
 type status struct {
+	Status  string   `json:"status"` // always Failure
 	Code    int      `json:"code"`
 	Reason  string   `json:"reason"`
 	Message string   `json:"message"`
-	Details *details `json:"details,omitempty"`
+	Details *details `json:"details"`
 }
 
+// details identify the object that the status is about: the missing GMSACredentialSpec, or the denied pod.
 type details struct {
-	RetryAfterSeconds int `json:"retryAfterSeconds"`
+	Name  string `json:"name,omitempty"`
+	Group string `json:"group,omitempty"`
+	Kind  string `json:"kind"` // the resource, as in the API server's own statuses
+
+	RetryAfterSeconds int `json:"retryAfterSeconds,omitempty"`
 }
 
 const (
@@ -139,22 +146,41 @@ type denial struct {
 	code    int
 	reason  string
 	message string
-	cause   error // for the log only: it can contain addresses
+	missing string // name of the GMSACredentialSpec that does not exist
+	cause   error  // for the log only: it can contain addresses
 }
 
-func notFound(format string, args ...any) *denial {
-	return &denial{code: http.StatusNotFound, reason: "NotFound", message: fmt.Sprintf(format, args...)}
+func notFound(name, format string, args ...any) *denial {
+	return &denial{
+		code:    http.StatusNotFound,
+		reason:  "NotFound",
+		message: fmt.Sprintf(format, args...),
+		missing: name,
+	}
 }
 
 func forbidden(format string, args ...any) *denial {
 	return &denial{code: http.StatusForbidden, reason: "Forbidden", message: fmt.Sprintf(format, args...)}
 }
 
-func (d *denial) response() *response {
-	s := &status{Code: d.code, Reason: d.reason, Message: d.message}
+// response returns the denial of the request.
+func (d *denial) response(r *request) *response {
+	about := &details{Name: r.Object.displayName(), Kind: "pods"}
+	if d.missing != "" {
+		about = &details{Name: d.missing, Group: group, Kind: "gmsacredentialspecs"}
+	}
 	if d.code == http.StatusServiceUnavailable {
 		// The API server returns it as Retry-After, so that client-go, and therefore kubectl, retries.
-		s.Details = &details{RetryAfterSeconds: 1}
+		about.RetryAfterSeconds = 1
 	}
-	return &response{Status: s, Cause: d.cause}
+	return &response{
+		Status: &status{
+			Status:  "Failure",
+			Code:    d.code,
+			Reason:  d.reason,
+			Message: d.message,
+			Details: about,
+		},
+		Cause: d.cause,
+	}
 }

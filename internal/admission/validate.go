@@ -79,24 +79,24 @@ func (h *handler) check(ctx context.Context, namespace, serviceAccount, name str
 func (h *handler) validate(ctx context.Context, r *request) *response {
 	if r.Operation == update {
 		if d := denyChange(r.OldObject, r.Object); d != nil {
-			return d.response()
+			return d.response(r)
 		}
 	}
 	refs := r.newRefs()
 	if d := validateRefs(refs); d != nil {
-		return d.response()
+		return d.response(r)
 	}
 	for _, ref := range refs {
 		switch {
 		case ref.name == "":
 			return forbidden("%s: gmsaCredentialSpec is set without gmsaCredentialSpecName; set "+
 				"gmsaCredentialSpecName to a GMSACredentialSpec that the pod's ServiceAccount can use, and remove "+
-				"gmsaCredentialSpec, which the webhook populates", ref.where).response()
+				"gmsaCredentialSpec, which the webhook populates", ref.where).response(r)
 		case ref.inline == "":
 			return forbidden("%s: GMSACredentialSpec %s was not populated, so the container would have no gMSA; check "+
 				"that the MutatingWebhookConfiguration of rancher-gmsa-webhook exists, and that no other webhook sets "+
 				"gmsaCredentialSpecName later (webhooks run in the order of their configurations' names); then create "+
-				"the pod again", ref.where, ref.name).response()
+				"the pod again", ref.where, ref.name).response(r)
 		}
 	}
 	account := r.Object.serviceAccount()
@@ -111,20 +111,20 @@ func (h *handler) validate(ctx context.Context, r *request) *response {
 		}
 		switch {
 		case s.err != nil:
-			return denyUnreadable(ref, s.err).response()
+			return denyUnreadable(ref, s.err).response(r)
 		case s.canUseErr != nil:
 			return unavailable(s.canUseErr, "%s: could not check whether ServiceAccount %s/%s can use "+
 				"GMSACredentialSpec %s",
-				ref.where, r.Namespace, account, ref.name).response()
+				ref.where, r.Namespace, account, ref.name).response(r)
 		case !s.canUse:
-			return denyUse(ref, r.Namespace, account, s.canUseReason).response()
+			return denyUse(ref, r.Namespace, account, s.canUseReason).response(r)
 		}
 		// After the permission check, so that only a user with the permission can find out the content by trial and
 		// error.
 		if err := sameSpec(ref.inline, s.content); err != nil {
 			return forbidden("%s: gmsaCredentialSpec %v; remove it, and the webhook populates it from "+
 				"GMSACredentialSpec %s; if that object changed just now, create the pod again",
-				ref.where, err, ref.name).response()
+				ref.where, err, ref.name).response(r)
 		}
 		if s.reported {
 			continue
@@ -136,7 +136,7 @@ func (h *handler) validate(ctx context.Context, r *request) *response {
 		}
 		text := ref.where + ": " + problem
 		if h.PluginInput == Deny {
-			return forbidden("%s", text).response()
+			return forbidden("%s", text).response(r)
 		}
 		answer.Warnings = append(answer.Warnings, text)
 		h.Metrics.warned(reason)
@@ -189,11 +189,11 @@ func denyUnreadable(ref credSpecRef, err error) *denial {
 			"credspec create",
 			ref.where, ref.name)
 	case errors.As(err, &status) && status.Code == http.StatusNotFound && status.Details.Name == "":
-		return notFound("%s: GMSACredentialSpec %s does not exist: the cluster has no CustomResourceDefinition "+
+		return notFound(ref.name, "%s: GMSACredentialSpec %s does not exist: the cluster has no CustomResourceDefinition "+
 			"gmsacredentialspecs.%s; the chart rancher-gmsa-webhook installs it (value crd.install)",
 			ref.where, ref.name, group)
 	case kube.IsNotFound(err):
-		return notFound("%s: GMSACredentialSpec %s does not exist; list the existing ones with kubectl get "+
+		return notFound(ref.name, "%s: GMSACredentialSpec %s does not exist; list the existing ones with kubectl get "+
 			"gmsacredentialspecs, or create it with gmsactl credspec create", ref.where, ref.name)
 	}
 	return unavailable(err, "%s: could not read GMSACredentialSpec %s", ref.where, ref.name)

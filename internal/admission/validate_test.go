@@ -343,3 +343,35 @@ func TestAFailureOfTheAPIServerIsTemporary(t *testing.T) {
 		t.Errorf("%s lacks %s", b.String(), want)
 	}
 }
+
+// kubectl debug reads the name in the details of a status with the reason NotFound, and crashed without details.
+func TestAStatusIsComplete(t *testing.T) {
+	h := NewHandler(config(t, newAPIServer(t)))
+	for _, c := range []struct {
+		path string
+		pod  object
+		want string
+	}{
+		{
+			"/mutate", newPod(object{"securityContext": windows("web9", "")}),
+			`"status":"Failure","code":404,"reason":"NotFound","message":"the pod's securityContext: GMSACredentialSpec ` +
+				`web9 does not exist; list the existing ones with kubectl get gmsacredentialspecs, or create it with ` +
+				`gmsactl credspec create","details":{"name":"web9","group":"windows.k8s.io","kind":"gmsacredentialspecs"}}`,
+		},
+		{
+			"/validate", newPod(object{"securityContext": windows("web02", "{}")}),
+			`"details":{"name":"web-1","kind":"pods"}}`,
+		},
+	} {
+		w := send(h, c.path, reviewOf(create, "", c.pod, nil))
+		if !strings.Contains(w.Body.String(), c.want) {
+			t.Errorf("%s: %s\nwant %s", c.path, w.Body, c.want)
+		}
+	}
+	// A controller's pod has no name yet.
+	pod := newPod(object{"securityContext": windows("web02", "{}")})
+	pod["metadata"] = object{"generateName": "web-"}
+	if d := call(t, h, "/validate", create, "", pod, nil).Status.Details; d.Name != "web-" {
+		t.Errorf("details %+v", d)
+	}
+}
