@@ -259,6 +259,17 @@ func TestDiagnoseFindsEachFaultAndNothingElse(t *testing.T) {
 		},
 			"credential-spec-invalid", Error, "GMSACredentialSpec web01",
 			[]string{"PluginGUID", "gmsactl credspec check web01"}},
+		"spec for nodes in the domain": {func(o *Objects) {
+			o.Specs = append(o.Specs, spec(t, "joined", `,
+  "HostAccountConfig":{"PortableCcgVersion":"1","PluginGUID":"{E4781092-F116-4B79-B55E-28EB6A224E26}","PluginInput":"gmsa-system:web-creds"}`, ""))
+		}, "", "", "", nil},
+		"spec for nodes in the domain, with another fault": {func(o *Objects) {
+			joined := spec(t, "joined", `,
+  "HostAccountConfig":{"PortableCcgVersion":"1","PluginGUID":"{E4781092-F116-4B79-B55E-28EB6A224E26}","PluginInput":"gmsa-system:web-creds"}`, "")
+			joined.Document.Problems = append(joined.Document.Problems, credspec.Problem{
+				Field: "credspec.DomainJoinConfig.Sid", Text: "is unusual", Remedy: "check it", Warning: true})
+			o.Specs = append(o.Specs, joined)
+		}, "credential-spec-invalid", Warning, "GMSACredentialSpec joined", []string{"DomainJoinConfig.Sid"}},
 		"spec without release": {func(o *Objects) {
 			o.Specs = append(o.Specs,
 				spec(t, "shop01", "web-creds", "shop-creds"))

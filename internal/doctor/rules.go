@@ -361,8 +361,15 @@ func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 func credentialSpecs(o *Objects) []Finding {
 	var found []Finding
 	for _, s := range o.Specs {
+		problems := s.Document.Problems
+		if s.Document.Spec.ActiveDirectoryConfig.HostAccountConfig == nil {
+			// Valid for nodes that are joined to the domain.
+			problems = slices.DeleteFunc(slices.Clone(problems), func(p credspec.Problem) bool {
+				return p.Warning && strings.HasSuffix(p.Field, ".HostAccountConfig")
+			})
+		}
 		for _, severity := range []Severity{Error, Warning} {
-			if f, ok := specFinding("GMSACredentialSpec "+s.Name, s.Document.Problems, severity); ok {
+			if f, ok := specFinding("GMSACredentialSpec "+s.Name, problems, severity); ok {
 				f.Commands = []string{o.Program + " " + command("credspec", "check", s.Name)}
 				found = append(found, f)
 			}
