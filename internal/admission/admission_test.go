@@ -137,12 +137,14 @@ func (a *apiServer) token(w http.ResponseWriter, r *http.Request, hang time.Dura
 	namespace, marker := parts[4], parts[6]
 	var request struct {
 		Spec struct {
+			Audiences      []string
 			BoundObjectRef struct{ Kind, Name, UID string }
 		}
 	}
 	err := json.NewDecoder(r.Body).Decode(&request)
 	bound := request.Spec.BoundObjectRef
-	if err != nil || bound.UID == "" || bound.Kind != "Secret" || r.URL.Query().Get("dryRun") != "All" {
+	if err != nil || bound.UID == "" || bound.Kind != "Secret" || r.URL.Query().Get("dryRun") != "All" ||
+		!slices.Equal(request.Spec.Audiences, []string{"gmsa-secret-probe"}) {
 		kubetest.Status(w, http.StatusBadRequest, "", "", "this request could issue a token")
 		return
 	}

@@ -154,9 +154,12 @@ func (c *cluster) Account(ctx context.Context, ref credential.Reference) (Accoun
 	return state, err
 }
 
+// probeAudience is the audience of the token that probeAccount requests. No server would accept the token.
+const probeAudience = "gmsa-secret-probe"
+
 // probeAccount requests a token bound to the Secret with a UID that no object has. The API server looks up the
 // ServiceAccount, then the Secret, and then compares the UID. Its error shows what is missing, and it never issues a
-// token.
+// token. A policy of the chart denies the webhook every other token request.
 func (c *cluster) probeAccount(ctx context.Context, ref credential.Reference) (AccountState, error) {
 	marker := markerPrefix + ref.Secret
 	if len(marker) > maxName {
@@ -167,7 +170,7 @@ func (c *cluster) probeAccount(ctx context.Context, ref credential.Reference) (A
 		"apiVersion": "authentication.k8s.io/v1",
 		"kind":       "TokenRequest",
 		"spec": object{
-			"audiences": []string{"nobody"}, // no server would accept the token
+			"audiences": []string{probeAudience},
 			"boundObjectRef": object{
 				"apiVersion": "v1",
 				"kind":       "Secret",

@@ -55,6 +55,12 @@ webhook is unavailable. oldObject is null in CREATE. An empty field is the same 
     )].exists(gmsas, gmsas[0] != gmsas[1])
 {{- end -}}
 
+{{/* Manifest that grants the "use" permission, as in the webhook's denials: package credspec, UseRBACManifest. Arguments:
+spec, namespace, account. */}}
+{{- define "rancher-gmsa-webhook.grant" -}}
+{"apiVersion":"v1","items":[{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":"gmsa-{{ .spec }}"},"rules":[{"apiGroups":["windows.k8s.io"],"resourceNames":["{{ .spec }}"],"resources":["gmsacredentialspecs"],"verbs":["use"]}]},{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"RoleBinding","metadata":{"name":"gmsa-{{ .spec }}:{{ .account }}","namespace":"{{ .namespace }}"},"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"gmsa-{{ .spec }}"},"subjects":[{"kind":"ServiceAccount","name":"{{ .account }}","namespace":"{{ .namespace }}"}]}],"kind":"List"}
+{{- end -}}
+
 {{/* CEL: the user's text in quotes. A warning is an HTTP header, which must not contain control characters, and quote()
 retains most of them. */}}
 {{- define "rancher-gmsa-webhook.quoted" -}}

@@ -202,6 +202,7 @@ certificates:
 	{chart: webhook, name: "longest-name", release: strings.Repeat("a-", 26) + "b", certManager: true,
 		values: `certificates: {mode: certManager}`},
 	{chart: webhook, name: "name-with-dots", release: "corp.example.com"},
+	{chart: webhook, name: "standby", values: `standby: true`},
 	{chart: webhook, name: "one-replica",
 		values: `{replicas: 1, podDisruptionBudget: {enabled: false}, networkPolicy: {enabled: false}}`},
 	{chart: webhook, name: "null-lists", values: `

@@ -147,6 +147,7 @@ func TestPoliciesApplyWithoutTheWebhook(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	c.grantUse(t, "shop", "default", "web01", "pod", "init", "web", "look", "other")
 	c.applyOnly(t, objects, "CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 	smuggled := gmsaPod("smuggled", func(pod, _, _ *windowsOptions) { *pod = inline("{}") })

@@ -112,11 +112,11 @@ func TestNamesFollowTheRelease(t *testing.T) {
 			"ServiceAccount/gmsa-secret-R-creds"}},
 		{rendering{chart: webhook, certManager: true, values: `certificates: {mode: certManager}`}, []string{"Certificate/R", "Certificate/R-ca", "ClusterRole/R", "ClusterRoleBinding/R",
 			"CustomResourceDefinition/gmsacredentialspecs.windows.k8s.io", "Deployment/R", "Issuer/R-ca", "Issuer/R-selfsigned", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
-			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-configurations", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces", "ValidatingAdmissionPolicyBinding/R",
-			"ValidatingAdmissionPolicyBinding/R-configurations", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
+			"PodDisruptionBudget/R", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-configurations", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces", "ValidatingAdmissionPolicy/R-tokens", "ValidatingAdmissionPolicyBinding/R",
+			"ValidatingAdmissionPolicyBinding/R-configurations", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingAdmissionPolicyBinding/R-tokens", "ValidatingWebhookConfiguration/R"}},
 		{rendering{chart: webhook, values: `crd: {install: false}`}, []string{"ClusterRole/R", "ClusterRoleBinding/R", "Deployment/R", "MutatingWebhookConfiguration/R", "NetworkPolicy/R",
-			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-configurations", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces",
-			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-configurations", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingWebhookConfiguration/R"}},
+			"PodDisruptionBudget/R", "Role/R", "RoleBinding/R", "Secret/R-tls", "Service/R", "ServiceAccount/R", "ValidatingAdmissionPolicy/R", "ValidatingAdmissionPolicy/R-configurations", "ValidatingAdmissionPolicy/R-credspecs", "ValidatingAdmissionPolicy/R-namespaces", "ValidatingAdmissionPolicy/R-tokens",
+			"ValidatingAdmissionPolicyBinding/R", "ValidatingAdmissionPolicyBinding/R-configurations", "ValidatingAdmissionPolicyBinding/R-credspecs", "ValidatingAdmissionPolicyBinding/R-namespaces", "ValidatingAdmissionPolicyBinding/R-tokens", "ValidatingWebhookConfiguration/R"}},
 	} {
 		want := slices.Clone(c.want)
 		if slices.Contains(onWindows, c.r.chart) {
@@ -299,13 +299,19 @@ func TestRolesGrantOnlyWhatIsUsed(t *testing.T) {
 				rule([]string{"get"}, "windows.k8s.io", "gmsacredentialspecs"),
 				rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
 			}
-			// A policy limits the patch permission to the CA bundle.
+			// A policy limits the token requests, and another one the patch permission to the CA bundle.
+			policies := []string{"-tokens"}
 			if r.name != "certificate-provided-with-ca" {
 				rules = append(rules, configurations)
-				if !slices.ContainsFunc(r.mustRender(t), func(o *unstructured.Unstructured) bool {
-					return o.GetKind() == "ValidatingAdmissionPolicy" && strings.Contains(o.GetName(), "-configurations")
-				}) {
-					t.Error("no policy for the configurations")
+				policies = append(policies, "-configurations")
+			}
+			for _, policy := range policies {
+				for _, kind := range []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} {
+					if !slices.ContainsFunc(r.mustRender(t), func(o *unstructured.Unstructured) bool {
+						return o.GetKind() == kind && strings.Contains(o.GetName(), policy)
+					}) {
+						t.Errorf("no %s %s", kind, policy)
+					}
 				}
 			}
 			want["ClusterRole "+own.Name] = granted{rules, own}
