@@ -2,7 +2,9 @@ package webhook
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -150,5 +152,27 @@ func TestLargePodsDoNotDelaySmallOnes(t *testing.T) {
 	t.Logf("pods of 1 MiB: %s; small pods: %s", larges, smalls)
 	if len(smalls.again) > 0 || len(larges.lost) > 0 {
 		t.Errorf("pods of 1 MiB: %s; small pods: %s", larges, smalls)
+	}
+}
+
+// An API server processes up to 600 requests at the same time, by default 400 that read and 200 that write, and none of
+// an administrator's wait. One replica admits as many new pods.
+func TestOneReplicaAdmits600PodsAtOnce(t *testing.T) {
+	labtest.Alone(t)
+	l := own(t)
+	l.install("--set", "replicas=1", "--set", "timeoutSeconds=30") // a slow machine is no reason for a denial
+	ns := l.namespace("burst")
+	l.spec("burst", input, ns, "default")
+	errs := make([]error, 600)
+	var all sync.WaitGroup
+	began := time.Now()
+	for i := range errs {
+		all.Go(func() { errs[i] = l.dryRun(l.pod(ns, fmt.Sprint("p", i), "burst")) })
+	}
+	all.Wait()
+	t.Logf("%d pods in %s", len(errs), time.Since(began).Round(time.Millisecond))
+	denied := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(denied) > 0 {
+		t.Errorf("%d of 600 pods were denied, such as: %v", len(denied), denied[0])
 	}
 }

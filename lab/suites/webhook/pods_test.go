@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -104,6 +105,31 @@ func TestEveryReferenceIsPopulated(t *testing.T) {
 	// Without a gMSA.
 	_, err = l.debug(ns, "plain", "third", nil)
 	must(t, err)
+}
+
+// kubectl debug crashed when the status of a denial had no details.
+func TestKubectlDebugReportsAMissingCredentialSpec(t *testing.T) {
+	t.Parallel()
+	l := shared(t)
+	ns := l.namespace("debug-missing")
+	plain := l.pod(ns, "plain", "")
+	plain.Spec.SecurityContext = nil
+	_, err := l.create(plain)
+	must(t, err)
+	profile := filepath.Join(t.TempDir(), "profile.json")
+	must(t, os.WriteFile(profile, []byte(`{"securityContext":{"windowsOptions":{"gmsaCredentialSpecName":"nowhere"}}}`), 0o600))
+	out, err := l.kubectl("debug", "plain", "--namespace", ns, "--image", l.AppImage(), "--container", "debug", "--profile", "general", "--custom", profile)
+	if err == nil || !strings.Contains(out, "ephemeral container debug: GMSACredentialSpec nowhere does not exist") || strings.Contains(out, "panic") {
+		t.Errorf("kubectl debug: %v\n%s", err, out)
+	}
+	_, err = l.debug(ns, "plain", "debug", windows("nowhere"))
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || status.Status().Details == nil {
+		t.Fatalf("no details: %v", err)
+	}
+	if d := status.Status().Details; d.Name != "nowhere" || d.Group != "windows.k8s.io" || d.Kind != "gmsacredentialspecs" {
+		t.Errorf("details: %+v", d)
+	}
 }
 
 // debug adds an ephemeral container to a pod.
