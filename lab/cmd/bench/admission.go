@@ -16,6 +16,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -144,9 +146,104 @@ func admission(ctx context.Context, dir string) error {
 		latency(what+"p50", median(times["reviews"]), median(times["baseline"]), p50)
 		latency(what+"p99", percentile(times["reviews"], 99), percentile(times["baseline"], 99), p99)
 	}
+	if err := tenants(ctx, c, replica, mutate, validate); err != nil {
+		return err
+	}
 	time.Sleep(10 * time.Second)
 	memory := fmt.Sprintf("%.1f MiB", rss(replica.process.PID()))
 	value("webhook, idle after these requests, resident memory", memory, "30 MiB")
+	return nil
+}
+
+// tenants prints how long a pod of one tenant takes while 60 clients of another tenant create pods with eight invented
+// names. The baseline is the same load of pods that use a gMSA. mutate and validate are the requests for a pod of the
+// namespace default.
+func tenants(ctx context.Context, c *cluster.Cluster, r *replica, mutate, validate []byte) error {
+	const attackers, measured = 60, 100
+	if err := errors.Join(
+		c.ControlPlane.CreateNamespace(ctx, "tenant"),
+		c.GrantUse(ctx, "web01", "tenant", "default"),
+	); err != nil {
+		return err
+	}
+	inTenant := func(review []byte) []byte {
+		return bytes.ReplaceAll(review, []byte(`"namespace":"default"`), []byte(`"namespace":"tenant"`))
+	}
+	create := func(mutate, validate []byte) error {
+		_, err := r.send(ctx, "/mutate", mutate)
+		if err == nil {
+			_, err = r.send(ctx, "/validate", validate)
+		}
+		return err
+	}
+	plainMutate, plainValidate := inTenant(mutate), inTenant(validate)
+	if err := cluster.Eventually(ctx, 20*time.Second, func() error {
+		return create(plainMutate, plainValidate)
+	}); err != nil {
+		return err
+	}
+	var invented atomic.Int64
+	loads := map[string]func() error{
+		"plain": func() error { return create(plainMutate, plainValidate) },
+		"invented": func() error {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant", Name: "app"}}
+			for i := range 8 {
+				name := fmt.Sprintf("invented-%d-%d", invented.Add(1), i)
+				windows := &corev1.WindowsSecurityContextOptions{GMSACredentialSpecName: &name}
+				pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{
+					Name:            fmt.Sprint("c", i),
+					SecurityContext: &corev1.SecurityContext{WindowsOptions: windows},
+				})
+			}
+			body, err := review(pod)
+			if err != nil {
+				return err
+			}
+			answer, err := r.post(ctx, "/mutate", body)
+			if err == nil && !bytes.Contains(answer, []byte(`"allowed":false`)) {
+				err = fmt.Errorf("a pod with invented names: %s", answer)
+			}
+			return err
+		},
+	}
+	times := map[string][]time.Duration{}
+	for round := range 5 {
+		for name, load := range loads {
+			stop := make(chan struct{})
+			errs := make([]error, attackers)
+			var wg sync.WaitGroup
+			for i := range attackers {
+				wg.Go(func() {
+					for errs[i] == nil {
+						select {
+						case <-stop:
+							return
+						default:
+							errs[i] = load()
+						}
+					}
+				})
+			}
+			time.Sleep(time.Second) // until all clients are connected
+			var failed error
+			for range measured {
+				began := time.Now()
+				if failed = errors.Join(ctx.Err(), create(mutate, validate)); failed != nil {
+					break
+				}
+				if round > 0 { // the first warms up
+					times[name] = append(times[name], time.Since(began))
+				}
+			}
+			close(stop)
+			wg.Wait()
+			if err := errors.Join(append(errs, failed)...); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	what := fmt.Sprintf("a tenant's pod under %d clients of another one, p50", attackers)
+	ratio(what, median(times["invented"]), median(times["plain"]), 4)
 	return nil
 }
 
@@ -194,7 +291,7 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 	if err != nil {
 		return nil, err
 	}
-	var at struct{ Reviews, Health string }
+	var at struct{ Admission, Health string }
 	lines := bufio.NewScanner(log)
 	for at.Health == "" && lines.Scan() {
 		_ = json.Unmarshal(lines.Bytes(), &at) // other lines have neither field
@@ -218,16 +315,17 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 		stop(process)
 		return nil, err
 	}
-	secret, err := core.Secrets(namespace).Get(ctx, cluster.Webhook+"-tls", metav1.GetOptions{})
+	configurations := c.ControlPlane.Client().AdmissionregistrationV1().MutatingWebhookConfigurations()
+	configuration, err := configurations.Get(ctx, cluster.Webhook, metav1.GetOptions{})
 	if err != nil {
 		stop(process)
 		return nil, err
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(secret.Data["ca.crt"])
-	return &replica{process, at.Reviews, &http.Client{Transport: &http.Transport{
+	roots.AppendCertsFromPEM(configuration.Webhooks[0].ClientConfig.CABundle)
+	return &replica{process, at.Admission, &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"},
-		MaxIdleConnsPerHost: 16,
+		MaxIdleConnsPerHost: 100,
 	}}}, nil
 }
 
@@ -297,6 +395,17 @@ func review(pod *corev1.Pod) ([]byte, error) {
 
 // send sends an admission request. The response must allow the pod and contain no warnings.
 func (r *replica) send(ctx context.Context, path string, body []byte) ([]byte, error) {
+	answer, err := r.post(ctx, path, body)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Contains(answer, []byte(`"allowed":true`)) || bytes.Contains(answer, []byte(`"warnings"`)) {
+		return nil, fmt.Errorf("%s: %s", path, answer)
+	}
+	return answer, nil
+}
+
+func (r *replica) post(ctx context.Context, path string, body []byte) ([]byte, error) {
 	url := "https://" + r.address + path + "?timeout=5s"
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
@@ -312,7 +421,7 @@ func (r *replica) send(ctx context.Context, path string, body []byte) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Contains(answer, []byte(`"allowed":true`)) || bytes.Contains(answer, []byte(`"warnings"`)) {
+	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, answer)
 	}
 	return answer, nil
