@@ -108,22 +108,7 @@ func (c *cluster) CanUse(ctx context.Context, namespace, serviceAccount, name st
 			},
 		},
 	}
-	var answer struct {
-		Status struct {
-			Allowed         bool   `json:"allowed"`
-			Reason          string `json:"reason"`
-			EvaluationError string `json:"evaluationError"`
-		} `json:"status"`
-	}
-	at := c.client.URL(nil, "apis", "authorization.k8s.io", "v1", "subjectaccessreviews")
-	if err := c.client.Call(ctx, http.MethodPost, at, review, &answer); err != nil {
-		return false, "", err
-	}
-	reason := answer.Status.Reason
-	if reason == "" {
-		reason = answer.Status.EvaluationError
-	}
-	return answer.Status.Allowed, reason, nil
+	return c.client.Allowed(ctx, review)
 }
 
 // AccountState is what the webhook can find out about an impersonation account.

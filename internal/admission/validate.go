@@ -182,13 +182,12 @@ func denyUse(ref credSpecRef, namespace, account, reason string) *denial {
 }
 
 func denyUnreadable(ref credSpecRef, err error) *denial {
-	var status *kube.StatusError
 	switch {
 	case errors.Is(err, errNoCredSpec):
 		return forbidden("%s: GMSACredentialSpec %s has no field credspec; create the object again with gmsactl "+
 			"credspec create",
 			ref.where, ref.name)
-	case errors.As(err, &status) && status.Code == http.StatusNotFound && status.Details.Name == "":
+	case errors.Is(err, kube.ErrNoResource):
 		return notFound(ref.name, "%s: GMSACredentialSpec %s does not exist: the cluster has no CustomResourceDefinition "+
 			"gmsacredentialspecs.%s; the chart rancher-gmsa-webhook installs it (value crd.install)",
 			ref.where, ref.name, group)

@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +11,12 @@ import (
 	"net/http"
 )
 
-// maxAnswer limits a response in bytes. The pods of some thousand nodes fit.
-const maxAnswer = 64 << 20
+const (
+	// maxAnswer limits a response in bytes. The pods of some thousand nodes fit.
+	maxAnswer = 64 << 20
+	// maxStatus limits a response that contains only a decision, in bytes.
+	maxStatus = 1 << 20
+)
 
 // StatusError is an error response of the API server: a metav1.Status.
 type StatusError struct {
@@ -18,8 +24,9 @@ type StatusError struct {
 	Reason  string `json:"reason"`  // NotFound, Conflict, Forbidden ...
 	Message string `json:"message"` // for the user
 	Details struct {
-		Name string `json:"name"`
-		Kind string `json:"kind"` // the resource, such as "secrets"
+		Name  string `json:"name"`
+		Group string `json:"group"` // empty for the core group
+		Kind  string `json:"kind"`  // the resource, such as "secrets"
 	} `json:"details"`
 }
 
@@ -50,43 +57,121 @@ type JSONPatchOperation struct {
 }
 
 // Call makes one request. It sends body as JSON unless it is nil, and decodes the response into into unless that is
-// nil. An error response is a *StatusError.
+// nil. An error response of the API server is a *StatusError. With the status 401, 403 or 404, it is a verdict. Any other
+// error is an outage, except ErrNoResource.
 func (c *Client) Call(ctx context.Context, method, url string, body, into any) error {
-	var data []byte
-	contentType := ""
+	r := &request{method: method, url: url, limit: maxAnswer}
 	if body != nil {
-		contentType = "application/json"
+		r.contentType = "application/json"
 		if _, ok := body.(JSONPatch); ok {
-			contentType = "application/json-patch+json"
+			r.contentType = "application/json-patch+json"
 		}
 		var err error
-		if data, err = json.Marshal(body); err != nil {
+		if r.body, err = json.Marshal(body); err != nil {
 			return err
 		}
 	}
-	resp, err := c.send(ctx, method, url, data, contentType)
+	return c.call(ctx, r, into)
+}
+
+func (c *Client) call(ctx context.Context, r *request, into any) error {
+	a, err := c.ask(ctx, r)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	defer clear(answer) // it can contain a Secret
-	if err != nil {
-		return fmt.Errorf("API server: %w", err)
+	defer clear(a.body) // it can contain a Secret
+	if err := a.err(); err != nil || into == nil {
+		return err
 	}
-	if resp.StatusCode/100 != 2 {
-		status := &StatusError{}
-		_ = json.Unmarshal(answer, status) // without a Status the code is enough
-		status.Code = resp.StatusCode
-		return status
-	}
-	if into == nil {
-		return nil
-	}
-	if err := json.Unmarshal(answer, into); err != nil {
-		return fmt.Errorf("API server: %s %s: %w", method, url, err)
+	if err := json.Unmarshal(a.body, into); err != nil {
+		return fmt.Errorf("API server: %s %s: %w", r.method, r.url, err)
 	}
 	return nil
+}
+
+// Get reads an object of at most limit bytes. The caller wipes it if it contains a secret. The errors are those of Call.
+func (c *Client) Get(ctx context.Context, url string, limit int) (object []byte, header http.Header, err error) {
+	a, err := c.ask(ctx, &request{method: http.MethodGet, url: url, limit: limit})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := a.err(); err != nil {
+		clear(a.body)
+		return nil, nil, err
+	}
+	return a.body, a.header, nil
+}
+
+// Allowed creates a SubjectAccessReview (authorization.k8s.io/v1). It returns the API server's decision, which is a
+// verdict, and its reason. The errors are those of Call.
+func (c *Client) Allowed(ctx context.Context, review any) (allowed bool, reason string, err error) {
+	type decision struct {
+		Status struct {
+			Allowed         bool   `json:"allowed"`
+			Reason          string `json:"reason"`
+			EvaluationError string `json:"evaluationError"`
+		} `json:"status"`
+	}
+	body, err := json.Marshal(review)
+	if err != nil {
+		return false, "", err
+	}
+	var d decision
+	err = c.call(ctx, &request{
+		method:      http.MethodPost,
+		url:         c.URL(nil, "apis", "authorization.k8s.io", "v1", "subjectaccessreviews"),
+		body:        body,
+		contentType: "application/json",
+		limit:       maxStatus,
+		denies: func(body []byte) bool {
+			var d decision
+			return json.Unmarshal(body, &d) == nil && !d.Status.Allowed
+		},
+	}, &d)
+	if err != nil {
+		return false, "", err
+	}
+	return d.Status.Allowed, cmp.Or(d.Status.Reason, d.Status.EvaluationError), nil
+}
+
+// Do makes one request without a body, with the current token and CA. It reads the whole response body. Unlike Call, it
+// does not check whether a refusal is a verdict.
+func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, error) {
+	l, err := c.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer c.release(l)
+	a, err := c.exchange(ctx, l, &request{method: method, url: url, limit: maxAnswer})
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{StatusCode: a.code, Header: a.header, Body: io.NopCloser(bytes.NewReader(a.body))}, nil
+}
+
+// err returns the error of a response, or nil.
+func (a *answer) err() error {
+	if a.code/100 == 2 {
+		return nil
+	}
+	status := parseStatus(a)
+	if a.code == http.StatusNotFound && status.Kind != "Status" {
+		return fmt.Errorf("API server: status %d: %w", a.code, ErrNoResource)
+	}
+	return &status.StatusError
+}
+
+// kindStatus is a StatusError with the kind of the object, which is Status unless something else answered.
+type kindStatus struct {
+	Kind string `json:"kind"`
+	StatusError
+}
+
+func parseStatus(a *answer) *kindStatus {
+	s := &kindStatus{}
+	_ = json.Unmarshal(a.body, s) // without a Status the code is enough
+	s.Code = a.code
+	return s
 }
 
 // IsNotFound reports whether err is a StatusError with status 404.

@@ -65,7 +65,7 @@ func TestCallReturnsErrorResponsesAsStatusError(t *testing.T) {
 		"Status": {
 			http.StatusNotFound,
 			`{"kind":"Status","code":404,"reason":"NotFound","message":"secrets \"x\" not found",` +
-				`"details":{"name":"x","kind":"secrets"}}`,
+				`"details":{"name":"x","kind":"secrets"}}`, // of the requested object, or it is no verdict
 			kube.StatusError{Code: 404, Reason: "NotFound", Message: `secrets "x" not found`},
 			`API server: status 404: secrets "x" not found`,
 		},
@@ -76,7 +76,7 @@ func TestCallReturnsErrorResponsesAsStatusError(t *testing.T) {
 			"API server: status 409: changed",
 		},
 		"no Status": {http.StatusBadGateway, `<html>`, kube.StatusError{Code: 502}, "API server: status 502" + none},
-		"empty":     {http.StatusUnauthorized, ``, kube.StatusError{Code: 401}, "API server: status 401" + none},
+		"empty":     {http.StatusConflict, ``, kube.StatusError{Code: 409}, "API server: status 409" + none},
 		"redirect":  {http.StatusFound, ``, kube.StatusError{Code: 302}, "API server: status 302" + none},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -85,7 +85,8 @@ func TestCallReturnsErrorResponsesAsStatusError(t *testing.T) {
 				w.WriteHeader(c.code)
 				fmt.Fprint(w, c.body)
 			})
-			err := client.Call(t.Context(), http.MethodGet, client.URL(nil, "x"), nil, nil)
+			at := client.URL(nil, "api", "v1", "namespaces", "gmsa", "secrets", "x")
+			err := client.Call(t.Context(), http.MethodGet, at, nil, nil)
 			var status *kube.StatusError
 			if !errors.As(err, &status) {
 				t.Fatalf("%v is not a StatusError", err)

@@ -1,16 +1,18 @@
 // Package kube makes requests to the API server from inside a pod, as the pod's ServiceAccount. It is not a general
 // client library: the product's pods make only a few kinds of requests.
+//
+//	kube.go     the configuration of a client
+//	call.go     requests and their errors
+//	verdict.go  tells a verdict of the API server from a failure of it
+//	lane.go     connections
 package kube
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -57,18 +59,24 @@ func MountedFile(getenv func(string) string, path string) string {
 	return path
 }
 
-// Client makes requests to one API server.
-type Client struct {
-	server Server
-	base   *url.URL
-	agent  string
+// DefaultTimeout is the maximum duration of one HTTP request, from the connection to the end of the response.
+const DefaultTimeout = 10 * time.Second
 
-	mu     sync.Mutex
-	ca     []byte // the CA that client trusts
-	client *http.Client
+// Client makes requests to one API server. Its methods can be called concurrently. A method takes at most the timeout of
+// one HTTP request, and ConfirmTimeout if the API server refuses.
+type Client struct {
+	server  Server
+	base    *url.URL
+	agent   string
+	timeout time.Duration
+
+	mu    sync.Mutex
+	ca    []byte         // content of the CA file
+	roots *x509.CertPool // the same, parsed
+	lanes []*lane        // not in use, the last used one last
 
 	idle int
-	dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: net.Dialer.DialContext
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // NewClient returns a client with the user agent agent. It does not connect.
@@ -77,11 +85,22 @@ func NewClient(server Server, agent string) (*Client, error) {
 	if err != nil || base.Scheme != "https" || base.Host == "" {
 		return nil, fmt.Errorf("API server %q: want a URL of the form https://host:port", server.URL)
 	}
-	return &Client{server: server, base: base, agent: agent, idle: 1}, nil
+	dialer := &net.Dialer{Timeout: connectTimeout}
+	return &Client{
+		server:  server,
+		base:    base,
+		agent:   agent,
+		timeout: DefaultTimeout,
+		idle:    1,
+		dial:    dialer.DialContext,
+	}, nil
 }
 
 // KeepIdle sets the number of idle connections, by default one. Call it before the first request.
 func (c *Client) KeepIdle(connections int) { c.idle = connections }
+
+// SetTimeout replaces DefaultTimeout. Call it before the first request.
+func (c *Client) SetTimeout(timeout time.Duration) { c.timeout = timeout }
 
 // DialWith replaces net.Dialer.DialContext. Call it before the first request.
 func (c *Client) DialWith(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
@@ -97,69 +116,4 @@ func (c *Client) URL(query url.Values, elements ...string) string {
 	withQuery := *u
 	withQuery.RawQuery = query.Encode()
 	return withQuery.String()
-}
-
-// Do makes one request without a body, with the current token and CA. The caller closes the response body.
-func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, error) {
-	return c.send(ctx, method, url, nil, "")
-}
-
-func (c *Client) send(ctx context.Context, method, url string, body []byte, contentType string) (
-	*http.Response, error) {
-	client, err := c.clientForCA()
-	if err != nil {
-		return nil, err
-	}
-	token, err := os.ReadFile(c.server.TokenFile)
-	if err != nil {
-		return nil, fmt.Errorf("ServiceAccount token: %w", err)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
-	req.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", c.agent)
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("API server: %w", err)
-	}
-	return resp, nil
-}
-
-// clientForCA returns a client that trusts the current CA file.
-func (c *Client) clientForCA() (*http.Client, error) {
-	ca, err := os.ReadFile(c.server.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("API server's CA: %w", err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.client != nil && bytes.Equal(ca, c.ca) {
-		return c.client, nil
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("API server's CA: %s contains no certificate", c.server.CAFile)
-	}
-	if c.client != nil {
-		c.client.CloseIdleConnections()
-	}
-	c.ca = ca
-	c.client = &http.Client{
-		// No proxy from the environment and no redirects: the token goes only to the API server.
-		Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
-			MaxIdleConns:        c.idle,
-			MaxIdleConnsPerHost: c.idle,
-			IdleConnTimeout:     30 * time.Second,
-			DialContext:         c.dial,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return c.client, nil
 }

@@ -41,7 +41,7 @@ func (c *cluster) serve(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(r.URL.Path, "/pods"):
 		fmt.Fprintf(w, `{"items": [%s]}`, strings.Join(c.pods[r.URL.Query().Get("labelSelector")], ","))
 	case c.set == "":
-		w.WriteHeader(http.StatusNotFound)
+		kubetest.Status(w, http.StatusNotFound, "", "", "not found")
 	default:
 		fmt.Fprint(w, c.set)
 	}

@@ -4,6 +4,7 @@
 package kubetest
 
 import (
+	"context"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -12,9 +13,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
@@ -28,6 +31,8 @@ type Server struct {
 	requests []string // "METHOD path?query"
 	code     int      // status of requests with the prefix; 0: the handler answers
 	prefix   string
+	readyz   http.HandlerFunc
+	asked    int // requests for /readyz
 }
 
 // NewServer starts a server on the loopback interface.
@@ -40,13 +45,26 @@ func NewMemoryServer(t testing.TB, handler http.HandlerFunc) *Server {
 
 func start(t testing.TB, handler http.HandlerFunc, listener *Listener) *Server {
 	t.Helper()
-	s := &Server{listener: listener}
+	s := &Server{listener: listener, readyz: func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }}
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.record(r) {
-			handler(w, r)
+		w = responseTo{w, r}
+		if r.URL.Path == "/readyz" {
+			s.mu.Lock()
+			s.asked++
+			readyz := s.readyz
+			s.mu.Unlock()
+			readyz(w, r)
 			return
 		}
-		Status(w, s.code, "", "", "failed by the test")
+		if r.URL.Path == "/"+knownPath {
+			http.NotFound(w, r)
+			return
+		}
+		if code := s.record(r); code != 0 {
+			Status(w, code, "", "", "failed by the test")
+			return
+		}
+		handler(w, r)
 	}))
 	if listener != nil {
 		s.Listener.Close()
@@ -58,12 +76,15 @@ func start(t testing.TB, handler http.HandlerFunc, listener *Listener) *Server {
 	return s
 }
 
-// record reports whether the handler answers.
-func (s *Server) record(r *http.Request) bool {
+// record returns the status that Fail demands, or 0 if the handler answers.
+func (s *Server) record(r *http.Request) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, r.Method+" "+r.URL.RequestURI())
-	return s.code == 0 || !strings.HasPrefix(r.Method+" "+r.URL.Path, s.prefix)
+	if !strings.HasPrefix(r.Method+" "+r.URL.Path, s.prefix) {
+		return 0
+	}
+	return s.code
 }
 
 // Fail answers requests that start with prefix, such as "GET /api", with this status. Status 0 ends it.
@@ -71,6 +92,20 @@ func (s *Server) Fail(code int, prefix string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.code, s.prefix = code, prefix
+}
+
+// Readyz replaces the response to /readyz, which is 200 by default.
+func (s *Server) Readyz(handler http.HandlerFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.readyz = handler
+}
+
+// ReadyzRequests returns the number of requests for /readyz. The handler does not get them, and Requests omits them.
+func (s *Server) ReadyzRequests() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
 }
 
 // Requests returns the requests that start with prefix since the last Reset, as "METHOD path?query".
@@ -107,8 +142,23 @@ func (s *Server) Access(t testing.TB, dir string) kube.Server {
 	return access
 }
 
-// Client returns a client of the server with this user agent.
+// knownPath is a path that is always refused, and not recorded.
+const knownPath = "kubetest"
+
+// Client returns a client of the server with this user agent. Unless the server fails, the client's idle connection is
+// known to lead to a ready API server. On an unknown connection, a client sends the first refused request twice, which
+// tests need not count.
 func (s *Server) Client(t testing.TB, agent string) *kube.Client {
+	t.Helper()
+	client := s.NewClient(t, agent)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, _, _ = client.Get(ctx, client.URL(nil, knownPath), 1<<10)
+	return client
+}
+
+// NewClient returns a client that has not connected.
+func (s *Server) NewClient(t testing.TB, agent string) *kube.Client {
 	t.Helper()
 	client, err := kube.NewClient(s.Access(t, t.TempDir()), agent)
 	if err != nil {
@@ -120,10 +170,39 @@ func (s *Server) Client(t testing.TB, agent string) *kube.Client {
 	return client
 }
 
-// Status writes an error response as the API server does.
+// responseTo is a ResponseWriter that knows its request.
+type responseTo struct {
+	http.ResponseWriter
+	request *http.Request
+}
+
+func (w responseTo) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Status writes an error response as the API server does. If kind and name are empty, it names the requested object.
 func Status(w http.ResponseWriter, code int, kind, name, message string) {
+	group := ""
+	if r, ok := w.(responseTo); ok {
+		of := Object(r.request.URL.Path)
+		if group = of.Group; kind == "" && name == "" {
+			kind, name = of.Kind, of.Name
+		}
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","code":%d,"message":%q,`+
-		`"details":{"kind":%q,"name":%q}}`, code, message, kind, name)
+		`"details":{"kind":%q,"group":%q,"name":%q}}`, code, message, kind, group, name)
+}
+
+// Details are what a Status says about its object.
+type Details struct{ Group, Kind, Name string }
+
+var objectPath = regexp.MustCompile(`^/(?:api|apis/([^/]+))/[^/]+/(?:namespaces/[^/]+/)?([^/]+)(?:/([^/]+))?`)
+
+// Object returns the details of the object with this path. Those of a list have no name.
+func Object(path string) Details {
+	m := objectPath.FindStringSubmatch(path)
+	if m == nil {
+		return Details{}
+	}
+	return Details{Group: m[1], Kind: m[2], Name: m[3]}
 }
