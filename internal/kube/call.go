@@ -38,6 +38,9 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("API server: status %d: %s", e.Code, e.Message)
 }
 
+// Cause identifies the kind of error, for package logonce: a message can contain names.
+func (e *StatusError) Cause() string { return fmt.Sprint("status ", e.Code, " ", e.Reason) }
+
 // Code returns the HTTP status of a StatusError, and 0 for any other error.
 func Code(err error) int {
 	var status *StatusError

@@ -130,8 +130,8 @@ func (c *Client) check(r *request, a *answer) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("API server: status %d is not a verdict: the response names %s %q, not the requested object", a.code,
-		status.Details.Kind, status.Details.Name)
+	return fmt.Errorf("API server: status %d is not a verdict: the response names %q %q, not the requested object",
+		a.code, status.Details.Kind, status.Details.Name)
 }
 
 // object is what the details of a Status name. A response to a list has no name.

@@ -24,6 +24,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/logonce"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
@@ -108,7 +109,10 @@ type provider struct {
 	publication *endpoint.Publication
 	older       []*generation
 	expiry      atomic.Int64 // of current, Unix seconds
-	lastError   string       // of the last renewal
+
+	retryAt      time.Time      // of a failed renewal
+	renewals     logonce.Errors // of renewOrRetry
+	publications logonce.Errors // of publishAgain
 }
 
 func (p *provider) serve(ctx context.Context) {
@@ -127,10 +131,7 @@ func (p *provider) serve(ctx context.Context) {
 				p.renewOrRetry(renewal)
 			}
 			if !p.found(ctx) {
-				p.log.Info("the endpoint files lead to no running provider; publishing them again")
-				if err := p.publish(p.current); err != nil {
-					p.log.Error("the plugin cannot find this provider", "error", err)
-				}
+				p.publishAgain()
 			}
 			p.closeOld()
 		}
@@ -149,17 +150,32 @@ func (p *provider) found(ctx context.Context) bool {
 	return err == nil || ctx.Err() == context.Canceled
 }
 
+// publishAgain is called at every watchInterval until the endpoint files lead to a provider.
+func (p *provider) publishAgain() {
+	err := p.publish(p.current)
+	switch isNew := p.publications.New(err); {
+	case err == nil:
+		p.log.Info("the endpoint files led to no running provider; they are published again")
+	case isNew:
+		p.log.Error("the plugin cannot find this provider; retrying", "error", err, "retryInterval", watchInterval)
+	}
+}
+
+// renewOrRetry sets timer to the next renewal. After a failure, it does nothing before retryInterval has passed.
 func (p *provider) renewOrRetry(timer *time.Timer) {
-	if err := p.renew(); err != nil {
-		if err.Error() != p.lastError { // once, not with every attempt
+	if time.Now().Before(p.retryAt) {
+		return
+	}
+	err := p.renew()
+	if isNew := p.renewals.New(err); err != nil {
+		if isNew {
 			p.log.Error("the certificates could not be renewed; the provider uses the old ones until they expire",
-				"error", err, "expire", p.current.notAfter)
+				"error", err, "expire", p.current.notAfter, "retryInterval", retryInterval)
 		}
-		p.lastError = err.Error()
+		p.retryAt = time.Now().Add(retryInterval)
 		timer.Reset(retryInterval)
 		return
 	}
-	p.lastError = ""
 	p.log.Info("certificates renewed", "port", p.current.endpoint.Port, "expire", p.current.notAfter)
 	timer.Reset(p.config.Certificates.renewIn(p.current.notAfter))
 }

@@ -103,6 +103,11 @@ func secretJSON(domain, user, password string) string {
 	return string(b)
 }
 
+// statusOf is the API server's body of a refusal.
+func statusOf(secret string) string {
+	return `{"kind":"Status","message":"` + marker + `","details":{"name":"` + secret + `","kind":"secrets"}}`
+}
+
 func write(t *testing.T, path string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -223,9 +228,14 @@ func TestEveryAPIServerResponseHasItsProblemCode(t *testing.T) {
 		body   string
 		want   credential.ProblemCode
 	}{
-		"no Secret":       {404, "{}", credential.ProblemSecretNotFound},
-		"no permission":   {403, "{}", credential.ProblemForbidden},
-		"token not taken": {401, "{}", credential.ProblemForbidden},
+		"no Secret":         {404, statusOf("web-creds"), credential.ProblemSecretNotFound},
+		"no permission":     {403, statusOf("web-creds"), credential.ProblemForbidden},
+		"token not taken":   {401, `{"kind":"Status"}`, credential.ProblemForbidden},
+		"404 of a proxy":    {404, "<html>" + marker, credential.ProblemUnavailable},
+		"403 of a proxy":    {403, "<html>" + marker, credential.ProblemUnavailable},
+		"401 of a proxy":    {401, "<html>" + marker, credential.ProblemUnavailable},
+		"another Secret":    {404, statusOf("shop-creds"), credential.ProblemUnavailable},
+		"protocol switched": {101, "", credential.ProblemUnavailable},
 		"key missing": {200, `{"kind":"Secret","data":{"username":"d2Vi","password":"eA=="}}`,
 			credential.ProblemSecretInvalid},
 		"no data":           {200, `{"kind":"Secret"}`, credential.ProblemSecretInvalid},
@@ -233,6 +243,7 @@ func TestEveryAPIServerResponseHasItsProblemCode(t *testing.T) {
 		"not a Secret":      {200, `{"kind":"ConfigMap","data":{}}`, credential.ProblemUnavailable},
 		"not JSON":          {200, "<html>" + marker, credential.ProblemUnavailable},
 		"server error":      {500, marker, credential.ProblemUnavailable},
+		"error with text":   {500, `{"kind":"Status","message":"` + marker + `"}`, credential.ProblemUnavailable},
 		"too many requests": {429, "", credential.ProblemUnavailable},
 		"redirect":          {302, "", credential.ProblemUnavailable},
 		"endless answer":    {200, strings.Repeat(" ", maxSecretLength+1), credential.ProblemUnavailable},

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/kube"
 )
 
 const (
@@ -24,7 +26,16 @@ const (
 	// providers put no load on an API server that has a problem.
 	outageHolds = 5 * time.Second
 	retryAfter  = time.Second
+	// waitTimeout is how long a call waits for a fetch. It is longer than a fetch takes, and shorter than an attempt of
+	// the plugin.
+	waitTimeout = fetchTimeout + kube.ConfirmTimeout + 200*time.Millisecond
+	// expiryInterval is how often a copy's age is checked without a call. A timer alone stops while a machine is
+	// suspended.
+	expiryInterval = time.Minute
 )
+
+// moment is a time by two clocks. The monotonic clock cannot be set, but it can stop while a machine is suspended.
+type moment struct{ monotonic, wall time.Time }
 
 // secretCache returns cached credentials that are at most maxFresh old, or fetches the Secret. Only while the API
 // server is unavailable, it returns stale credentials up to the age of maxStale.
@@ -32,17 +43,18 @@ type secretCache struct {
 	ctx      context.Context // of the provider
 	read     func(context.Context) (credential.Credential, []string, error)
 	maxStale time.Duration
+	wall     func() time.Time // the wall clock; nil: time.Now
 	log      *slog.Logger
 	metrics  *metrics
 
 	mu       sync.Mutex
 	copy     credential.Credential
-	copiedAt time.Time           // start of the fetch; zero if there is no copy
+	copiedAt moment              // start of the fetch; zero if there is no copy
 	expiry   *time.Timer         // drops copy at its maximum age, even without a call
-	problem  *credential.Problem // of the last fetch, if the API server responded
-	problAt  time.Time
+	problem  *credential.Problem // of the last fetch, if the API server gave a verdict
+	problAt  moment
 	outage   error // of the last fetch, if the API server was unavailable
-	outageAt time.Time
+	outageAt moment
 	running  *fetch // shared by all waiting calls
 	warned   string // the last logged warnings
 }
@@ -59,23 +71,31 @@ func (s *secretCache) get(ctx context.Context) (_ credential.Credential, stale b
 	if s.haveCopy(maxFresh) {
 		return s.clone(), false, nil
 	}
-	if known := time.Since(s.outageAt); s.outage != nil && known < outageHolds && s.haveCopy(s.maxStale) {
+	if known := s.since(s.outageAt); s.outage != nil && known < outageHolds && s.haveCopy(s.maxStale) {
 		if known >= retryAfter {
 			s.joinFetch()
 		}
 		return s.clone(), true, nil
 	}
-	if s.problem != nil && time.Since(s.problAt) < maxNegative {
+	if s.problem != nil && s.since(s.problAt) < maxNegative {
 		return credential.Credential{}, false, s.problem
 	}
 
 	f := s.joinFetch()
 	s.mu.Unlock()
+	timeout := time.NewTimer(waitTimeout)
+	defer timeout.Stop()
+	late := false
 	select {
 	case <-f.done:
 	case <-ctx.Done():
+	case <-timeout.C:
+		late = true
 	}
 	s.mu.Lock()
+	if late && s.running == f {
+		s.beginOutage(fmt.Errorf("no result within %s", waitTimeout))
+	}
 
 	var problem *credential.Problem
 	switch {
@@ -96,7 +116,22 @@ func (s *secretCache) get(ctx context.Context) (_ credential.Credential, stale b
 }
 
 func (s *secretCache) haveCopy(maxAge time.Duration) bool {
-	return !s.copiedAt.IsZero() && time.Since(s.copiedAt) <= maxAge
+	return s.copiedAt != moment{} && s.since(s.copiedAt) <= maxAge
+}
+
+func (s *secretCache) now() moment {
+	now := time.Now()
+	wall := now
+	if s.wall != nil {
+		wall = s.wall()
+	}
+	return moment{now, wall.Round(0)} // Round strips the monotonic reading
+}
+
+// since returns the time since m by the clock that shows more of it.
+func (s *secretCache) since(m moment) time.Duration {
+	now := s.now()
+	return max(now.monotonic.Sub(m.monotonic), now.wall.Sub(m.wall))
 }
 
 // clone copies the password, because drop wipes the cached one while a call can still use the result.
@@ -108,7 +143,7 @@ func (s *secretCache) clone() credential.Credential {
 
 // fetch sends one request and stores the result. A caller cannot cancel it, because others can be waiting.
 func (s *secretCache) fetch(f *fetch) {
-	started := time.Now()
+	started := s.now()
 	cred, warnings, err := s.read(s.ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,7 +160,7 @@ func (s *secretCache) fetch(f *fetch) {
 	case err == nil:
 		s.drop()
 		s.copy, s.copiedAt, s.problem, s.outage = cred, started, nil, nil
-		s.expiry = time.AfterFunc(max(maxFresh, s.maxStale)-time.Since(started), s.expire)
+		s.expireLater()
 		s.metrics.apiRequest(resultOK)
 		if wasOut {
 			s.log.Info("the API server is available again")
@@ -136,18 +171,24 @@ func (s *secretCache) fetch(f *fetch) {
 		if s.problem == nil || s.problem.Code != problem.Code {
 			s.log.Warn("no credentials are available", "code", problem.Code, "detail", problem.Detail)
 		}
-		s.problem, s.problAt, s.outage = problem, time.Now(), nil
+		s.problem, s.problAt, s.outage = problem, s.now(), nil
 		s.metrics.apiRequest(string(problem.Code))
 	default:
 		s.metrics.apiRequest(string(credential.ProblemUnavailable))
-		s.outage, s.outageAt, s.problem = err, time.Now(), nil
-		if !s.haveCopy(s.maxStale) {
-			s.drop()
-		}
-		if !wasOut {
-			s.log.Warn("the API server is unavailable; stale credentials are used up to maxStale",
-				"error", err, "cached", !s.copiedAt.IsZero(), "maxStale", s.maxStale)
-		}
+		s.beginOutage(err)
+	}
+}
+
+// beginOutage records that the API server gave no answer. The caller holds the lock.
+func (s *secretCache) beginOutage(err error) {
+	wasOut := s.outage != nil
+	s.outage, s.outageAt, s.problem = err, s.now(), nil
+	if !s.haveCopy(s.maxStale) {
+		s.drop()
+	}
+	if !wasOut {
+		s.log.Warn("the API server is unavailable; stale credentials are used up to maxStale",
+			"error", err, "cached", s.copiedAt != moment{}, "maxStale", s.maxStale)
 	}
 }
 
@@ -160,11 +201,24 @@ func (s *secretCache) joinFetch() *fetch {
 	return s.running
 }
 
-// expire drops the copy, unless a newer one has replaced it.
+// expireLater checks the age of the copy when it can have expired. The caller holds the lock.
+func (s *secretCache) expireLater() {
+	if s.expiry != nil {
+		s.expiry.Stop() // this can be a timer that drop did not stop in time
+	}
+	left := max(maxFresh, s.maxStale) - s.since(s.copiedAt)
+	s.expiry = time.AfterFunc(min(max(left, 0), expiryInterval), s.expire)
+}
+
+// expire drops the copy if it has expired.
 func (s *secretCache) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.haveCopy(max(maxFresh, s.maxStale) - time.Millisecond) {
+	switch {
+	case s.copiedAt == moment{}:
+	case s.haveCopy(max(maxFresh, s.maxStale) - time.Millisecond):
+		s.expireLater()
+	default:
 		s.drop()
 	}
 }
@@ -174,7 +228,7 @@ func (s *secretCache) drop() {
 		s.expiry.Stop()
 	}
 	s.copy.Password.Wipe()
-	s.copy, s.copiedAt = credential.Credential{}, time.Time{}
+	s.copy, s.copiedAt = credential.Credential{}, moment{}
 }
 
 // logWarnings logs warnings about the Secret when they change, not with every fetch.
@@ -202,8 +256,8 @@ func (s *secretCache) state() (cacheAge time.Duration, have bool, problem *crede
 	case s.outage != nil:
 		problem = &credential.Problem{Code: credential.ProblemUnavailable, Detail: s.outage.Error()}
 	}
-	if s.copiedAt.IsZero() {
+	if s.copiedAt == (moment{}) {
 		return 0, false, problem
 	}
-	return time.Since(s.copiedAt), true, problem
+	return s.since(s.copiedAt), true, problem
 }

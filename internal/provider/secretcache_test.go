@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -268,6 +270,198 @@ func TestADenialDropsTheCacheImmediately(t *testing.T) {
 			time.Sleep(retryAfter + time.Millisecond)
 			want(t, s, "two", "")
 		})
+	}
+}
+
+// Attack: a machine was suspended, so its monotonic clock shows no time. A copy's age is that of the wall clock.
+func TestACopyAgesWhileTheMachineIsSuspended(t *testing.T) {
+	// Sub would prefer the monotonic reading.
+	if wall := new(secretCache).now().wall; wall != wall.Round(0) {
+		t.Errorf("%s has a monotonic reading", wall)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		var suspended time.Duration
+		s.wall = func() time.Time { return time.Now().Add(suspended) }
+		c.set("one", nil)
+		want(t, s, "one", "")
+
+		suspended += 48 * time.Hour
+		c.set("two", nil)
+		want(t, s, "two", "")
+
+		// Longer than maxStale, while the API server is unavailable.
+		suspended += 48 * time.Hour
+		c.set("", errOut)
+		want(t, s, "", credential.ProblemUnavailable)
+		if age, have, _ := s.state(); have {
+			t.Errorf("a copy of the age %s is left", age)
+		}
+
+		// Less than maxStale: the last outage was before, so the next call fetches.
+		c.set("three", nil)
+		time.Sleep(retryAfter)
+		want(t, s, "three", "")
+		time.Sleep(maxFresh + time.Second)
+		c.set("", errOut)
+		if !want(t, s, "three", "") {
+			t.Error("a stale answer is not marked")
+		}
+		suspended += time.Hour
+		c.set("four", nil)
+		want(t, s, "four", "")
+
+		// A clock that is set back does not make a copy younger.
+		suspended -= 72 * time.Hour
+		c.set("five", nil)
+		time.Sleep(maxFresh + time.Second)
+		want(t, s, "five", "")
+	})
+}
+
+// The timer that wipes a copy stops with the machine.
+func TestACopyIsWipedAfterTheMachineWasSuspended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		var suspended atomic.Int64
+		s.wall = func() time.Time { return time.Now().Add(time.Duration(suspended.Load())) }
+		c.set("one", nil)
+		want(t, s, "one", "")
+		s.mu.Lock()
+		held := s.copy.Password.Reveal()
+		s.mu.Unlock()
+		time.Sleep(time.Hour)
+		suspended.Store(int64(DefaultMaxStale))
+		time.Sleep(expiryInterval + time.Millisecond)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !bytes.Equal(held, make([]byte, len("one"))) || s.copiedAt != (moment{}) {
+			t.Error("the password is still in memory")
+		}
+	})
+}
+
+// A fetch that never returns does not hold the calls that wait for it.
+func TestCallsDoNotWaitForAFetchThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{}
+		s := newSource(t, c)
+		c.set("one", nil)
+		want(t, s, "one", "")
+		time.Sleep(maxFresh + time.Millisecond)
+
+		hang := make(chan struct{})
+		s.read = func(ctx context.Context) (credential.Credential, []string, error) {
+			<-hang
+			return c.read(ctx)
+		}
+		began := time.Now()
+		var calls sync.WaitGroup
+		for range 10 {
+			calls.Go(func() {
+				if !want(t, s, "one", "") {
+					t.Error("a stale answer is not marked")
+				}
+			})
+		}
+		calls.Wait()
+		if took := time.Since(began); took != waitTimeout {
+			t.Errorf("the calls took %s", took)
+		}
+		began = time.Now()
+		want(t, s, "one", "")
+		if took := time.Since(began); took > 0 {
+			t.Errorf("the next call took %s", took)
+		}
+		time.Sleep(DefaultMaxStale)
+		began = time.Now()
+		want(t, s, "", credential.ProblemUnavailable)
+		if took := time.Since(began); took != waitTimeout {
+			t.Errorf("a call without a copy took %s", took)
+		}
+		c.set("two", nil)
+		close(hang)
+		synctest.Wait()
+		want(t, s, "two", "")
+	})
+}
+
+// source is a secretCache that reads from a fake API server in memory. serve responds to its requests.
+func source(t *testing.T, serve http.HandlerFunc) (*secretCache, *kubetest.Server) {
+	t.Helper()
+	api := kubetest.NewMemoryServer(t, serve)
+	r, err := newSecretReader(api.Access(t, t.TempDir()), web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.client.DialWith(api.Dial)
+	s := newSource(t, &cluster{})
+	s.read = r.read
+	return s, api
+}
+
+// Attack: an API server in a crash loop refuses everything while it starts. The copy serves as in any outage, and then
+// the API server's verdict ends it.
+func TestACrashLoopOfTheAPIServerKeepsTheCopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var refusal atomic.Int64
+		s, api := source(t, func(w http.ResponseWriter, _ *http.Request) {
+			if code := refusal.Load(); code != 0 {
+				kubetest.Status(w, int(code), "", "", "refused")
+				return
+			}
+			_, _ = io.WriteString(w, secretJSON("corp.example.com", "web", "one"))
+		})
+		want(t, s, "one", "")
+		api.Readyz(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
+		for i := range 60 {
+			time.Sleep(time.Second)
+			refusal.Store([]int64{401, 403, 404}[i%3])
+			want(t, s, "one", "")
+		}
+		api.Readyz(func(http.ResponseWriter, *http.Request) {})
+		refusal.Store(403)
+		time.Sleep(maxFresh)
+		want(t, s, "", credential.ProblemForbidden)
+	})
+}
+
+// A verdict is effective 5 seconds after the last good fetch, even where it takes 2 seconds to confirm it.
+func TestNoCallGetsCredentialsFiveSecondsAfterAVerdict(t *testing.T) {
+	for _, readyz := range []int{200, 401} {
+		for _, refusal := range []int{401, 403, 404} {
+			synctest.Test(t, func(t *testing.T) {
+				var refused atomic.Bool
+				s, api := source(t, func(w http.ResponseWriter, _ *http.Request) {
+					if refused.Load() {
+						kubetest.Status(w, refusal, "", "", "refused")
+						return
+					}
+					_, _ = io.WriteString(w, secretJSON("corp.example.com", "web", "one"))
+				})
+				api.Readyz(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(readyz) })
+				want(t, s, "one", "")
+				refused.Store(true)
+				began := time.Now()
+				for time.Since(began) < 10*time.Second {
+					time.Sleep(100 * time.Millisecond)
+					asked := time.Now()
+					cred, _, err := s.get(t.Context())
+					if err == nil && time.Since(began) > maxFresh {
+						t.Fatalf("/readyz %d, status %d: credentials after %s", readyz, refusal, time.Since(began))
+					}
+					if took := time.Since(asked); took > waitTimeout {
+						t.Errorf("a call took %s", took)
+					}
+					cred.Password.Wipe()
+				}
+				if _, _, problem := s.state(); problem == nil || problem.Code == credential.ProblemUnavailable {
+					t.Errorf("/readyz %d, status %d: %v", readyz, refusal, problem)
+				}
+			})
+		}
 	}
 }
 

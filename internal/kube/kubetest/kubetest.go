@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -144,6 +145,11 @@ func (s *Server) Access(t testing.TB, dir string) kube.Server {
 
 // knownPath is a path that is always refused, and not recorded.
 const knownPath = "kubetest"
+
+// Dial connects to a memory server, for kube.Client.DialWith.
+func (s *Server) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return s.listener.Dial(ctx, network, address)
+}
 
 // Client returns a client of the server with this user agent. Unless the server fails, the client's idle connection is
 // known to lead to a ready API server. On an unknown connection, a client sends the first refused request twice, which
