@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube"
+	"github.com/ccgrkc/ccgrkc/internal/logonce"
 )
 
-const requestTimeout = 10 * time.Second
+// lastCheck is how long a check can take that begins just before the time limit.
+const lastCheck = 10 * time.Second
 
 // DaemonSet identifies a DaemonSet and its pods.
 type DaemonSet struct {
@@ -46,7 +48,7 @@ func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration)
 			deleted = true
 		}
 		left, err = w.pods(ctx, ds)
-		return len(left) == 0, "waiting for the pods on " + nodeList(left), err
+		return err == nil && len(left) == 0, "waiting for the pods on " + nodeList(left), err
 	})
 	if err != nil {
 		return fmt.Errorf("DaemonSet %s: %w", ds, err)
@@ -131,21 +133,27 @@ To skip these nodes: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.J
 // permanent is an error for which a retry is useless.
 type permanent struct{ error }
 
-// until calls check until it is done or the timeout expires. Errors of the API server are retried. The last one is
-// returned at the timeout.
+// until calls check until it is done or the timeout expires, and ends lastCheck later at the latest. Errors of the API
+// server are retried. The last one is returned at the timeout.
 func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(context.Context) (
 	done bool, state string, err error)) (bool, error) {
 	deadline := time.Now().Add(timeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline.Add(lastCheck))
+	defer cancel()
 	reported := ""
+	var failures logonce.Errors
 	for {
 		done, state, err := check(ctx)
 		if errors.As(err, &permanent{}) || done {
 			return done, err
 		}
+		isNew := failures.New(err)
 		if err != nil {
 			state = "retrying: " + err.Error()
+		} else {
+			isNew = state != reported
 		}
-		if state != reported {
+		if isNew {
 			fmt.Fprintln(w.Progress, state)
 			reported = state
 		}
@@ -160,10 +168,9 @@ func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(c
 	}
 }
 
-// request makes one request. Status 404 is found == false. If into is nil, the response is ignored.
+// request makes one request. A missing object is found == false. If into is nil, the response is ignored. Status 403 and
+// 404 are verdicts of the API server: package kube returns another error if they can be a failure of it.
 func (w *Watcher) request(ctx context.Context, method, url string, into any) (found bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
 	err = w.API.Call(ctx, method, url, nil, into)
 	switch kube.Code(err) {
 	case http.StatusNotFound:

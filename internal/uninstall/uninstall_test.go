@@ -1,11 +1,15 @@
 package uninstall
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
@@ -243,5 +247,81 @@ func TestWaitReportsTheLastErrorAtItsTimeLimit(t *testing.T) {
 	err := w.Wait(t.Context(), cleaner, web, 20*time.Millisecond, 0)
 	if err == nil || !strings.Contains(err.Error(), "etcd is down") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Attack: while an API server starts, it refuses what it will allow. The hook waits instead of failing with the remedy
+// for a missing permission, or of taking the DaemonSet for deleted.
+func TestARefusalOfAStartingAPIServerIsRetried(t *testing.T) {
+	for _, code := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {
+		c := &cluster{set: allReady, pods: map[string][]string{cleaner.Selector: {ready1, ready2}}}
+		refusals := 0
+		c.status = func(_, _ string) (int, string) {
+			if refusals++; refusals%2 == 1 && refusals < 20 {
+				return code, "starting"
+			}
+			return 0, ""
+		}
+		var progress strings.Builder
+		api := kubetest.NewServer(t, c.serve)
+		api.Readyz(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+		w := &Watcher{API: api.Client(t, "test"), Progress: &progress, Every: time.Millisecond}
+		if err := w.Stop(t.Context(), web, time.Minute); err != nil || len(c.deleted) != 1 {
+			t.Errorf("stop, status %d: %v, deleted %q\n%s", code, err, c.deleted, &progress)
+		}
+		if err := w.Wait(t.Context(), cleaner, web, time.Minute, 0); err != nil {
+			t.Errorf("wait, status %d: %v\n%s", code, err, &progress)
+		}
+		if refusals < 20 {
+			t.Errorf("status %d: %d requests", code, refusals)
+		}
+	}
+}
+
+// A slow API server delays the end by lastCheck at most, and Helm's own limit is a minute longer.
+func TestWaitEndsSoonAfterItsTimeLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{set: allReady, pods: map[string][]string{cleaner.Selector: {ready1}}}
+		api := kubetest.NewMemoryServer(t, func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-time.After(9 * time.Second):
+				c.serve(w, r)
+			case <-r.Context().Done():
+			}
+		})
+		w := &Watcher{API: api.Client(t, "test"), Progress: io.Discard, Every: time.Second}
+		began := time.Now()
+		if err := w.Wait(t.Context(), cleaner, web, 30*time.Second, 0); err == nil {
+			t.Error("the nodes are clean")
+		}
+		if took := time.Since(began); took < 30*time.Second || took > 30*time.Second+lastCheck {
+			t.Errorf("took %s", took)
+		}
+	})
+}
+
+// The text of an error contains the port of the connection, which is new in each attempt.
+func TestARepeatedErrorIsReportedOnce(t *testing.T) {
+	api := kubetest.NewServer(t, nil)
+	api.Config.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	var progress strings.Builder
+	client := api.NewClient(t, "test")
+	client.DialWith(func(ctx context.Context, _, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err == nil {
+			_ = conn.(*net.TCPConn).SetLinger(0)
+			conn.Close() // a later read fails with the addresses in the text
+		}
+		return conn, err
+	})
+	w := &Watcher{API: client, Progress: &progress, Every: time.Millisecond}
+	if _, err := w.until(t.Context(), 200*time.Millisecond, func(ctx context.Context) (bool, string, error) {
+		_, err := w.pods(ctx, web)
+		return false, "", err
+	}); err == nil {
+		t.Fatal("no error")
+	}
+	if n := strings.Count(progress.String(), "retrying"); n != 1 {
+		t.Errorf("reported %d times:\n%s", n, &progress)
 	}
 }
