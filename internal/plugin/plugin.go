@@ -45,6 +45,12 @@ type Plugin struct {
 	config Config
 	pool   pool
 	limit  limiter
+
+	// The functions of package endpoint. Tests replace them.
+	current func(root string, ref credential.Reference) (string, error)
+	resolve func(root string, ref credential.Reference) (*endpoint.Endpoint, error)
+
+	reads, reports abandoned
 }
 
 // New returns a Plugin. It has no side effects.
@@ -52,7 +58,13 @@ func New(config Config) *Plugin {
 	if config.Budget == 0 {
 		config.Budget = DefaultBudget
 	}
-	return &Plugin{config: config}
+	return &Plugin{
+		config:  config,
+		current: endpoint.Current,
+		resolve: endpoint.Resolve,
+		reads:   make(abandoned, maxAbandoned),
+		reports: make(abandoned, maxAbandoned),
+	}
 }
 
 // Failure is the type of every error of Get. Its text never contains a secret.
@@ -125,7 +137,8 @@ func (p *Plugin) try(ctx context.Context, ref credential.Reference) (credential.
 	ctx, cancel := context.WithTimeout(ctx, p.config.Budget/2)
 	defer cancel()
 
-	generation, err := endpoint.Current(p.config.Root, ref)
+	generation, err := within(ctx, p.reads, func() (string, error) { return p.current(p.config.Root, ref) },
+		func(string) {})
 	if err != nil {
 		p.pool.drop(ref)
 		return credential.Credential{}, endpointFailure(err)
@@ -142,7 +155,12 @@ func (p *Plugin) try(ctx context.Context, ref credential.Reference) (credential.
 		p.pool.drop(ref)
 	}
 
-	e, err := endpoint.Resolve(p.config.Root, ref)
+	e, err := within(ctx, p.reads, func() (*endpoint.Endpoint, error) { return p.resolve(p.config.Root, ref) },
+		func(e *endpoint.Endpoint) {
+			if e != nil {
+				e.Wipe()
+			}
+		})
 	if err != nil {
 		return credential.Credential{}, endpointFailure(err)
 	}
@@ -177,7 +195,11 @@ func endpointFailure(err error) *Failure {
 			return fail(known.cause, "%v", err)
 		}
 	}
-	return fail(cause.EndpointDamaged, "%v", err)
+	var panicked *panicError
+	if errors.As(err, &panicked) {
+		return fail(cause.Unexpected, "%v", err)
+	}
+	return fail(cause.EndpointDamaged, "the endpoint files cannot be read: %v", err)
 }
 
 // selfTest reports that this code runs. It accesses no endpoint.

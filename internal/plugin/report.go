@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -23,7 +24,7 @@ const (
 	maxDetail = 1000 // characters of a detail; ReportEvent accepts 31,839 in total
 )
 
-// Report writes an event, unless the same one was written within the last minute.
+// Report writes an event, unless the same one was written within the last minute. It waits for reportTimeout.
 func (p *Plugin) Report(c *cause.Cause, input, detail string) {
 	if p.config.Report == nil {
 		return
@@ -35,7 +36,12 @@ func (p *Plugin) Report(c *cause.Cause, input, detail string) {
 	if omitted > 0 {
 		detail += fmt.Sprintf(" (%d events of the same kind were omitted before it)", omitted)
 	}
-	p.config.Report(Event{Cause: c, Input: quoteInput(input), Detail: printable(detail)})
+	e := Event{Cause: c, Input: quoteInput(input), Detail: printable(detail)}
+	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
+	defer cancel()
+	// Without the event log there is no place for the error.
+	_, _ = within(ctx, p.reports, func() (struct{}, error) { p.config.Report(e); return struct{}{}, nil },
+		func(struct{}) {})
 }
 
 // quoteInput makes any plugin input safe for an event.
