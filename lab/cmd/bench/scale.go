@@ -41,7 +41,8 @@ func requests(ctx context.Context, dir string) error {
 	value(fmt.Sprintf("%d nodes: installer, until all pods are Ready", nodes), seconds(r.Installed[0].Ready), "")
 	value(fmt.Sprintf("%d nodes: slowest of %d provider releases", nodes, releases), seconds(slowest), "")
 	value("API requests per node and hour, without calls", number(r.IdlePerNodeHour()), "0")
-	value("API requests per start of a provider", number(float64(len(r.Started))/float64(r.Providers)), "1")
+	// The Secret does not exist yet. On a new connection, a provider sends a refused request twice.
+	value("API requests per start of a provider", number(float64(len(r.Started))/float64(r.Providers)), "2")
 	value("API requests per call, with no call in the 5 s before", number(r.PerCall()), "1")
 	value(fmt.Sprintf("API requests per node and hour, %d calls (calculated)", callsPerHour),
 		number(callsPerHour*r.PerCall()), fmt.Sprint(callsPerHour))
