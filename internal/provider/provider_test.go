@@ -26,10 +26,10 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
-	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
-	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
+	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 )
 
 var (

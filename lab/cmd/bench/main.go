@@ -233,7 +233,10 @@ func run(ctx context.Context) error {
 	if err := operator(ctx, dir); err != nil {
 		return err
 	}
-	return requests(ctx, dir)
+	if err := requests(ctx, dir); err != nil {
+		return err
+	}
+	return verdicts(ctx, dir)
 }
 
 // baseline is the plain server of which every ratio is calculated.
