@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/logonce"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 )
@@ -18,18 +19,14 @@ const selfCheckTimeout = 10 * time.Second
 // checkSelf calls the account's provider through the endpoint files, as the plugin does, until ctx ends, and records the
 // result for the container's probes.
 func checkSelf(ctx context.Context, c Config, results *record.Recorder) {
-	var lastError string
+	var failures logonce.Errors
 	for ticker := time.NewTicker(SelfCheckInterval); ; {
 		state, detail := SelfCheck(ctx, c)
 		if ctx.Err() != nil {
 			return
 		}
-		err := results.Record(state, detail)
-		if err != nil && err.Error() != lastError {
+		if err := results.Record(state, detail); failures.New(err) && err != nil {
 			c.Log.Error("the result of the self-check cannot be written; the probes of this pod fail", "error", err)
-		}
-		if lastError = ""; err != nil {
-			lastError = err.Error()
 		}
 		select {
 		case <-ctx.Done():
