@@ -25,6 +25,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 	"github.com/ccgrkc/ccgrkc/internal/inventory"
+	"github.com/ccgrkc/ccgrkc/internal/mtls"
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
@@ -583,10 +584,9 @@ func (c *Certificate) read(chain []byte, ref credential.Reference) {
 	if c.Side == "client" {
 		use = x509.ExtKeyUsageClientAuth
 	}
-	switch {
-	case !slices.Contains(leaf.DNSNames, ref.CertificateName()):
-		c.Problem = fmt.Sprintf("it does not have the DNS name %s", ref.CertificateName())
-	case len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != use:
+	if err := mtls.CheckName(leaf, ref); err != nil {
+		c.Problem = err.Error()
+	} else if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != use {
 		c.Problem = fmt.Sprintf("its extended key usage is not exactly %q", c.Side+" auth")
 	}
 }

@@ -521,6 +521,8 @@ func TestCertificatesAreCheckedAsProviderAndPluginDo(t *testing.T) {
 		"both":           {certificate(t, ref.CertificateName(), server, client), "server", "extended key usage"},
 		"another account": {certificate(t, "x.gmsa-system.gmsa-account-provider", server), "server",
 			ref.CertificateName()},
+		"a wildcard": {certificate(t, "*.gmsa-system.gmsa-account-provider", server), "server",
+			ref.CertificateName()},
 		"nothing": {nil, "server", "no certificate"},
 		"junk": {[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "server",
 			"cannot be read"},

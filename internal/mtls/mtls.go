@@ -1,5 +1,5 @@
 // Package mtls defines how the Account Provider and the plugin verify each other, for both sides: TLS 1.3, and a
-// certificate that chains to the account's CA, has only the key usage of its side, and contains the account's name. It
+// certificate that chains to the account's CA, has only the key usage of its side, and has only the account's name. It
 // does not use the machine's trust store, and no check can be disabled.
 package mtls
 
@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -90,6 +91,9 @@ func verify(ref credential.Reference, roots *x509.CertPool, chain []*x509.Certif
 	if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != usage || len(leaf.UnknownExtKeyUsage) > 0 {
 		return fmt.Errorf("the extended key usage is not only %s", usageName(usage))
 	}
+	if err := CheckName(leaf, ref); err != nil {
+		return err
+	}
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)
@@ -105,6 +109,30 @@ func verify(ref credential.Reference, roots *x509.CertPool, chain []*x509.Certif
 		CurrentTime:   now,
 	})
 	return err
+}
+
+// subjectAltName is the extension with the names of a certificate (RFC 5280, 4.2.1.6).
+var subjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// CheckName checks that the certificate has exactly one subject alternative name, which is the account's DNS name. One
+// CA can issue the certificates of several accounts. There, a wildcard or a second name would give the holder access to
+// another account. Names of every type count, also those that package x509 ignores.
+func CheckName(leaf *x509.Certificate, ref credential.Reference) error {
+	var names []asn1.RawValue
+	for _, e := range leaf.Extensions {
+		if !e.Id.Equal(subjectAltName) {
+			continue
+		}
+		if _, err := asn1.Unmarshal(e.Value, &names); err != nil {
+			return fmt.Errorf("subject alternative names: %w", err)
+		}
+	}
+	name := ref.CertificateName()
+	if len(names) != 1 || len(leaf.DNSNames) != 1 || leaf.DNSNames[0] != name {
+		return fmt.Errorf("it has %d subject alternative names; it must have exactly one, the DNS name %s",
+			len(names), name)
+	}
+	return nil
 }
 
 func usageName(usage x509.ExtKeyUsage) string {

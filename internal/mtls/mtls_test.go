@@ -7,9 +7,12 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"math/big"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -235,6 +238,68 @@ func TestASharedCAGivesNoAccessToTheOtherAccount(t *testing.T) {
 	}
 	if _, err := ServerConfig(web, ca.pem(), shopServer, shopServerKey); err == nil {
 		t.Error("a server starts with the other account's certificate")
+	}
+}
+
+// Attack: under a shared CA, a tenant gets a certificate that names its own account and others. Neither side accepts
+// such a certificate as its own or from the peer.
+func TestACertificateHasExactlyOneName(t *testing.T) {
+	ca := newSharedCA(t)
+	own, other := web.CertificateName(), shop.CertificateName()
+	const wildcard = "*.gmsa-system.gmsa-account-provider"
+	// An otherName (RFC 5280, 4.2.1.6), which package x509 ignores, beside the account's name.
+	value, err := asn1.Marshal([]asn1.RawValue{
+		{Class: asn1.ClassContextSpecific, Tag: 2, Bytes: []byte(own)},
+		{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: []byte{6, 1, 42, 0xa0, 2, 5, 0}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherName := pkix.Extension{Id: subjectAltName, Value: value}
+	uri := &url.URL{Scheme: "spiffe", Host: "cluster.local"}
+	attacks := map[string]x509.Certificate{
+		"another account's name after the own one": {DNSNames: []string{own, other}},
+		"another account's name before it":         {DNSNames: []string{other, own}},
+		"the own name twice":                       {DNSNames: []string{own, own}},
+		"a wildcard":                               {DNSNames: []string{wildcard}},
+		"a wildcard after the own name":            {DNSNames: []string{own, wildcard}},
+		"the own name in upper case":               {DNSNames: []string{strings.ToUpper(own)}},
+		"only a common name":                       {Subject: pkix.Name{CommonName: own}},
+		"an address":                               {DNSNames: []string{own}, IPAddresses: []net.IP{{127, 0, 0, 1}}},
+		"a mail address":                           {DNSNames: []string{own}, EmailAddresses: []string{"a@b.test"}},
+		"a URI":                                    {DNSNames: []string{own}, URIs: []*url.URL{uri}},
+		"an otherName":                             {ExtraExtensions: []pkix.Extension{otherName}},
+	}
+	mentionsName := func(err error) bool { return err != nil && strings.Contains(err.Error(), own) }
+	pair := func(template x509.Certificate, usage x509.ExtKeyUsage) (cert, key []byte) {
+		template.SerialNumber, template.ExtKeyUsage = big.NewInt(2), []x509.ExtKeyUsage{usage}
+		return ca.sign(&template)
+	}
+	goodServer, goodServerKey := pair(*leaf(web), x509.ExtKeyUsageServerAuth)
+	goodClient, goodClientKey := pair(*leaf(web), x509.ExtKeyUsageClientAuth)
+	srv, err := ServerConfig(web, ca.pem(), goodServer, goodServerKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cli, err := ClientConfig(web, ca.pem(), goodClient, goodClientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, template := range attacks {
+		serverCert, serverKey := pair(template, x509.ExtKeyUsageServerAuth)
+		clientCert, clientKey := pair(template, x509.ExtKeyUsageClientAuth)
+		if _, err := ServerConfig(web, ca.pem(), serverCert, serverKey); !mentionsName(err) {
+			t.Errorf("%s: a server starts with it, or the error does not contain the expected name: %v", name, err)
+		}
+		if _, err := ClientConfig(web, ca.pem(), clientCert, clientKey); !mentionsName(err) {
+			t.Errorf("%s: a client uses it, or the error does not contain the expected name: %v", name, err)
+		}
+		if got, s, _ := connect(t, srv, raw(t, clientCert, clientKey)); s == nil || got > 0 {
+			t.Errorf("%s: the server accepts it from a client", name)
+		}
+		if got, _, c := connect(t, raw(t, serverCert, serverKey), cli); c == nil || got > 0 {
+			t.Errorf("%s: the client accepts it from a server", name)
+		}
 	}
 }
 
