@@ -52,27 +52,49 @@ func (p Publisher) Publish(ref credential.Reference, e Endpoint) (*Publication, 
 	return nil, fmt.Errorf("publish the endpoint of account %s: %w", ref, err)
 }
 
-func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication, err error) {
+func (p Publisher) publish(ref credential.Reference, e Endpoint) (*Publication, error) {
 	dir := directory(p.Root, ref)
-	if err := makeAncestors(p.Root); err != nil {
+	if err := p.secureDirs(dir); err != nil {
 		return nil, err
+	}
+	pub, err := p.write(dir, e)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // otherwise another provider uses the directories
+		removeEmpty(dir)
+	}
+	return pub, err
+}
+
+// secureDirs creates the directories of an account, or checks them.
+func (p Publisher) secureDirs(dir string) error {
+	if err := makeAncestors(p.Root); err != nil {
+		return err
 	}
 	for _, d := range []struct{ what, path string }{
 		{"root", p.Root},
 		{"namespace", filepath.Dir(dir)},
-		{"account", dir},
 	} {
 		if err := p.secureDir(d.path); err != nil {
-			return nil, err
+			return err
 		}
 		faultpoint.Reached("publish." + d.what)
 	}
+	if err := p.secureDir(dir); err != nil {
+		_ = os.Remove(filepath.Dir(dir)) // fails if it is not empty
+		return err
+	}
+	faultpoint.Reached("publish.account")
+	return nil
+}
 
+// write writes a generation and makes it active. If it fails, it leaves no file behind.
+func (p Publisher) write(dir string, e Endpoint) (_ *Publication, err error) {
 	pub := &Publication{Generation: newGeneration(), dir: dir}
 	generation := filepath.Join(dir, pub.Generation)
+	next := filepath.Join(dir, currentFile+"-"+pub.Generation)
 	defer func() {
-		if err != nil {
-			_ = removeGeneration(generation) // best effort: the next publication removes it
+		if err != nil { // best effort: the next publication removes what is left
+			_ = removeOne(next)
+			_ = removeGeneration(generation)
 		}
 	}()
 	if err := p.secureDir(generation); err != nil {
@@ -94,13 +116,11 @@ func (p Publisher) publish(ref credential.Reference, e Endpoint) (_ *Publication
 		faultpoint.Reached("publish." + f.name)
 	}
 
-	next := filepath.Join(dir, currentFile+"-"+pub.Generation)
 	if err := writeNew(next, []byte(pub.Generation+"\n")); err != nil {
 		return nil, err
 	}
 	faultpoint.Reached("publish.next")
 	if err := whileBusy(func() error { return os.Rename(next, filepath.Join(dir, currentFile)) }); err != nil {
-		_ = os.Remove(next)
 		return nil, err
 	}
 	faultpoint.Reached("publish.current")
