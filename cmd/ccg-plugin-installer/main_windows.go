@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ccgrkc/ccgrkc/internal/dccheck"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/installer"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
@@ -32,7 +32,7 @@ func main() {
 		os.Exit(int(code))
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "ccg-plugin-installer:", err)
+		escape.Fprintf(os.Stderr, "ccg-plugin-installer: %v\n", err)
 		os.Exit(installer.ExitFailed)
 	}
 }
@@ -117,7 +117,7 @@ surrogate with the previous version exits. If the installation is ok, it changes
 			if err := installer.Install(cmd.Context(), &c); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "installed; the self-test passed")
+			escape.Fprintf(cmd.OutOrStdout(), "installed; the self-test passed\n")
 			return nil
 		},
 	}
@@ -147,7 +147,7 @@ installer that is about to stop can install again.`,
 			if err := installer.Uninstall(cmd.Context(), &c); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "uninstalled")
+			escape.Fprintf(cmd.OutOrStdout(), "uninstalled\n")
 			for keepRunning && pause(cmd.Context(), uninstallInterval) {
 				if err := installer.Uninstall(cmd.Context(), &c); err != nil && cmd.Context().Err() == nil {
 					return err
@@ -219,9 +219,7 @@ func writeReport(w io.Writer, report interface{ WriteText(io.Writer) error }, ou
 	if output == "text" {
 		return report.WriteText(w)
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(report)
+	return escape.WriteJSON(w, report, "  ")
 }
 
 func runCommand(config configFunc) *cobra.Command {
@@ -299,6 +297,6 @@ func versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print this program's version",
 		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
+		Run:   func(cmd *cobra.Command, _ []string) { escape.Fprintf(cmd.OutOrStdout(), "%s\n", version.String()) },
 	}
 }

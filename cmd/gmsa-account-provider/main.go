@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/provider"
@@ -28,7 +28,7 @@ func main() {
 	defer stop()
 	root := command()
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "gmsa-account-provider:", err)
+		escape.Fprintf(os.Stderr, "gmsa-account-provider: %v\n", err)
 		stop()
 		os.Exit(1)
 	}
@@ -199,17 +199,17 @@ func healthcheckRun(cmd *cobra.Command, a account, output string, timeout time.D
 	}
 	out := cmd.OutOrStdout()
 	if output == "json" {
-		if err := json.NewEncoder(out).Encode(h); err != nil {
+		if err := escape.WriteJSON(out, h, ""); err != nil {
 			return err
 		}
 	} else {
-		fmt.Fprintf(out, "account %s: the provider responds (version %s)\n", ref, h.Version)
+		escape.Fprintf(out, "account %s: the provider responds (version %s)\n", ref, h.Version)
 		if h.Problem != "" {
-			fmt.Fprintf(out, "Secret: %s: %s\n", h.Problem, h.Detail)
+			escape.Fprintf(out, "Secret: %s: %s\n", h.Problem, h.Detail)
 		} else if h.CacheAgeSeconds != nil {
-			fmt.Fprintf(out, "Secret: ok, read %.0f s ago\n", *h.CacheAgeSeconds)
+			escape.Fprintf(out, "Secret: ok, read %.0f s ago\n", *h.CacheAgeSeconds)
 		} else {
-			fmt.Fprintln(out, "Secret: not read yet")
+			escape.Fprintf(out, "Secret: not read yet\n")
 		}
 	}
 	if require && h.CacheAgeSeconds == nil {
@@ -240,7 +240,7 @@ With --keep-running, the command does not exit after it has finished. A containe
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "account %s: removed %d generations; none remain\n", ref, n)
+			escape.Fprintf(cmd.OutOrStdout(), "account %s: removed %d generations; none remain\n", ref, n)
 			if keepRunning {
 				<-cmd.Context().Done()
 			}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/admission"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/logging"
 	"github.com/ccgrkc/ccgrkc/internal/servingcert"
@@ -27,7 +28,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal terminates the process immediately
 	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "gmsa-webhook:", err)
+		escape.Fprintf(os.Stderr, "gmsa-webhook: %v\n", err)
 		os.Exit(1)
 	}
 }
@@ -49,7 +50,7 @@ the GMSACredentialSpec and the copy equals the object. The webhook reads one Sec
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
+		Run:   func(cmd *cobra.Command, _ []string) { escape.Fprintf(cmd.OutOrStdout(), "%s\n", version.String()) },
 	})
 	return root
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/uninstall"
 	"github.com/ccgrkc/ccgrkc/internal/version"
@@ -21,7 +21,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "uninstall-hook:", err)
+		escape.Fprintf(os.Stderr, "uninstall-hook: %v\n", err)
 		stop()
 		os.Exit(1)
 	}

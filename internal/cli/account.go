@@ -13,6 +13,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/directory"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/inventory"
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
@@ -310,14 +311,15 @@ func readGMSA(ctx context.Context, session *directory.Session, name string) (dir
 
 func (g *globals) printAccount(r accountResult) error {
 	return g.print(r, func(w io.Writer) {
-		fmt.Fprintf(w, "Secret %s/%s %s: account %s of %s", r.Namespace, r.Secret, r.Action, r.Username, r.DomainName)
+		escape.Fprintf(w, "Secret %s/%s %s: account %s of %s",
+			r.Namespace, r.Secret, r.Action, r.Username, r.DomainName)
 		if r.Verified {
-			fmt.Fprintf(w, ", verified with %s (%s)", r.DomainController, r.Security)
+			escape.Fprintf(w, ", verified with %s (%s)", r.DomainController, r.Security)
 		}
 		if r.GMSA != "" {
-			fmt.Fprintf(w, ", can read the password of gMSA %s", r.GMSA)
+			escape.Fprintf(w, ", can read the password of gMSA %s", r.GMSA)
 		}
-		fmt.Fprintln(w)
+		escape.Fprintf(w, "\n")
 	})
 }
 
@@ -446,5 +448,5 @@ func (g *globals) completeReleases(cmd *cobra.Command, args []string, _ string) 
 	for _, r := range inventory.Of(releases, inventory.ProviderChart) {
 		names = append(names, r.String())
 	}
-	return slices.Compact(names), cobra.ShellCompDirectiveNoFileComp
+	return completions(slices.Compact(names)), cobra.ShellCompDirectiveNoFileComp
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
 	"github.com/ccgrkc/ccgrkc/internal/directory"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/inventory"
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
@@ -431,26 +432,26 @@ func (g *globals) writeCheck(w io.Writer, r checkResult) {
 			title += " (" + s.Name + ")"
 		}
 		if len(s.Problems) == 0 {
-			fmt.Fprintf(w, "%s: %s\n", title, g.paint(green, "ok"))
+			escape.Fprintf(w, "%s: %s\n", title, g.paint(green, "ok"))
 			continue
 		}
-		fmt.Fprintf(w, "%s:\n", title)
+		escape.Fprintf(w, "%s:\n", title)
 		for _, p := range s.Problems {
 			kind := g.paint(red, "error  ")
 			if p.Warning {
 				kind = g.paint(yellow, "warning")
 			}
-			field := ""
+			var field escape.Text
 			if p.Field != "" {
 				field = g.paint(bold, p.Field) + ": "
 			}
-			fmt.Fprintf(w, "  %s  %s%s\n", kind, field, p.Text)
+			escape.Fprintf(w, "  %s  %s%s\n", kind, field, p.Text)
 			if p.Remedy != "" {
-				fmt.Fprintf(w, "           %s\n", p.Remedy)
+				escape.Fprintf(w, "           %s\n", p.Remedy)
 			}
 		}
 	}
 	for _, u := range r.Skipped {
-		fmt.Fprintf(w, "%s %s\n", g.paint(yellow, "skipped:"), u)
+		escape.Fprintf(w, "%s %s\n", g.paint(yellow, "skipped:"), u)
 	}
 }

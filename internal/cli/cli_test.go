@@ -83,19 +83,6 @@ func run(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errOut.String()
 }
 
-func TestEscapeForTerminalKeepsColorsOfPaint(t *testing.T) {
-	t.Parallel()
-	g := globals{color: true}
-	if got, want := g.escapeForTerminal(g.paint(red, "a\x1b[5m\x1b")),
-		"\x1b[31ma\\u001b[5m\\u001b\x1b[0m"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-	g.color = false
-	if got, want := g.escapeForTerminal("\x1b[31mä\n\tb"), "\\u001b[31mä\n\tb"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-}
-
 // A credential spec from an untrusted source contains its author's domain. The password must go only to the domain in
 // --domain. gmsactl must not even look up the author's domain.
 func TestACredentialSpecDoesNotChooseWhoReceivesThePassword(t *testing.T) {

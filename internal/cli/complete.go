@@ -8,17 +8,27 @@ import (
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 // completionTimeout limits how long completion waits for the cluster.
 const completionTimeout = 2 * time.Second
+
+// completions escapes names: cobra prints one completion on each line, with its description after a tab.
+func completions(names []string) []string {
+	for i := range names {
+		names[i] = escape.Value(names[i])
+	}
+	return names
+}
 
 func (g *globals) completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	config, err := g.config.ToRawKubeConfigLoader().RawConfig()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	return slices.Sorted(maps.Keys(config.Contexts)), cobra.ShellCompDirectiveNoFileComp
+	return completions(slices.Sorted(maps.Keys(config.Contexts))), cobra.ShellCompDirectiveNoFileComp
 }
 
 func (g *globals) completeNamespaces(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -36,7 +46,7 @@ func (g *globals) completeNamespaces(cmd *cobra.Command, _ []string, _ string) (
 	for _, n := range list.Items {
 		names = append(names, n.Name)
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return completions(names), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeCredentialSpecs completes the names of the cluster's GMSACredentialSpecs and of files.
@@ -52,5 +62,5 @@ func (g *globals) completeCredentialSpecs(cmd *cobra.Command, _ []string, _ stri
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	return slices.Sorted(maps.Keys(specs)), cobra.ShellCompDirectiveDefault
+	return completions(slices.Sorted(maps.Keys(specs))), cobra.ShellCompDirectiveDefault
 }

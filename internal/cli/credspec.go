@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/credspec"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/inventory"
 )
 
@@ -234,29 +234,24 @@ func (g *globals) readSpec(
 }
 
 func (g *globals) printSpec(name string, spec credspec.Spec, format string) error {
-	content := spec.JSON()
-	if format == formatKubernetes {
-		var err error
-		if content, err = credspec.Object(name, spec); err != nil {
-			return err
-		}
-	}
 	switch {
-	case g.output == outputJSON && format == formatKubernetes:
-		j, err := yaml.YAMLToJSON(content)
-		if err != nil {
-			return err
-		}
-		var object any
-		if err := json.Unmarshal(j, &object); err != nil {
-			return err
-		}
-		return g.print(object, nil)
-	case g.output == outputYAML && format == formatDocker:
+	case format == formatDocker && g.output == outputYAML:
 		return g.print(spec, nil)
+	case format == formatDocker:
+		return escape.WriteJSON(g.streams.Out, spec, "  ")
 	}
-	_, err := g.streams.Out.Write(content)
-	return err
+	document, err := credspec.Object(name, spec)
+	if err != nil {
+		return err
+	}
+	object, err := yaml.YAMLToJSON(document)
+	if err != nil {
+		return err
+	}
+	if g.output == outputJSON {
+		return g.print(json.RawMessage(object), nil)
+	}
+	return g.writeYAML(document, object)
 }
 
 const crdURL = "https://raw.githubusercontent.com/kubernetes-sigs/windows-gmsa/master/admission-webhook/deploy/gmsa-crd.yml"
@@ -287,11 +282,13 @@ func (g *globals) applyCredspec(ctx context.Context, c *inventory.Cluster, name 
 	}
 	result := applyResult{name, spec.GMSAName(), spec.ActiveDirectoryConfig.HostAccountConfig.PluginInput, created}
 	g.notef("To reference it, a pod's ServiceAccount requires the use permission for gmsacredentialspecs/%s.", name)
-	return g.print(result, func(w io.Writer) {
-		done := "applied"
-		if created {
-			done = "created"
-		}
-		fmt.Fprintf(w, "%s %s: gMSA %s, %s\n", what, done, result.GMSA, result.PluginInput)
-	})
+	return g.print(result, func(w io.Writer) { writeApplied(w, result) })
+}
+
+func writeApplied(w io.Writer, r applyResult) {
+	done := "applied"
+	if r.Created {
+		done = "created"
+	}
+	escape.Fprintf(w, "GMSACredentialSpec %s %s: gMSA %s, %s\n", r.Name, done, r.GMSA, r.PluginInput)
 }

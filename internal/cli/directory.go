@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ccgrkc/ccgrkc/internal/directory"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/shell"
 )
 
@@ -59,19 +60,10 @@ func directoryError(err error) error {
 	}
 	code := exitCode(err)
 	if cause := directory.CauseOf(err); cause != nil {
-		return &exitError{code, withRemedy{err, cause.Remedy}}
+		return &exitError{code, escape.Errorf("%w\n%s", err, cause.Remedy)}
 	}
 	return &exitError{code, err}
 }
-
-// withRemedy is an error whose remedy follows on a separate line.
-type withRemedy struct {
-	error
-	remedy string
-}
-
-func (e withRemedy) Error() string { return e.error.Error() + "\n" + e.remedy }
-func (e withRemedy) Unwrap() error { return e.error }
 
 // enableCommand returns the PowerShell command that enables a gMSA.
 func enableCommand(gmsa string) string {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ccgrkc/ccgrkc/internal/doctor"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 func newDoctor(g *globals) *cobra.Command {
@@ -103,7 +104,7 @@ func (g *globals) writeBundle(name string, o *doctor.Objects, r *doctor.Report) 
 	plain.color = false
 	var text, content bytes.Buffer
 	plain.writeReport(&text, r)
-	if err := doctor.WriteBundle(&content, o, r, []byte(plain.escapeForTerminal(text.String()))); err != nil {
+	if err := doctor.WriteBundle(&content, o, r, text.Bytes()); err != nil {
 		return err
 	}
 	// O_EXCL does not overwrite files and does not follow links of other users.
@@ -128,23 +129,24 @@ func (g *globals) writeReport(w io.Writer, r *doctor.Report) {
 		if f.Severity == doctor.Warning {
 			style = yellow
 		}
-		fmt.Fprintf(w, "%d. %s  %s  (%s)\n", i+1, g.paint(style, string(f.Severity)), g.paint(bold, f.Object), f.Code)
-		fmt.Fprintf(w, "   %s\n", strings.ReplaceAll(f.Text, "\n", "\n   "))
-		fmt.Fprintf(w, "   Remedy: %s\n", f.Remedy)
+		severity := g.paint(style, string(f.Severity))
+		escape.Fprintf(w, "%d. %s  %s  (%s)\n", i+1, severity, g.paint(bold, f.Object), f.Code)
+		escape.Fprintf(w, "   %s\n", f.Text)
+		escape.Fprintf(w, "   Remedy: %s\n", f.Remedy)
 		for _, c := range f.Commands {
-			fmt.Fprintf(w, "     %s\n", c)
+			escape.Fprintf(w, "     %s\n", c)
 		}
-		fmt.Fprintln(w)
+		escape.Fprintf(w, "\n")
 	}
 	if len(r.Findings) == 0 {
-		fmt.Fprintf(w, "%s\n\n", g.paint(green, "No faults found."))
+		escape.Fprintf(w, "%s\n\n", g.paint(green, "No faults found."))
 	}
 	if len(r.Skipped) > 0 {
-		fmt.Fprintln(w, g.paint(yellow, "Skipped:"))
+		escape.Fprintf(w, "%s\n", g.paint(yellow, "Skipped:"))
 		for _, u := range r.Skipped {
-			fmt.Fprintf(w, "  %s\n", u)
+			escape.Fprintf(w, "  %s\n", u)
 		}
-		fmt.Fprintln(w)
+		escape.Fprintf(w, "\n")
 	}
-	fmt.Fprintf(w, "Checked (%s): %s\n", r.Scope, strings.Join(r.Checked, "; "))
+	escape.Fprintf(w, "Checked (%s): %s\n", r.Scope, strings.Join(r.Checked, "; "))
 }

@@ -3,13 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ccgrkc/ccgrkc/internal/directory"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
 
@@ -34,21 +34,29 @@ func (f *exitError) Error() string {
 	return f.err.Error()
 }
 
+// EscapedText is for package escape: the errors of this package can have several lines.
+func (f *exitError) EscapedText() escape.Text {
+	if f.err == nil {
+		return ""
+	}
+	return escape.Error(f.err)
+}
+
 func (f *exitError) Unwrap() error { return f.err }
 
 // faultf returns an error about a checked object.
 func faultf(format string, args ...any) error {
-	return &exitError{exitFault, fmt.Errorf(format, args...)}
+	return &exitError{exitFault, escape.Errorf(format, args...)}
 }
 
 // usagef returns an error about the command line.
 func usagef(format string, args ...any) error {
-	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+	return &exitError{exitUsage, escape.Errorf(format, args...)}
 }
 
 // incompletef returns an error that prevented a check.
 func incompletef(format string, args ...any) error {
-	return &exitError{exitIncomplete, fmt.Errorf(format, args...)}
+	return &exitError{exitIncomplete, escape.Errorf(format, args...)}
 }
 
 // exitWith returns an error that exits with code and without a message.

@@ -11,6 +11,7 @@ import (
 	// For kubeconfigs with the user type auth-provider.
 	_ "k8s.io/client-go/plugin/pkg/client/auth"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -54,7 +55,8 @@ func (f *kubeFlags) ToRESTConfig() (*rest.Config, error) {
 		return nil, kubeconfigError(err)
 	}
 	config.UserAgent = "gmsactl/" + version.String()
-	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
+	stderr := escape.LogWriter(os.Stderr)
+	config.WarningHandler = rest.NewWarningWriter(stderr, rest.WarningWriterOptions{Deduplicate: true})
 	return config, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/ccgrkc/ccgrkc/internal/credential"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 // passwordFlags specify the source of a password. A password is never an argument: other processes can read arguments,
@@ -61,13 +62,13 @@ func (f passwordFlags) read(ctx context.Context, g *globals, what string, confir
 		return credential.Password{}, usagef(
 			"cannot prompt for %s: standard input is not a terminal; use --password-file or --password-stdin", what)
 	}
-	fmt.Fprintf(g.streams.ErrOut, "%s: ", g.escapeForTerminal(capitalize(what)))
+	escape.Fprintf(g.streams.ErrOut, "%s: ", capitalize(what))
 	first, err := readHidden(ctx, terminal, g.streams.ErrOut)
 	if err != nil {
 		return credential.Password{}, fmt.Errorf("reading %s: %w", what, err)
 	}
 	if confirm {
-		fmt.Fprint(g.streams.ErrOut, "Confirm password: ")
+		escape.Fprintf(g.streams.ErrOut, "Confirm password: ")
 		second, err := readHidden(ctx, terminal, g.streams.ErrOut)
 		if err != nil {
 			clear(first)
@@ -85,7 +86,7 @@ func (f passwordFlags) read(ctx context.Context, g *globals, what string, confir
 
 // readHidden reads a line without echo. On Ctrl-C, it restores the terminal.
 func readHidden(ctx context.Context, terminal *os.File, echo io.Writer) ([]byte, error) {
-	defer fmt.Fprintln(echo)
+	defer escape.Fprintf(echo, "\n")
 	fd := int(terminal.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {
@@ -156,7 +157,7 @@ func (g *globals) prompt(ctx context.Context, what, flag string) (string, error)
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
 		return "", usagef("%s is required: add %s", what, flag)
 	}
-	fmt.Fprintf(g.streams.ErrOut, "%s: ", capitalize(what))
+	escape.Fprintf(g.streams.ErrOut, "%s: ", capitalize(what))
 	type line struct {
 		text string
 		err  error
@@ -184,7 +185,7 @@ func (g *globals) prompt(ctx context.Context, what, flag string) (string, error)
 		}
 		return l.text, nil
 	case <-ctx.Done():
-		fmt.Fprintln(g.streams.ErrOut)
+		escape.Fprintf(g.streams.ErrOut, "\n")
 		return "", ctx.Err()
 	}
 }

@@ -5,23 +5,20 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
@@ -66,6 +63,7 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 		color:   hasColor(streams.Out),
 	}
 	root := newRoot(g)
+	root.DisableSuggestions, root.SuggestionsMinimumDistance = true, 2 // see writeHint
 	root.SetArgs(args[1:])
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
@@ -82,13 +80,26 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 		err = &exitError{exitUsage, err}
 	}
 	code := exitCode(err)
-	if text := err.Error(); text != "" {
-		fmt.Fprintf(streams.ErrOut, "%s: %s\n", g.program, g.escapeForTerminal(text))
+	if text := escape.Error(err); text != "" {
+		escape.Fprintf(streams.ErrOut, "%s: %s\n", g.program, text)
 		if code == exitUsage {
-			fmt.Fprintf(streams.ErrOut, "See %s --help\n", commandPath(root, args[1:]))
+			writeHint(streams.ErrOut, root, args[1:])
 		}
 	}
 	return code
+}
+
+// writeHint refers to the help of the command in args, or to the commands that args can mean.
+func writeHint(w io.Writer, root *cobra.Command, args []string) {
+	c, _, err := root.Find(args)
+	if err == nil {
+		escape.Fprintf(w, "See %s --help\n", c.CommandPath())
+		return
+	}
+	for _, name := range root.SuggestionsFor(args[0]) {
+		escape.Fprintf(w, "Did you mean %s %s?\n", root.CommandPath(), name)
+	}
+	escape.Fprintf(w, "See %s --help\n", root.CommandPath())
 }
 
 func newRoot(g *globals) *cobra.Command {
@@ -165,63 +176,48 @@ func (g *globals) addDirectoryFlags(c *cobra.Command) {
 	_ = c.RegisterFlagCompletionFunc("ldap", cobra.FixedCompletions(protections, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// print writes v as JSON or YAML, or the output of text, depending on --output.
+// print writes v as JSON or YAML, or the output of text, depending on --output. text prints with escape.Fprintf.
 func (g *globals) print(v any, text func(w io.Writer)) error {
-	var b bytes.Buffer
-	if g.output == outputText {
-		text(&b)
-		_, err := io.WriteString(g.streams.Out, g.escapeForTerminal(b.String()))
-		return err
-	}
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
-		return err
-	}
-	content := []byte(g.escapeForTerminal(b.String()))
-	if g.output == outputYAML {
-		// YAML does not allow some characters that JSON does not escape, such as U+009B.
-		var err error
-		if content, err = yaml.JSONToYAML(content); err != nil {
+	switch g.output {
+	case outputJSON:
+		return escape.WriteJSON(g.streams.Out, v, "  ")
+	case outputYAML:
+		object, err := json.Marshal(v)
+		if err != nil {
 			return err
 		}
+		document, err := yaml.JSONToYAML([]byte(escape.Value(string(object))))
+		if err != nil {
+			return err
+		}
+		return g.writeYAML(document, object)
 	}
-	_, err := g.streams.Out.Write(content)
+	var b bytes.Buffer
+	text(&b)
+	_, err := g.streams.Out.Write(b.Bytes())
 	return err
 }
 
-// sgrSequence matches the sequences that paint writes.
-var sgrSequence = regexp.MustCompile("^\x1b\\[(?:0|1|2|31|32|33)m")
-
-// escapeForTerminal escapes control characters. Names and messages come from files, the cluster and Active Directory.
-// They can contain sequences that clear the screen or change the text direction. The escapes are those of JSON, so JSON
-// output keeps its meaning.
-func (g *globals) escapeForTerminal(text string) string {
-	var b strings.Builder
-	for len(text) > 0 {
-		if sequence := sgrSequence.FindString(text); g.color && sequence != "" {
-			b.WriteString(sequence)
-			text = text[len(sequence):]
-			continue
+// writeYAML writes a YAML document. object is the same as JSON. If a value must be escaped, it writes the JSON, which
+// is YAML, too: outside of double quotes, YAML has no escapes.
+func (g *globals) writeYAML(document, object []byte) error {
+	text := string(document)
+	hasBreak := strings.Contains(strings.ReplaceAll(string(object), `\\`, ""), `\n`)
+	if hasBreak || escape.Lines(text, escape.Value) != text {
+		var indented bytes.Buffer
+		if err := json.Indent(&indented, object, "", "  "); err != nil {
+			return err
 		}
-		r, n := utf8.DecodeRuneInString(text)
-		switch {
-		case r == '\n' || r == '\t':
-			b.WriteRune(r)
-		case unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-		text = text[n:]
+		// The escapes of Value are those of YAML. JSON writes characters above U+FFFF differently.
+		text = escape.Lines(indented.String(), escape.Value) + "\n"
 	}
-	return b.String()
+	_, err := io.WriteString(g.streams.Out, text)
+	return err
 }
 
 // notef writes a note to stderr.
 func (g *globals) notef(format string, args ...any) {
-	fmt.Fprintln(g.streams.ErrOut, g.escapeForTerminal(fmt.Sprintf(format, args...)))
+	escape.Fprintf(g.streams.ErrOut, "%s\n", escape.Sprintf(format, args...))
 }
 
 // warnf writes a warning to stderr.
@@ -238,12 +234,13 @@ const (
 	yellow = "33"
 )
 
-// paint adds a style to text if stdout shows colors.
-func (g *globals) paint(style, text string) string {
+// paint escapes text, and adds a style to it if stdout shows colors.
+func (g *globals) paint(style, text string) escape.Text {
+	escaped := escape.Sprintf("%s", text)
 	if !g.color {
-		return text
+		return escaped
 	}
-	return "\x1b[" + style + "m" + text + "\x1b[0m"
+	return "\x1b[" + escape.Text(style) + "m" + escaped + "\x1b[0m"
 }
 
 // hasColor follows no-color.org.
@@ -294,15 +291,6 @@ func markRunning(c *cobra.Command, running *bool) {
 	}
 }
 
-// commandPath returns the command in args, for the hint to its help.
-func commandPath(root *cobra.Command, args []string) string {
-	c, _, err := root.Find(args)
-	if err != nil || c == nil {
-		c = root
-	}
-	return c.CommandPath()
-}
-
 func newOptions(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "options",
@@ -316,7 +304,7 @@ func newOptions(g *globals) *cobra.Command {
 				visible.Hidden = false
 				all.AddFlag(&visible)
 			})
-			fmt.Fprintf(g.streams.Out, "Global flags, with the same meaning as in kubectl:\n\n%s",
+			escape.Fprintf(g.streams.Out, "Global flags, with the same meaning as in kubectl:\n\n%s",
 				all.FlagUsagesWrapped(110))
 			return nil
 		},
@@ -338,7 +326,7 @@ func newVersion(g *globals) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			v := versionResult{version.String(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 			return g.print(v, func(w io.Writer) {
-				fmt.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go, v.Platform)
+				escape.Fprintf(w, "gmsactl %s (%s, %s)\n", v.Version, v.Go, v.Platform)
 			})
 		},
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/inventory"
 	"github.com/ccgrkc/ccgrkc/internal/verify"
 )
@@ -139,7 +140,7 @@ func codeOf(r *verify.Result) int {
 	return exitOK
 }
 
-func (g *globals) paintState(s verify.State, width int) string {
+func (g *globals) paintState(s verify.State, width int) escape.Text {
 	style := map[verify.State]string{
 		verify.OK:      green,
 		verify.Warning: yellow,
@@ -151,7 +152,7 @@ func (g *globals) paintState(s verify.State, width int) string {
 }
 
 func (g *globals) writeVerify(w io.Writer, r *verify.Result, table bool) {
-	fmt.Fprintf(w, "%s %s\n\n", g.paint(bold, "credential spec"), r.CredentialSpec)
+	escape.Fprintf(w, "%s %s\n\n", g.paint(bold, "credential spec"), r.CredentialSpec)
 	g.writeSteps(w, r.Steps)
 	g.writeSummary(w, r.Steps, "")
 	switch {
@@ -165,7 +166,7 @@ func (g *globals) writeVerify(w io.Writer, r *verify.Result, table bool) {
 }
 
 func (g *globals) writeNode(w io.Writer, n verify.NodeResult) {
-	fmt.Fprintf(w, "\n%s %s\n\n", g.paint(bold, "node"), n.Node)
+	escape.Fprintf(w, "\n%s %s\n\n", g.paint(bold, "node"), n.Node)
 	g.writeSteps(w, n.Steps)
 	g.writeSummary(w, n.Steps, " on node "+n.Node)
 }
@@ -180,27 +181,27 @@ func (g *globals) writeSteps(w io.Writer, steps []verify.Step) {
 		if s.State != verify.NotRun && s.Ms >= 0.5 {
 			duration = fmt.Sprintf("%.0f ms", s.Ms)
 		}
-		fmt.Fprintf(w, "  %-*s  %s  %8s  %s\n", name, s.Name, g.paintState(s.State, state), duration, s.Detail)
+		escape.Fprintf(w, "  %-*s  %s  %8s  %s\n", name, s.Name, g.paintState(s.State, state), duration, s.Detail)
 	}
 }
 
 // writeSummary writes the first check that failed or was skipped, and all warnings.
 func (g *globals) writeSummary(w io.Writer, steps []verify.Step, where string) {
-	fmt.Fprintln(w)
+	escape.Fprintf(w, "\n")
 	write := func(style, title string, s *verify.Step) {
-		fmt.Fprintf(w, "%s%s: %s (%s)\n  %s\n  Remedy: %s\n", g.paint(style, title), where, s.Name, s.Cause, s.Detail,
-			s.Remedy)
+		escape.Fprintf(w, "%s%s: %s (%s)\n  %s\n  Remedy: %s\n",
+			g.paint(style, title), where, s.Name, s.Cause, s.Detail, s.Remedy)
 	}
 	if s := verify.FirstFailed(steps); s != nil {
 		write(red, "Failed", s)
 	} else if s := verify.FirstSkipped(steps); s != nil {
-		fmt.Fprintf(w, "%s%s: %s. All independent checks passed\n  %s\n", g.paint(yellow, "Skipped"), where, s.Name,
+		escape.Fprintf(w, "%s%s: %s. All independent checks passed\n  %s\n", g.paint(yellow, "Skipped"), where, s.Name,
 			s.Detail)
 		if s.Remedy != "" {
-			fmt.Fprintf(w, "  Remedy: %s\n", s.Remedy)
+			escape.Fprintf(w, "  Remedy: %s\n", s.Remedy)
 		}
 	} else {
-		fmt.Fprintf(w, "%s%s\n", g.paint(green, "All checks passed"), where)
+		escape.Fprintf(w, "%s%s\n", g.paint(green, "All checks passed"), where)
 	}
 	for i := range steps {
 		if steps[i].State == verify.Warning {
@@ -224,22 +225,22 @@ var tableSteps = []struct {
 
 func (g *globals) writeNodeTable(w io.Writer, nodes []verify.NodeResult) {
 	if len(nodes) == 0 {
-		fmt.Fprintln(w, "\nthe cluster has no Windows nodes")
+		escape.Fprintf(w, "\nthe cluster has no Windows nodes\n")
 		return
 	}
-	fmt.Fprintln(w)
+	escape.Fprintf(w, "\n")
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprint(table, "NODE")
+	escape.Fprintf(table, "NODE")
 	for _, column := range tableSteps {
-		fmt.Fprint(table, "\t"+column.heading)
+		escape.Fprintf(table, "\t%s", column.heading)
 	}
-	fmt.Fprintln(table)
+	escape.Fprintf(table, "\n")
 	for _, n := range nodes {
-		fmt.Fprint(table, n.Node)
+		escape.Fprintf(table, "%s", n.Node)
 		for _, column := range tableSteps {
-			fmt.Fprint(table, "\t"+worstState(n.Steps, column.steps).String())
+			escape.Fprintf(table, "\t%s", worstState(n.Steps, column.steps))
 		}
-		fmt.Fprintln(table)
+		escape.Fprintf(table, "\n")
 	}
 	_ = table.Flush() // w is a buffer
 	for _, n := range nodes {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 // Ports are the TCP ports of a domain controller that a gMSA needs: DNS, Kerberos, LDAP, LDAPS and Active Directory Web
@@ -237,35 +238,35 @@ func (r Report) Reachable() bool {
 func (r Report) WriteText(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(r.Servers) > 0 {
-		fmt.Fprint(table, "DOMAIN CONTROLLER\tADDRESS")
+		escape.Fprintf(table, "DOMAIN CONTROLLER\tADDRESS")
 		for _, port := range Ports {
-			fmt.Fprintf(table, "\t%d", port)
+			escape.Fprintf(table, "\t%d", port)
 		}
-		fmt.Fprintln(table)
+		escape.Fprintf(table, "\n")
 	}
 	for _, s := range r.Servers {
 		if s.Error != "" {
-			fmt.Fprintf(table, "%s\t%s\n", s.Host, s.Error)
+			escape.Fprintf(table, "%s\t%s\n", s.Host, s.Error)
 			continue
 		}
-		fmt.Fprintf(table, "%s\t%s", s.Host, s.Address)
+		escape.Fprintf(table, "%s\t%s", s.Host, s.Address)
 		for _, port := range Ports {
 			p := s.Ports[strconv.Itoa(port)]
-			fmt.Fprintf(table, "\t%s %.0f ms", p.State, p.Ms)
+			escape.Fprintf(table, "\t%s %.0f ms", p.State, p.Ms)
 		}
-		fmt.Fprintln(table)
+		escape.Fprintf(table, "\n")
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	var b strings.Builder
 	if r.Error != "" {
-		fmt.Fprintln(&b, r.Error)
+		escape.Fprintf(&b, "%s\n", r.Error)
 	}
 	if r.Found > len(r.Servers) {
-		fmt.Fprintf(&b, "DNS has %d domain controllers; the first %d were checked\n", r.Found, len(r.Servers))
+		escape.Fprintf(&b, "DNS has %d domain controllers; the first %d were checked\n", r.Found, len(r.Servers))
 	}
-	fmt.Fprintln(&b, "Clock of this host:", r.Time)
+	escape.Fprintf(&b, "Clock of this host: %s\n", r.Time)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

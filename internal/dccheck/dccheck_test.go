@@ -12,6 +12,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/ccgrkc/ccgrkc/internal/directory/srv"
+	"github.com/ccgrkc/ccgrkc/internal/escape/hostile"
 )
 
 // dnsServer answers on loopback with the SRV records of one domain. The lab's Active Directory has a real DNS server;
@@ -277,6 +278,29 @@ func TestTheTextHasAColumnForEachPort(t *testing.T) {
 	for _, want := range []string{"9389", "filtered 3000 ms", "dc1.corp.example.com", "20 domain controllers", "03:04:05.678Z"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}
+
+// Attack: a DNS server chooses the names of domain controllers, and the texts of errors contain them.
+func TestNoNameInDNSControlsTheTerminal(t *testing.T) {
+	for what, value := range hostile.Values("dc1") {
+		r := Report{
+			Domain:  value,
+			Time:    value,
+			Found:   3,
+			Servers: []Server{{Host: value, Address: value}, {Host: value, Error: value}},
+			Error:   value,
+		}
+		var text strings.Builder
+		if err := r.WriteText(&text); err != nil {
+			t.Fatal(err)
+		}
+		if err := hostile.Check(text.String()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if n := strings.Count(text.String(), "\n"); n != 6 {
+			t.Errorf("%s: %d lines, want 6:\n%s", what, n, text.String())
 		}
 	}
 }

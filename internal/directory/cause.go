@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"unicode"
+
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 // Cause is the reason for a failure. Its texts contain no account and no server: those are in the Error.
@@ -246,20 +247,11 @@ func (c *Cause) of(subject, server string, err error) *Error {
 	return &Error{Cause: c, Subject: subject, Server: server, Err: err}
 }
 
-// sanitize makes text from a server safe for a terminal and a log.
+// sanitize escapes and shortens text from a server.
 func sanitize(text string) string {
-	const maxRunes = 300
-	var b strings.Builder
-	n := 0
-	for _, r := range strings.TrimSpace(text) {
-		if n++; n > maxRunes {
-			b.WriteString("…")
-			break
-		}
-		if !unicode.IsPrint(r) {
-			r = '.'
-		}
-		b.WriteRune(r)
+	escaped, more := escape.Limited(strings.TrimSpace(text), 300)
+	if more {
+		escaped += "…"
 	}
-	return b.String()
+	return escaped
 }

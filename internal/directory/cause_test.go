@@ -87,7 +87,7 @@ func TestAnErrorIsOneLineWithoutControlCharacters(t *testing.T) {
 	err := WrongPassword.of("account web@corp.example.com", "dc1.corp.example.com", errors.New(text))
 	got := err.Error()
 	const want = "account web@corp.example.com: The password is wrong " +
-		"(dc1.corp.example.com: 80090308: data 52e..[31m.xxx"
+		`(dc1.corp.example.com: 80090308: data 52e\u0000\u001b[31m\nxxx`
 	if !strings.HasPrefix(got, want) {
 		t.Errorf("%.200q", got)
 	}

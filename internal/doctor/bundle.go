@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 // WriteBundle writes a .tgz with a report, as text and as JSON, and the objects that the report is based on. It copies
@@ -36,7 +38,7 @@ func WriteBundle(w io.Writer, o *Objects, r *Report, text []byte) error {
 		if err != nil {
 			return err
 		}
-		contents[name] = append(content, '\n')
+		contents[name] = []byte(escape.Lines(string(content), escape.JSON) + "\n")
 	}
 	zip := gzip.NewWriter(w)
 	archive := tar.NewWriter(zip)

@@ -228,7 +228,7 @@ func (o *Objects) notStarting(object string, pod *corev1.Pod) (Finding, bool) {
 	}
 	if meanings := Decode(message); len(meanings) > 0 {
 		for _, m := range meanings {
-			f.Text += fmt.Sprintf("\n%s (%s): %s", m.Code, m.Name, m.Text)
+			f.Text += fmt.Sprintf("; %s (%s): %s", m.Code, m.Name, m.Text)
 		}
 		f.Code, f.Remedy = meanings[0].Name, replacePlaceholders(meanings[0].Remedy, o.names(pod))
 	}

@@ -1,11 +1,11 @@
 package installer
 
 import (
-	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
@@ -91,13 +91,13 @@ func (r *Report) conclude() {
 // WriteText writes the report as a table for people.
 func (r *Report) WriteText(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "STATE\tOBJECT\tVALUE\tEXPECTED\tACTUAL")
+	escape.Fprintf(table, "STATE\tOBJECT\tVALUE\tEXPECTED\tACTUAL\n")
 	for _, row := range r.Rows {
 		actual := row.Actual
 		if row.State == OK {
 			actual = "="
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", row.State, row.Object, row.Value, row.Expected, actual)
+		escape.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", row.State, row.Object, row.Value, row.Expected, actual)
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -105,26 +105,26 @@ func (r *Report) WriteText(w io.Writer) error {
 	var b strings.Builder
 	switch {
 	case r.SelfTest == nil:
-		fmt.Fprintln(&b, "self-test: not run, because the registration is incomplete")
+		escape.Fprintf(&b, "self-test: not run, because the registration is incomplete\n")
 	case r.SelfTest.Error != "":
-		fmt.Fprintln(&b, "self-test: failed:", r.SelfTest.Error)
+		escape.Fprintf(&b, "self-test: failed: %s\n", r.SelfTest.Error)
 	default:
-		fmt.Fprintf(&b, "self-test: ok, version %s as %s from %s (process %d)\n",
+		escape.Fprintf(&b, "self-test: ok, version %s as %s from %s (process %d)\n",
 			r.SelfTest.Version, r.SelfTest.Identity, r.SelfTest.Module, r.SelfTest.PID)
 	}
 	if r.Foreign != "" {
-		fmt.Fprintln(&b, "foreign registration:", r.Foreign)
+		escape.Fprintf(&b, "foreign registration: %s\n", r.Foreign)
 	}
 	for _, key := range r.Journal {
-		fmt.Fprintf(&b, "interrupted change: owner and DACL of %s are not restored; run install or uninstall\n", key)
+		escape.Fprintf(&b, "interrupted change: owner and DACL of %s are not restored; run install or uninstall\n", key)
 	}
 	for _, file := range r.Leftovers {
-		fmt.Fprintln(&b, "leftover file:", file)
+		escape.Fprintf(&b, "leftover file: %s\n", file)
 	}
 	for _, note := range r.Notes {
-		fmt.Fprintln(&b, "note:", note)
+		escape.Fprintf(&b, "note: %s\n", note)
 	}
-	fmt.Fprintln(&b, "state:", r.State)
+	escape.Fprintf(&b, "state: %s\n", r.State)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

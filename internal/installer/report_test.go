@@ -1,9 +1,12 @@
 package installer
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
+	"github.com/ccgrkc/ccgrkc/internal/escape/hostile"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/selftest"
 )
 
@@ -59,6 +62,37 @@ func TestTheTextListsEveryFault(t *testing.T) {
 	}
 	if strings.Contains(b.String(), "ACTUAL-B") {
 		t.Errorf("the text repeats what is as it should be:\n%s", b.String())
+	}
+}
+
+// Attack: another product, or a user who can write to the registry, chooses the values that the table shows.
+func TestNoValueInTheRegistryControlsTheTerminal(t *testing.T) {
+	for what, value := range hostile.Values("KEY") {
+		for _, test := range []*SelfTest{
+			nil,
+			{Error: value},
+			{Report: selftest.Report{Version: value, Identity: value, Module: value}},
+		} {
+			report := Report{
+				State:     State(value),
+				Rows:      []Row{{Object: value, Value: value, Expected: value, Actual: value, State: Drift}},
+				Foreign:   value,
+				Leftovers: []string{value},
+				Journal:   []string{value},
+				Notes:     []string{value},
+				SelfTest:  test,
+			}
+			var text, document strings.Builder
+			if err := errors.Join(report.WriteText(&text), escape.WriteJSON(&document, report, "  ")); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(hostile.Check(text.String()), hostile.Check(document.String())); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			if n := strings.Count(text.String(), "\n"); n != 8 {
+				t.Errorf("%s: %d lines, want 8:\n%s", what, n, text.String())
+			}
+		}
 	}
 }
 

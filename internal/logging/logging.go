@@ -7,6 +7,8 @@ import (
 	"log/slog"
 
 	"github.com/spf13/pflag"
+
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 // Flags are --log-level and --log-format.
@@ -18,12 +20,13 @@ func (f *Flags) Add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.format, "log-format", "text", "format of the log on standard error: text or json")
 }
 
-// Logger returns a logger that writes to w.
+// Logger returns a logger that writes to w. It escapes all values: see package escape.
 func (f *Flags) Logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.level)); err != nil {
 		return nil, fmt.Errorf("--log-level %q: must be debug, info, warn or error", f.level)
 	}
+	w = escape.LogWriter(w)
 	options := &slog.HandlerOptions{Level: level}
 	switch f.format {
 	case "text":

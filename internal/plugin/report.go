@@ -7,8 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
@@ -51,31 +51,21 @@ func quoteInput(input string) string {
 	if len(runes) > maxInput {
 		runes, cut = runes[:maxInput], " (truncated)"
 	}
-	return sanitize(strconv.QuoteToASCII(string(runes))) + cut
+	return withoutPercent(strconv.QuoteToASCII(string(runes))) + cut
 }
 
 // printable makes a detail, which can quote data from the network, safe for one line of an event.
 func printable(s string) string {
-	var b strings.Builder
-	n := 0
-	for _, r := range s {
-		if n++; n > maxDetail {
-			b.WriteString(" (truncated)")
-			break
-		}
-		if unicode.IsPrint(r) {
-			b.WriteRune(r)
-			continue
-		}
-		q := strconv.QuoteRuneToASCII(r)
-		b.WriteString(q[1 : len(q)-1])
+	text, more := escape.Limited(s, maxDetail)
+	if more {
+		text += " (truncated)"
 	}
-	return sanitize(b.String())
+	return withoutPercent(text)
 }
 
-// sanitize writes percent signs as \x25: ReportEvent's documentation forbids %n in an insert, because Event Viewer
-// expands it, and %%n refers to another file.
-func sanitize(s string) string { return strings.ReplaceAll(s, "%", `\x25`) }
+// withoutPercent writes percent signs as \x25: ReportEvent's documentation forbids %n in an insert, because Event
+// Viewer expands it, and %%n refers to another file.
+func withoutPercent(s string) string { return strings.ReplaceAll(s, "%", `\x25`) }
 
 // limiter allows one event a minute for each cause and input, so that a pod in a crash loop does not fill the log.
 // The zero value is ready for use.

@@ -70,7 +70,7 @@ func TestEventInsertsAreEscapedForEventViewer(t *testing.T) {
 			t.Errorf("%.20q: got %s, want %s", input, got, want)
 		}
 	}
-	if got, want := printable("key \"é\" 100%1\r\n\x00"), `key "é" 100\x251\r\n\x00`; got != want {
+	if got, want := printable("key \"é\" 100%1\r\n\x00"), `key "é" 100\x251\r\n\u0000`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := printable(strings.Repeat("é", 5000)); len([]rune(got)) != maxDetail+len(" (truncated)") {

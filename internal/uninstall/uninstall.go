@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
 	"github.com/ccgrkc/ccgrkc/internal/logonce"
 )
@@ -54,12 +55,12 @@ func (w *Watcher) Stop(ctx context.Context, ds DaemonSet, timeout time.Duration)
 		return fmt.Errorf("DaemonSet %s: %w", ds, err)
 	}
 	if !gone {
-		fmt.Fprintf(w.Progress, "pods of DaemonSet %s are still running after %s on: %s; the clean-up continues on "+
+		escape.Fprintf(w.Progress, "pods of DaemonSet %s are still running after %s on: %s; the clean-up continues on "+
 			"the other nodes\n",
 			ds, timeout, nodeList(left))
 		return nil
 	}
-	fmt.Fprintf(w.Progress, "all pods of DaemonSet %s have stopped\n", ds)
+	escape.Fprintf(w.Progress, "all pods of DaemonSet %s have stopped\n", ds)
 	return nil
 }
 
@@ -114,7 +115,7 @@ func (w *Watcher) Wait(ctx context.Context, cleaner, stopped DaemonSet, timeout,
 			"is running",
 			ErrNotClean, timeout, cleaner)
 	case !clean:
-		return fmt.Errorf(`%w after %s: %s
+		return escape.Errorf(`%w after %s: %s
 All other nodes are clean. Repair these nodes, or run kubectl delete node NAME for a node that no longer exists.
 Then run helm uninstall again.
 To skip these nodes: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.Join(dirty, ", "))
@@ -126,7 +127,7 @@ To skip these nodes: helm uninstall --no-hooks`, ErrNotClean, timeout, strings.J
 		case <-time.After(settle):
 		}
 	}
-	fmt.Fprintln(w.Progress, "all nodes are clean")
+	escape.Fprintf(w.Progress, "all nodes are clean\n")
 	return nil
 }
 
@@ -154,7 +155,7 @@ func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(c
 			isNew = state != reported
 		}
 		if isNew {
-			fmt.Fprintln(w.Progress, state)
+			escape.Fprintf(w.Progress, "%s\n", state)
 			reported = state
 		}
 		if !time.Now().Add(w.Every).Before(deadline) {
