@@ -134,11 +134,21 @@ prepare: lab-programs
 	@echo "lab    control plane and Wine prefix (the first run takes some minutes)"
 	$(Q)cd lab && ../dist/lab/lab-prepare
 
+# The race detector needs a C compiler. It multiplies the memory of a program, so tests of memory, which have Memory in
+# their name, run without it.
+RACE = $(if $(shell command -v "$$(go env CC)"),CGO_ENABLED=1 go test -race -skip Memory,go test)
+
+.PHONY: packages
+packages: ## run all tests of the packages, also load tests, with the race detector if there is a C compiler
+	$(Q)CCGRKC_LAB=1 $(RACE) -count=1 -timeout 20m ./...
+	$(Q)$(if $(findstring -race,$(RACE)),CCGRKC_LAB=1 go test -count=1 -timeout 10m -run Memory ./cmd/... ./internal/...)
+	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
+
 # The linters and unit tests run in parallel with the lab's suites, which use little CPU. With -o build, make lint does
 # not rebuild the programs that the suites test.
 BESIDE = \
 	-beside "lint=$(MAKE) --no-print-directory -C .. -o build lint" \
-	-beside "packages=cd .. && CCGRKC_LAB=1 go test -count=1 -timeout 10m ./... && go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint" \
+	-beside "packages=$(MAKE) --no-print-directory -C .. packages" \
 	-beside "release=cd ../release && CCGRKC_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 10m ./..."
 
 .PHONY: test
@@ -210,12 +220,14 @@ release: ## build images with signed Windows programs, and checksums: SIGN_CERT=
 	$(Q)cd dist && sha256sum ccg-plugin.dll ccg-plugin-installer.exe gmsa-account-provider.exe container-probe.exe linux-*/uninstall-hook linux-*/gmsa-webhook gmsactl-* sbom/*.json image/index.json >SHA256SUMS
 	@echo "sums   dist/SHA256SUMS"
 
+# An input with new coverage is minimized once only. By default, this takes a minute for each, so that some targets run
+# 8 inputs a minute. Inputs worth keeping are in testdata/fuzz; every run of the tests uses them.
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (20s)
 	$(Q)git ls-files '*_test.go' | xargs grep -H '^func Fuzz' | sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | \
 		while read -r package target; do \
 			echo "fuzz   $$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "./$$package" || exit 1; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$$package" || exit 1; \
 		done
 
 .PHONY: clean
