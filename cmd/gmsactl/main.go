@@ -5,15 +5,21 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
+	"k8s.io/klog/v2"
+
 	"github.com/ccgrkc/ccgrkc/internal/cli"
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 )
 
 func main() {
 	disableCoreDumps()
+	// client-go logs with klog, and its texts can contain those of an API server.
+	klog.SetSlogLogger(slog.New(slog.NewTextHandler(escape.LogWriter(os.Stderr), nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first Ctrl-C cancels ctx. The second one has the system's default action, for code that does not watch ctx.
 	context.AfterFunc(ctx, stop)
