@@ -60,8 +60,8 @@ type JSONPatchOperation struct {
 }
 
 // Call makes one request. It sends body as JSON unless it is nil, and decodes the response into into unless that is
-// nil. An error response of the API server is a *StatusError. With the status 401, 403 or 404, it is a verdict. Any other
-// error is an outage, except ErrNoResource.
+// nil. An error response of the API server is a *StatusError. With the status 401, 403 or 404, it is a verdict. Any
+// other error is an outage, except ErrNoResource.
 func (c *Client) Call(ctx context.Context, method, url string, body, into any) error {
 	r := &request{method: method, url: url, limit: maxAnswer}
 	if body != nil {
@@ -92,7 +92,8 @@ func (c *Client) call(ctx context.Context, r *request, into any) error {
 	return nil
 }
 
-// Get reads an object of at most limit bytes. The caller wipes it if it contains a secret. The errors are those of Call.
+// Get reads an object of at most limit bytes. The caller wipes it if it contains a secret. The errors are those of
+// Call.
 func (c *Client) Get(ctx context.Context, url string, limit int) (object []byte, header http.Header, err error) {
 	a, err := c.ask(ctx, &request{method: http.MethodGet, url: url, limit: limit})
 	if err != nil {

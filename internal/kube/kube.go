@@ -62,8 +62,8 @@ func MountedFile(getenv func(string) string, path string) string {
 // DefaultTimeout is the maximum duration of one HTTP request, from the connection to the end of the response.
 const DefaultTimeout = 10 * time.Second
 
-// Client makes requests to one API server. Its methods can be called concurrently. A method takes at most the timeout of
-// one HTTP request, and ConfirmTimeout if the API server refuses.
+// Client makes requests to one API server. Its methods can be called concurrently. A method takes at most the timeout
+// of one HTTP request, and ConfirmTimeout if the API server refuses.
 type Client struct {
 	server  Server
 	base    *url.URL

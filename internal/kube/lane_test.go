@@ -99,8 +99,8 @@ func TestASilentReadyzIsLeftAfterTheConfirmTimeout(t *testing.T) {
 	})
 }
 
-// Attack: a server accepts connections and never completes a TLS handshake. The attempts of calls that have ended do not
-// accumulate.
+// Attack: a server accepts connections and never completes a TLS handshake. The attempts of calls that have ended do
+// not accumulate.
 func TestAttemptsToConnectEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := kubetest.NewMemoryServer(t, respond(200))

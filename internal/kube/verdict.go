@@ -14,8 +14,8 @@ import (
 
 // A refusal is a response with status 401, 403 or 404, or a SubjectAccessReview that is not allowed. It is a verdict
 // only if the API server was ready before it answered. An API server that starts answers 403 until its RBAC caches are
-// filled, and a proxy answers 404 for a server that it does not reach. Such a refusal is an outage, because callers drop
-// what they have after a verdict.
+// filled, and a proxy answers 404 for a server that it does not reach. Such a refusal is an outage, because callers
+// drop what they have after a verdict.
 const (
 	// sameAnswer is how long a refusal must be repeated to be a verdict if the API server does not tell whether it is
 	// ready. A starting one answers 403 for less than 100 ms with 3,000 RoleBindings.
@@ -53,8 +53,8 @@ func (c *Client) ask(ctx context.Context, r *request) (*answer, error) {
 		case err != nil:
 			return nil, fmt.Errorf("status %d is not a verdict: /readyz: %w", a.code, err)
 		case code/100 == 5:
-			return nil, fmt.Errorf("API server: status %d is not a verdict: it is not ready: /readyz has status %d", a.code,
-				code)
+			return nil, fmt.Errorf("API server: status %d is not a verdict: it is not ready: /readyz has status %d",
+				a.code, code)
 		case code == http.StatusOK && conn == l.ready:
 			return a, nil
 		case code == http.StatusOK && conn == l.conn:

@@ -28,6 +28,7 @@ func TestARefusalIsAVerdictOnlyIfItNamesTheObject(t *testing.T) {
 	token := []string{"api", "v1", "namespaces", "gmsa", "serviceaccounts", "gmsa-secret-web", "token"}
 	daemonSet := []string{"apis", "apps", "v1", "namespaces", "gmsa", "daemonsets", "web"}
 	pods := []string{"api", "v1", "namespaces", "gmsa", "pods"}
+	ofDaemonSet := `{"name":"web","group":"apps","kind":"daemonsets"}`
 	status := func(details string) string { return `{"kind":"Status","message":"no","details":` + details + `}` }
 	for name, c := range map[string]struct {
 		method   string
@@ -60,20 +61,24 @@ func TestARefusalIsAVerdictOnlyIfItNamesTheObject(t *testing.T) {
 		"a token in a missing namespace": {
 			post, token, tokenRequest, 404, status(`{"name":"gmsa","kind":"namespaces"}`), true,
 		},
-		"a forbidden DaemonSet": {del, daemonSet, nil, 403, status(`{"name":"web","group":"apps","kind":"daemonsets"}`), true},
-		"a missing DaemonSet":   {del, daemonSet, nil, 404, status(`{"name":"web","group":"apps","kind":"daemonsets"}`), true},
+		"a forbidden DaemonSet": {del, daemonSet, nil, 403, status(ofDaemonSet), true},
+		"a missing DaemonSet":   {del, daemonSet, nil, 404, status(ofDaemonSet), true},
 		"a forbidden list":      {get, pods, nil, 403, status(`{"kind":"pods"}`), true},
 
 		"another name":       {get, secret, nil, 404, status(`{"name":"shop-creds","kind":"secrets"}`), false},
 		"another kind":       {get, secret, nil, 404, status(`{"name":"web-creds","kind":"configmaps"}`), false},
-		"another group":      {del, daemonSet, nil, 404, status(`{"name":"web","group":"x","kind":"daemonsets"}`), false},
 		"no name":            {get, secret, nil, 403, status(`{"kind":"secrets"}`), false},
 		"no details":         {get, secret, nil, 403, `{"kind":"Status","message":"no"}`, false},
 		"a list with a name": {get, pods, nil, 403, status(`{"name":"gmsa","kind":"pods"}`), false},
+		"no Status": {
+			get, secret, nil, 404, `{"kind":"Secret","details":{"name":"web-creds","kind":"secrets"}}`, false,
+		},
+		"another group": {
+			del, daemonSet, nil, 404, status(`{"name":"web","group":"x","kind":"daemonsets"}`), false,
+		},
 		"another Secret of a token": {
 			post, token, tokenRequest, 404, status(`{"name":"shop-creds","kind":"secrets"}`), false,
 		},
-		"no Status":      {get, secret, nil, 404, `{"kind":"Secret","details":{"name":"web-creds","kind":"secrets"}}`, false},
 		"a proxy's 401":  {get, secret, nil, 401, `<html>`, false},
 		"a proxy's 403":  {get, secret, nil, 403, `<html>`, false},
 		"a proxy's 404":  {get, secret, nil, 404, `<html>`, false},
@@ -166,8 +171,8 @@ func TestAVerdictOfAKnownConnectionCostsOneMoreRequest(t *testing.T) {
 	}
 }
 
-// Two API servers share an address. One is starting, and keeps no connection or all. Its refusals are never confirmed by
-// the other one.
+// Two API servers share an address. One is starting, and keeps no connection or all. Its refusals are never confirmed
+// by the other one.
 func TestAnotherAPIServerConfirmsNoRefusal(t *testing.T) {
 	for _, keep := range []bool{true, false} {
 		starting := kubetest.NewServer(t, func(w http.ResponseWriter, r *http.Request) {

@@ -18,8 +18,8 @@ const (
 // abandoned counts the calls of one kind that are in progress.
 type abandoned chan struct{}
 
-// within returns the result of f. If f does not return before ctx ends, or too many calls hang, it returns an error, and
-// discard gets the result later.
+// within returns the result of f. If f does not return before ctx ends, or too many calls hang, it returns an error,
+// and discard gets the result later.
 func within[T any](ctx context.Context, calls abandoned, f func() (T, error), discard func(T)) (result T, err error) {
 	select {
 	case calls <- struct{}{}:

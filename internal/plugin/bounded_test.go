@@ -15,8 +15,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/plugin/cause"
 )
 
-// Attack: another program holds an endpoint file, so that opening it does not return. The call ends after its budget, and
-// the key that is read later is wiped.
+// Attack: another program holds an endpoint file, so that opening it does not return. The call ends after its budget.
 func TestACallEndsIfTheEndpointFilesCannotBeOpened(t *testing.T) {
 	for name, block := range map[string]func(p *Plugin, wait func()){
 		"current": func(p *Plugin, wait func()) {

@@ -56,7 +56,8 @@ func TestAFailedRenewalIsRetriedAtItsIntervalAndLoggedOnce(t *testing.T) {
 			t.Errorf("logged %d times:\n%s", n, &log)
 		}
 		for i := range f.attempts[1:] {
-			if pause := f.attempts[i+1].Sub(f.attempts[i]); pause < retryInterval || pause > retryInterval+watchInterval {
+			pause := f.attempts[i+1].Sub(f.attempts[i])
+			if pause < retryInterval || pause > retryInterval+watchInterval {
 				t.Fatalf("%s between two attempts", pause)
 			}
 		}

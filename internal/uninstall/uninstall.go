@@ -169,8 +169,8 @@ func (w *Watcher) until(ctx context.Context, timeout time.Duration, check func(c
 	}
 }
 
-// request makes one request. A missing object is found == false. If into is nil, the response is ignored. Status 403 and
-// 404 are verdicts of the API server: package kube returns another error if they can be a failure of it.
+// request makes one request. A missing object is found == false. If into is nil, the response is ignored. Status 403
+// and 404 are verdicts of the API server: package kube returns another error if they can be a failure of it.
 func (w *Watcher) request(ctx context.Context, method, url string, into any) (found bool, err error) {
 	err = w.API.Call(ctx, method, url, nil, into)
 	switch kube.Code(err) {

@@ -65,8 +65,8 @@ type Report struct {
 }
 
 func (r *Report) String() string {
-	s := fmt.Sprintf("%d restarts with %d RoleBindings, %d calls, %d admissions (%d to be tried again), %d checks of the "+
-		"uninstall hook; %d refusals by starting API servers; %d false verdicts",
+	s := fmt.Sprintf("%d restarts with %d RoleBindings, %d calls, %d admissions (%d to be tried again), %d checks of "+
+		"the uninstall hook; %d refusals by starting API servers; %d false verdicts",
 		r.Restarts, RoleBindings, r.Calls, r.Admissions, r.Unavailable, r.Uninstall, r.Refused, len(r.False))
 	for _, f := range r.False[:min(len(r.False), 10)] {
 		s += "\n  " + f
@@ -98,8 +98,10 @@ func Run(ctx context.Context, c *cluster.Cluster, restarts int) (*Report, error)
 	var users sync.WaitGroup
 	defer users.Wait()
 	defer stop()
-	if err := errors.Join(r.callProviders(using, &users), r.admitPods(using, &users), r.uninstall(using, &users)); err != nil {
-		return nil, err
+	for _, begin := range []func(context.Context, *sync.WaitGroup) error{r.callProviders, r.admitPods, r.uninstall} {
+		if err := begin(using, &users); err != nil {
+			return nil, err
+		}
 	}
 	for range restarts {
 		c.ControlPlane.Kill()
@@ -339,7 +341,10 @@ func (r *run) admitPods(ctx context.Context, users *sync.WaitGroup) error {
 		return err
 	}
 	for range 4 {
-		for path, inline := range map[string]string{"/mutate": "", "/validate": `,"gmsaCredentialSpec":` + string(inline)} {
+		for path, inline := range map[string]string{
+			"/mutate":   "",
+			"/validate": `,"gmsaCredentialSpec":` + string(inline),
+		} {
 			users.Go(func() {
 				every(ctx, 5*time.Millisecond, func() {
 					answer := review(path, inline)
@@ -408,8 +413,8 @@ func every(ctx context.Context, pause time.Duration, f func()) {
 	}
 }
 
-// refusals counts the refusals in the audit log. All requests ask for what is allowed, or delete the DaemonSet that does
-// not exist.
+// refusals counts the refusals in the audit log. All requests ask for what is allowed, or delete the DaemonSet that
+// does not exist.
 func (r *run) refusals() (n int, _ error) {
 	f, err := os.Open(r.c.ControlPlane.AuditLog())
 	if err != nil {
