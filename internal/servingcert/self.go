@@ -208,24 +208,18 @@ func (s Self) serve(st state, k *Keeper, seen []*configuration, now clocks) (off
 	return o, err
 }
 
-// log logs what a write has changed.
+// log logs a write of the Secret.
 func (s Self) log(before, after state, k *Keeper) {
-	log, created := k.config.Log, after.next
-	if before.current == nil && after.current != nil && before.next == nil {
-		created = after.current
+	log := k.config.Log.With("secret", s.Namespace+"/"+s.Secret)
+	if before.unusable != nil && before.next == nil && (before.unusable != errNoCA || k.current() != nil) {
+		log.Warn("the Secret contains no usable CA; replacing it", "reason", before.unusable)
 	}
-	if before.unusable != nil && created != nil && (before.unusable != errNoCA || k.current() != nil) {
-		log.Warn("the Secret contains no usable CA; replacing it",
-			"secret", s.Namespace+"/"+s.Secret, "reason", before.unusable)
+	if after.current != nil && after.current != before.current {
+		log.Info("CA in use", "ca", fingerprint(after.current.cert), "expires", after.current.cert.NotAfter)
 	}
-	switch {
-	case created != nil && created == after.current:
-		log.Info("CA created", "ca", fingerprint(created.cert), "expires", created.cert.NotAfter)
-	case created != nil && before.next != created:
+	if after.next != nil && after.next != before.next {
 		log.Info("next CA created; it is used when every API server knows it",
-			"ca", fingerprint(created.cert), "propagationDelay", k.config.PropagationDelay)
-	case after.current != before.current:
-		log.Info("CA rotated", "ca", fingerprint(after.current.cert), "expires", after.current.cert.NotAfter)
+			"ca", fingerprint(after.next.cert), "propagationDelay", k.config.PropagationDelay)
 	}
 }
 
