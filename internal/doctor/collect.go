@@ -280,8 +280,8 @@ func (c *collector) addSpec(name string, content []byte) {
 func isGMSA(name string) bool { return strings.Contains(strings.ToLower(name), "gmsa") }
 
 // Annotations of the webhook configurations from the chart rancher-gmsa-webhook. One of them contains the name of the
-// Secret with the serving certificate, or of the Secret with the CAs that sign it. The Secret is in the namespace of the
-// webhook's Service.
+// Secret with the serving certificate, or of the Secret with the CAs that sign it. The Secret is in the namespace of
+// the webhook's Service.
 const (
 	CertificateSecretAnnotation = "ccgrkc.github.io/certificate-secret"
 	CASecretAnnotation          = "ccgrkc.github.io/ca-secret"

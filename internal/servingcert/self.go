@@ -29,8 +29,8 @@ const maxLeafLifetime = 7 * 24 * time.Hour
 //  3. When the configurations have not changed for the propagation delay, a replica makes it authority.*. Each replica
 //     then signs its next certificate with it. The key of the previous CA is gone.
 //
-// A CA remains in ca.crt until it expires, because a disconnected replica can still serve a certificate of it. A CA that
-// someone else writes looks like another replica's and is used in the same order.
+// A CA remains in ca.crt until it expires, because a disconnected replica can still serve a certificate of it. A CA
+// that someone else writes looks like another replica's and is used in the same order.
 type Self struct {
 	Namespace, Secret string
 	CALifetime        time.Duration
@@ -47,8 +47,8 @@ const (
 var legacyKeys = []string{certKey, keyKey, "next.crt", "next.key"}
 
 func (s Self) check(k *Keeper) error {
-	// A serving certificate lives for a third of the CA's lifetime or less, and is renewed when a third is left. Without
-	// the CA's key, this rest must be enough for a new CA.
+	// A serving certificate lives for at most a third of the CA's lifetime, and is renewed when a third is left.
+	// Without the CA's key, this rest must be enough for a new CA.
 	if least := 18 * k.config.PropagationDelay; s.CALifetime < least {
 		return fmt.Errorf("CA lifetime %s is too short for a propagation delay of %s; want at least %s",
 			s.CALifetime, k.config.PropagationDelay, least)

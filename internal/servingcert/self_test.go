@@ -288,7 +288,7 @@ func TestTwoAPIServersDisagreeForever(t *testing.T) {
 	}
 }
 
-// While the clocks disagree, nothing is removed from the CA bundle, even if it is unknown or has expired by one of them.
+// While the clocks disagree, nothing is removed from the CA bundle, even if it is unknown or has expired by one clock.
 func TestNothingIsRemovedWhileTheClocksDisagree(t *testing.T) {
 	inBubble(func(t *testing.T) {
 		a, c := newAPI(t), &clock{}
@@ -431,7 +431,7 @@ func TestAnOverwrittenCABundleIsRestored(t *testing.T) {
 			a.ready(t, c, all...)
 			damage(a)
 			foreign, _, _ := certtest.Issue(t, dnsName, time.Hour)
-			for what, bundle := range map[string][]byte{"emptied": nil, "not PEM": []byte("nonsense"), "foreign CA": foreign} {
+			for what, bundle := range map[string][]byte{"emptied": nil, "not PEM": {1}, "foreign CA": foreign} {
 				a.overwrite(bundle)
 				time.Sleep(2*poll + lag)
 				for _, r := range all {
