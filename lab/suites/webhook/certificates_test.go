@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -183,8 +185,8 @@ func TestCertificatesFromOtherSources(t *testing.T) {
 	}
 }
 
-// The mode changes by upgrade and rollback, with both versions of helm. Replicas of different modes do not know each
-// other's CA, so a pod can be denied during the change. It is retried, and none is lost.
+// The mode changes by upgrade and rollback, with both versions of helm. If helm writes the CA bundle, pods can be denied
+// during the change. They are retried, and none is lost.
 func TestChangesOfTheMode(t *testing.T) {
 	t.Parallel()
 	l := own(t)
@@ -233,6 +235,10 @@ func TestChangesOfTheMode(t *testing.T) {
 			t.Logf("%s, to %s: %s", helm, change.to, r)
 			if r.all < 20 || len(r.lost) > 0 {
 				t.Errorf("%s, to %s: want at least 20 and none lost", helm, change.to)
+			}
+			untrusted := func(err error) bool { return strings.Contains(err.Error(), "failed to verify certificate") }
+			if !strings.Contains(change.to, "caBundle") && slices.ContainsFunc(r.again, untrusted) {
+				t.Errorf("%s, to %s: an API server did not trust a replica", helm, change.to)
 			}
 		}
 		l.noRestarts()

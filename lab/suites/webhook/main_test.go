@@ -348,8 +348,13 @@ type loaded struct {
 
 func (r loaded) String() string {
 	s := fmt.Sprintf("%d admissions in %.1f s, %d denied at first, %d lost", r.all, r.took.Seconds(), len(r.again), len(r.lost))
+	reasons := map[string]int{} // by the last part of the text
+	for _, err := range r.again {
+		text := err.Error()
+		reasons[text[strings.LastIndex(text, ": ")+1:]]++
+	}
 	if len(r.again) > 0 {
-		s += ", such as: " + r.again[0].Error()
+		s += fmt.Sprintf(", %v, such as: %s", reasons, r.again[0])
 	}
 	return s
 }
