@@ -105,9 +105,19 @@ func padded(size int) []byte {
 
 func TestLargeBodiesAreReadUpToALimit(t *testing.T) {
 	h := NewHandler(config(t, newAPIServer(t)))
-	answer := answerOf(t, send(h, "/mutate", padded(1<<20)))
-	if !answer.Allowed || len(answer.Patch) == 0 {
-		t.Errorf("1 MiB: %+v", answer)
+	for _, size := range []int{0, maxSmallBody - len(padded(0)), maxSmallBody, 1 << 20} {
+		for _, known := range []bool{true, false} {
+			r := httptest.NewRequest(http.MethodPost, "/mutate", bytes.NewReader(padded(size)))
+			r.Header.Set("Content-Type", "application/json")
+			if !known {
+				r.ContentLength = -1
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if answer := answerOf(t, w); !answer.Allowed || len(answer.Patch) == 0 {
+				t.Errorf("%d bytes, Content-Length %t: %+v", size, known, answer)
+			}
+		}
 	}
 	for _, known := range []bool{true, false} {
 		r := httptest.NewRequest(http.MethodPost, "/mutate", bytes.NewReader(padded(5<<20)))
