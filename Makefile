@@ -134,15 +134,13 @@ prepare: lab-programs
 	@echo "lab    control plane and Wine prefix (the first run takes some minutes)"
 	$(Q)cd lab && ../dist/lab/lab-prepare
 
-# The race detector needs a C compiler. It multiplies the memory of a program, so tests of memory, which have Memory in
-# their name, run without it.
-RACE = $(if $(shell command -v "$$(go env CC)"),CGO_ENABLED=1 go test -race -skip Memory,go test)
-
+# The race detector needs a C compiler. It makes a program slow and multiplies its memory, so load tests, and tests with
+# Memory in their name, run without it.
 .PHONY: packages
-packages: ## run all tests of the packages, also load tests, with the race detector if there is a C compiler
-	$(Q)CCGRKC_LAB=1 $(RACE) -count=1 -timeout 20m ./...
-	$(Q)$(if $(findstring -race,$(RACE)),CCGRKC_LAB=1 go test -count=1 -timeout 10m -run Memory ./cmd/... ./internal/...)
+packages: ## run all tests of the packages, also load tests; also with the race detector if there is a C compiler
+	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
+	$(Q)if command -v "$$(go env CC)" >/dev/null; then CGO_ENABLED=1 go test -race -skip Memory -timeout 20m ./...; fi
 
 # The linters and unit tests run in parallel with the lab's suites, which use little CPU. With -o build, make lint does
 # not rebuild the programs that the suites test.
