@@ -305,7 +305,7 @@ func TestEachProblemCodeHasItsCauseAndOnlyUnavailableIsRetried(t *testing.T) {
 				calls.Add(1)
 				failing(500, code)(w, r)
 			}))
-			p, j := newPlugin(root, 500*time.Millisecond)
+			p, j := newPlugin(root, 2*time.Second)
 			failure := mustFail(t, p, j, input, problemCauses[code])
 			if failure.Cause.Name != string(code) {
 				t.Errorf("the cause is named %s", failure.Cause.Name)
@@ -445,7 +445,7 @@ func TestAForeignServerOnAStalePortIsSentNothing(t *testing.T) {
 			root := t.TempDir()
 			startProvider(t, root, responding("p")).publishAt(listener.Addr().(*net.TCPAddr).Port)
 
-			p, j := newPlugin(root, 400*time.Millisecond)
+			p, j := newPlugin(root, 2*time.Second)
 			mustFail(t, p, j, input, cause.ProviderForeign)
 			served.Wait()
 			if handshakes.Load() < 2 {
@@ -482,10 +482,10 @@ func TestForeignServersHaveTheirCauses(t *testing.T) {
 			}()
 			root := t.TempDir()
 			startProvider(t, root, responding("p")).publishAt(listener.Addr().(*net.TCPAddr).Port)
-			p, j := newPlugin(root, 400*time.Millisecond)
+			p, j := newPlugin(root, 2*time.Second)
 			start := time.Now()
 			mustFail(t, p, j, input, test.want)
-			if d := time.Since(start); d > time.Second {
+			if d := time.Since(start); d > 5*time.Second {
 				t.Errorf("took %s", d)
 			}
 		})
@@ -508,12 +508,11 @@ func TestARejectedClientCertificateDiffersFromAStoppedProvider(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, j := newPlugin(root, 300*time.Millisecond)
+	p, j := newPlugin(root, 2*time.Second)
 	mustFail(t, p, j, input, cause.ProviderForeign)
 }
 
 func TestMalformedResponsesAreRejectedInBoundedTime(t *testing.T) {
-	const budget = 500 * time.Millisecond
 	write := func(s string) rawResponse { return func(conn net.Conn) { io.WriteString(conn, s) } }
 	for name, test := range map[string]struct {
 		answer rawResponse
@@ -562,6 +561,10 @@ func TestMalformedResponsesAreRejectedInBoundedTime(t *testing.T) {
 			t.Parallel()
 			root := t.TempDir()
 			startProvider(t, root, test.answer)
+			budget := 500 * time.Millisecond
+			if test.want == cause.ResponseInvalid { // final: the call must find the fault first, on a busy machine, too
+				budget = 5 * time.Second
+			}
 			p, j := newPlugin(root, budget)
 			start := time.Now()
 			mustFail(t, p, j, input, test.want)
@@ -624,7 +627,7 @@ func TestAnIdleConnectionIsNotUsedAfterTheEndpointIsWithdrawn(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
 	startProvider(t, root, responding("p"))
-	p, j := newPlugin(root, 300*time.Millisecond)
+	p, j := newPlugin(root, 2*time.Second)
 	mustGet(t, p, "p")
 	if err := os.RemoveAll(filepath.Join(root, ref.Namespace)); err != nil {
 		t.Fatal(err)
