@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ccgrkc/ccgrkc/internal/connlimit"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/escape"
@@ -91,6 +92,7 @@ next call.`,
     --kube-api-server https://10.0.0.1:6443 --kube-token-file token --kube-ca-file ca.crt`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			connlimit.LimitMemory()
 			ref, err := credential.NewReference(a.namespace, a.secret)
 			if err != nil {
 				return err

@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/connlimit/connlimittest"
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
 	"github.com/ccgrkc/ccgrkc/internal/servingcert/certtest"
 	"github.com/ccgrkc/ccgrkc/internal/soak"
@@ -31,6 +32,7 @@ import (
 
 // With BE_GMSA_WEBHOOK the test binary runs the program, so that tests can use signals and the exit status.
 func TestMain(m *testing.M) {
+	connlimittest.Main()
 	if os.Getenv("BE_GMSA_WEBHOOK") != "" {
 		main()
 		return
@@ -104,7 +106,7 @@ func start(t *testing.T, api *kubetest.Server, flags ...string) *process {
 		}
 	}
 	host, port, _ := net.SplitHostPort(api.Listener.Addr().String())
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	p := &process{roots: x509.NewCertPool(), expiry: pair.Leaf.NotAfter, log: make(chan string, 1)}
 	p.roots.AppendCertsFromPEM(ca)
@@ -174,7 +176,7 @@ func (p *process) client() *http.Transport {
 
 func (p *process) review(client *http.Transport, body string) (*http.Response, string, error) {
 	url := "https://" + p.admission + "/mutate?timeout=10s"
-	resp, err := (&http.Client{Transport: client}).Post(url, "application/json", strings.NewReader(body))
+	resp, err := (&http.Client{Transport: client, Timeout: 20 * time.Second}).Post(url, "application/json", strings.NewReader(body))
 	if err != nil {
 		return nil, "", err
 	}
@@ -338,12 +340,17 @@ func TestShutdownFailsNoRequest(t *testing.T) {
 	}
 }
 
-// The worst case of requests: as many as connections, small ones with the most references and the largest patch, and
-// large ones, from several addresses. The chart's memory limit is 128 MiB.
-func TestConcurrentRequestsStayWithinTheMemoryLimit(t *testing.T) {
+func loadTest(t *testing.T) {
+	t.Helper()
 	if os.Getenv("CCGRKC_LAB") != "1" {
 		t.Skip("load test: runs in make test")
 	}
+}
+
+// The worst case of requests: as many as connections, small ones with the most references and the largest patch, and
+// large ones, from several addresses. The chart's memory limit is 128 MiB.
+func TestConcurrentRequestsStayWithinTheMemoryLimit(t *testing.T) {
+	loadTest(t)
 	// Quotation marks grow most: JSON escapes them.
 	spec := `{"credspec":{"x":[` + strings.Repeat(`"","",`, 60) + `""]}}`
 	api := kubetest.NewServer(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -403,6 +410,58 @@ func TestConcurrentRequestsStayWithinTheMemoryLimit(t *testing.T) {
 	if kib > 100<<10 {
 		t.Errorf("%d KiB resident at most, want 100 MiB", kib)
 	}
+	p.signal(t)
+	p.wait(t)
+}
+
+// Attack: 15,000 connections to each port, which their clients hold. Meanwhile the API server can use its connection
+// and open new ones, and the kubelet's probes succeed. The chart's memory limit is 128 MiB.
+func TestHeldConnectionsBlockNobodyAndNeedLittleMemory(t *testing.T) {
+	loadTest(t)
+	api := kubetest.NewServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"credspec":{"Sid":"S-1"}}`)
+	})
+	p := start(t, api, "--shutdown-delay=0s")
+	attack := connlimittest.Attack{Program: os.Args[0], Targets: []connlimittest.Target{
+		{Address: p.health, Kind: connlimittest.Header, Connections: 15000},
+		{Address: p.admission, Kind: connlimittest.ClientHello, Connections: 12000},
+		{Address: p.admission, Kind: connlimittest.HeldTLS, Connections: 1500},
+		{Address: p.admission, Kind: connlimittest.BusyTLS, Connections: 1500},
+	}}
+	if err := attack.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer attack.Stop()
+	old := p.client()
+	defer old.CloseIdleConnections()
+	var slowest, slowestProbe time.Duration
+	for after := 0; after < 30; {
+		if attack.Opened() {
+			after++
+		}
+		fresh := p.client()
+		for _, client := range []*http.Transport{old, fresh} {
+			began := time.Now()
+			if resp, text, err := p.review(client, review); err != nil || resp.StatusCode != 200 {
+				t.Errorf("an admission request failed after %s: %v %s", time.Since(began), err, text)
+			}
+			slowest = max(slowest, time.Since(began))
+		}
+		fresh.CloseIdleConnections()
+		began := time.Now()
+		if code, text := p.get("/livez"); code != 200 {
+			t.Errorf("a probe failed after %s: %s", time.Since(began), text)
+		}
+		slowestProbe = max(slowestProbe, time.Since(began))
+		t.Log(after, slowest, slowestProbe, p.memory(t, "VmHWM"))
+		time.Sleep(100 * time.Millisecond)
+	}
+	kib := p.memory(t, "VmHWM")
+	t.Logf("slowest admission request %s, slowest probe %s, %d KiB resident at most", slowest, slowestProbe, kib)
+	if kib > 128<<10*6/10 {
+		t.Errorf("%d KiB resident at most, want 60 %% of 128 MiB", kib)
+	}
+	attack.Stop()
 	p.signal(t)
 	p.wait(t)
 }

@@ -13,7 +13,6 @@ package provider
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -21,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/connlimit"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/kube"
@@ -33,7 +33,7 @@ import (
 var (
 	// watchInterval is how often the provider checks its endpoint files and its certificates for changes.
 	watchInterval = 2 * time.Second
-	// retryInterval is the pause after a failed renewal, and after a failed attempt to listen for metrics.
+	// retryInterval is the pause after a failed renewal.
 	retryInterval = 5 * time.Second
 )
 
@@ -79,7 +79,7 @@ func Run(ctx context.Context, c Config) error {
 		config:  c,
 		log:     log,
 		handler: handler(cache, m, c.Instance, log),
-		limiter: &connectionLimiter{metrics: m},
+		metrics: m,
 	}
 	defer p.stop()
 	if err := p.renew(); err != nil {
@@ -103,7 +103,7 @@ type provider struct {
 	config  Config
 	log     *slog.Logger
 	handler http.Handler
-	limiter *connectionLimiter
+	metrics *metrics
 
 	current     *generation
 	publication *endpoint.Publication
@@ -127,7 +127,7 @@ func (p *provider) serve(ctx context.Context) {
 		case <-renewal.C:
 			p.renewOrRetry(renewal)
 		case <-watch.C:
-			if p.config.Certificates.due(p.current.notAfter) {
+			if p.current.failed.Load() || p.config.Certificates.due(p.current.notAfter) {
 				p.renewOrRetry(renewal)
 			}
 			if !p.found(ctx) {
@@ -187,7 +187,7 @@ func (p *provider) renew() error {
 	if err != nil {
 		return err
 	}
-	g, err := listen(p.config.Account, material, p.handler, p.limiter, p.log)
+	g, err := listen(p.config.Account, material, p.handler, p.metrics, p.log)
 	if err != nil {
 		return fmt.Errorf("account %s: %w", p.config.Account, err)
 	}
@@ -247,33 +247,21 @@ func (p *provider) stop() {
 	p.log.Info("stopped")
 }
 
-// serveMetrics serves metrics until ctx ends. During a rolling update the previous pod still uses the port, so it
-// retries.
+// serveMetrics serves metrics until ctx ends. During a rolling update the previous pod still uses the port.
 func serveMetrics(ctx context.Context, address string, m *metrics, log *slog.Logger) {
-	l, err := net.Listen("tcp", address)
-	for attempt := 0; err != nil; l, err = net.Listen("tcp", address) {
-		if attempt++; attempt%12 == 1 { // once a minute
-			log.Warn("metrics are not available yet; releases on the same node need different ports",
-				"address", address, "error", err, "retryInterval", retryInterval)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(retryInterval):
-		}
-	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { m.write(w) })
-	srv := &http.Server{
-		Handler:        mux,
-		ReadTimeout:    readTimeout,
-		WriteTimeout:   writeTimeout,
-		IdleTimeout:    idleTimeout,
-		MaxHeaderBytes: maxHeaderBytes,
-	}
-	context.AfterFunc(ctx, func() { _ = srv.Close() })
-	log.Info("serving metrics", "address", l.Addr().String())
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		log.Error("the metrics server stopped", "error", err)
-	}
+	server := connlimit.New(connlimit.Config{
+		Handler:  mux,
+		Limits:   metricsLimits,
+		Rejected: func() { m.rejectedConnection(reasonLimit) },
+		Log:      log.With("listener", "metrics"),
+	})
+	server.Keep(ctx, nil, func() (net.Listener, error) {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("%w; releases on the same node need different ports", err)
+		}
+		return l, nil
+	})
 }

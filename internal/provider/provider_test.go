@@ -40,7 +40,7 @@ var (
 const marker = "m4rker-pässwörd"
 
 func TestMain(m *testing.M) {
-	watchInterval, retryInterval, readTimeout = 200*time.Millisecond, 100*time.Millisecond, 3*time.Second
+	watchInterval, retryInterval = 200*time.Millisecond, 100*time.Millisecond
 	os.Exit(m.Run())
 }
 
@@ -493,12 +493,12 @@ func TestOpenConnectionsDoNotBlockThePlugin(t *testing.T) {
 		t.Errorf("with 1,000 connections held: %v", err)
 	}
 	eventually(t, func() error {
-		if n := open.Load(); n > maxUnauthenticated {
+		if n := open.Load(); n > int64(limits.Unauthenticated) {
 			return fmt.Errorf("%d connections are held", n)
 		}
 		return nil
 	})
-	if n := open.Load(); n < maxUnauthenticated/2 {
+	if n := open.Load(); n < int64(limits.Unauthenticated)/2 {
 		t.Errorf("only %d connections are left; a timeout closed them, not the limiter", n)
 	}
 }
@@ -545,7 +545,7 @@ func TestSlowRequestsAreDisconnected(t *testing.T) {
 					return
 				case <-time.After(time.Second):
 				}
-				if time.Since(began) > 4*readTimeout {
+				if time.Since(began) > 4*limits.Header {
 					t.Errorf("%s: still connected after %v", what, time.Since(began))
 					return
 				}

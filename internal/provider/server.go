@@ -2,46 +2,54 @@ package provider
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
-	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/connlimit"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// readTimeout limits the TLS handshake, and the reading of one request. A variable, because the tests shorten it.
-var readTimeout = 5 * time.Second
-
-const (
-	maxHeaderBytes = 4 << 10
-	writeTimeout   = 10 * time.Second
-	idleTimeout    = 2 * time.Minute
-	// maxUnauthenticated is the maximum number of open connections whose client has not yet presented a valid
-	// certificate and sent a request.
-	maxUnauthenticated = 64
+// The limits are variables, because the tests shorten their times.
+var (
+	limits = connlimit.Limits{
+		Connections:     512,
+		Unauthenticated: 64,
+		HeaderBytes:     4 << 10,
+		Header:          5 * time.Second,
+		Request:         10 * time.Second,
+		Idle:            2 * time.Minute,
+	}
+	metricsLimits = connlimit.Limits{
+		Connections: 256,
+		HeaderBytes: 4 << 10,
+		Header:      5 * time.Second,
+		Request:     10 * time.Second,
+		Idle:        2 * time.Minute,
+	}
 )
 
 // generation is one listener with one generation of certificates. Each generation has its own listener, so that none
 // has to distinguish clients by their certificates.
 type generation struct {
-	http     *http.Server
+	server   *connlimit.Server
 	endpoint endpoint.Endpoint
 	notAfter time.Time
-	closeAt  time.Time // once it has been replaced
+	closeAt  time.Time   // once it has been replaced
+	failed   atomic.Bool // it can't accept connections any more
 }
 
 // listen serves handler on a free loopback port with the certificates of m.
-func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, limiter *connectionLimiter,
-	log *slog.Logger) (*generation, error) {
+func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, metrics *metrics, log *slog.Logger) (
+	*generation, error) {
 	config, err := mtls.ServerConfig(ref, m.CA, m.ServerCert, m.ServerKey)
 	if err != nil {
 		return nil, err
@@ -50,20 +58,15 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, li
 	if err != nil {
 		return nil, err
 	}
+	log = log.With("listener", l.Addr().String())
 	g := &generation{
-		http: &http.Server{
-			Handler:   handler,
-			TLSConfig: config,
-			// An empty map disables HTTP/2: less code processes data of unauthenticated clients.
-			TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){},
-			MaxHeaderBytes:    maxHeaderBytes,
-			ReadHeaderTimeout: readTimeout,
-			ReadTimeout:       readTimeout,
-			WriteTimeout:      writeTimeout,
-			IdleTimeout:       idleTimeout,
-			ErrorLog:          slog.NewLogLogger(log.With("listener", l.Addr().String()).Handler(), slog.LevelDebug),
-			ConnState:         limiter.connState,
-		},
+		server: connlimit.New(connlimit.Config{
+			Handler:  handler,
+			TLS:      config,
+			Limits:   limits,
+			Rejected: func() { metrics.rejectedConnection(reasonLimit) },
+			Log:      log,
+		}),
 		endpoint: endpoint.Endpoint{
 			Port:       uint16(l.Addr().(*net.TCPAddr).Port),
 			CA:         m.CA,
@@ -73,8 +76,10 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, li
 		notAfter: m.NotAfter,
 	}
 	go func() {
-		if err := g.http.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the provider stopped listening", "port", g.endpoint.Port, "error", err)
+		// Its port could be in use afterwards, so a new generation replaces it.
+		if err := g.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("the provider stopped listening; renewing the certificates with another port", "error", err)
+			g.failed.Store(true)
 		}
 	}()
 	return g, nil
@@ -84,46 +89,9 @@ func listen(ref credential.Reference, m *mtls.Material, handler http.Handler, li
 func (g *generation) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	if g.http.Shutdown(ctx) != nil {
-		_ = g.http.Close()
+	if g.server.Shutdown(ctx) != nil {
+		g.server.Close()
 	}
-}
-
-// connectionLimiter limits the connections of unauthenticated clients. Beyond the limit it closes the oldest one, so
-// that a client with many connections cannot block the plugin.
-type connectionLimiter struct {
-	mu              sync.Mutex
-	unauthenticated []net.Conn // oldest first
-	metrics         *metrics
-}
-
-func (g *connectionLimiter) connState(c net.Conn, state http.ConnState) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if state == http.StateNew {
-		g.unauthenticated = append(g.unauthenticated, c)
-		if len(g.unauthenticated) > maxUnauthenticated {
-			oldest := g.unauthenticated[0]
-			g.unauthenticated = g.unauthenticated[1:]
-			g.metrics.rejectedConnection(reasonLimit)
-			// Close of a tls.Conn blocks: it sends an alert first.
-			go closeNow(oldest)
-		}
-		return
-	}
-	for i, s := range g.unauthenticated {
-		if s == c {
-			g.unauthenticated = append(g.unauthenticated[:i], g.unauthenticated[i+1:]...)
-			return
-		}
-	}
-}
-
-func closeNow(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	_ = c.Close()
 }
 
 // refreshQuery is the query of a health check that reads the Secret first, unless the cached credentials are fresh.

@@ -15,12 +15,37 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/admission"
+	"github.com/ccgrkc/ccgrkc/internal/connlimit"
 	"github.com/ccgrkc/ccgrkc/internal/servingcert"
 )
 
 // drainTimeout limits how long admission requests can take after the shutdown delay. Together they stay below the 30 s
 // that Kubernetes gives a pod to terminate.
 const drainTimeout = 20 * time.Second
+
+var (
+	admissionLimits = connlimit.Limits{
+		// An API server sends up to 600 requests at once by default (--max-requests-inflight and
+		// --max-mutating-requests-inflight), each on its own connection, because it uses only HTTP/1.1 for webhooks
+		// (k8s.io/apiserver/pkg/util/webhook).
+		Connections: 768,
+		HeaderBytes: 8 << 10,
+		Bodies:      16 << 20, // 600 pods of 27 KiB
+		Header:      5 * time.Second,
+		Request:     35 * time.Second, // an API server waits at most 30 s
+		Idle:        2 * time.Minute,  // an API server keeps idle connections for 90 s
+	}
+	// maxUnauthenticated is the maximum number of connections of clients without a certificate, if it is required.
+	maxUnauthenticated = 128
+
+	healthLimits = connlimit.Limits{
+		Connections: 256,
+		HeaderBytes: 4 << 10,
+		Header:      5 * time.Second,
+		Request:     10 * time.Second,
+		Idle:        10 * time.Second,
+	}
+)
 
 // Server serves admission requests, probes and metrics. All fields but Clients are required.
 type Server struct {
@@ -41,15 +66,15 @@ func (s *Server) Run(ctx context.Context) error {
 	config := &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: s.Keeper.GetCertificate,
-		// API servers use only HTTP/1.1 for webhooks (k8s.io/apiserver/pkg/util/webhook). With one request per
-		// connection at a time, maxConnections also limits concurrent requests.
-		NextProtos: []string{"http/1.1"},
+		NextProtos:     []string{"http/1.1"},
 	}
+	limits := admissionLimits
 	if s.Clients.CAFile != "" {
 		var err error
 		if config, err = s.Clients.Demand(config); err != nil {
 			return fmt.Errorf("--client-ca-file: %w", err)
 		}
+		limits.Unauthenticated = maxUnauthenticated
 	}
 	requests, err := net.Listen("tcp", s.Listen)
 	if err != nil {
@@ -63,45 +88,26 @@ func (s *Server) Run(ctx context.Context) error {
 	defer health.Close()
 
 	// The certificate is renewed until the last request is answered.
-	keeping, stopKeeping := context.WithCancel(context.Background())
-	defer stopKeeping()
-	go s.Keeper.Run(keeping)
+	running, stop := context.WithCancel(context.Background())
+	defer stop()
+	go s.Keeper.Run(running)
 
-	protocols := &http.Protocols{}
-	protocols.SetHTTP1(true)
-	// Debug level: every client in the cluster network can cause these errors.
-	errorLog := slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)
-	server := &http.Server{
-		Handler:           s.closeWhenStopping(s.Admission),
-		Protocols:         protocols,
-		TLSConfig:         config,
-		ErrorLog:          errorLog,
-		MaxHeaderBytes:    16 << 10,
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      35 * time.Second, // an API server waits at most 30 s
-		IdleTimeout:       2 * time.Minute,  // an API server keeps idle connections for 90 s
-		ConnState:         newConnLimiter().connState,
-	}
-	healthServer := &http.Server{
-		Handler:        s.health(),
-		ErrorLog:       errorLog,
-		MaxHeaderBytes: 4 << 10,
-		ReadTimeout:    5 * time.Second,
-		WriteTimeout:   10 * time.Second,
-		IdleTimeout:    10 * time.Second,
-	}
-	failed := make(chan error, 2)
-	go func() { failed <- server.ServeTLS(requests, "", "") }()
-	go func() { failed <- healthServer.Serve(health) }()
-	defer healthServer.Close()
-	defer server.Close()
+	server := connlimit.New(connlimit.Config{
+		Handler: s.closeWhenStopping(s.Admission),
+		TLS:     config,
+		Limits:  limits,
+		Log:     s.Log.With("listener", "admission"),
+	})
+	healthServer := connlimit.New(connlimit.Config{
+		Handler: s.health(),
+		Limits:  healthLimits,
+		Log:     s.Log.With("listener", "health"),
+	})
 	s.Log.Info("serving", "admission", requests.Addr().String(), "health", health.Addr().String())
+	go keep(running, server, requests)
+	go keep(running, healthServer, health)
 
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-	}
+	<-ctx.Done()
 	s.Log.Info("shutting down", "delay", s.ShutdownDelay)
 	s.stopping.Store(true)
 	time.Sleep(s.ShutdownDelay)
@@ -112,6 +118,11 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.Log.Info("stopped")
 	return nil
+}
+
+// keep serves on l until ctx is done, and listens on the same address again if l fails.
+func keep(ctx context.Context, server *connlimit.Server, l net.Listener) {
+	server.Keep(ctx, l, func() (net.Listener, error) { return net.Listen("tcp", l.Addr().String()) })
 }
 
 // closeWhenStopping makes clients close their connections during shutdown. If the server closed an idle connection, a

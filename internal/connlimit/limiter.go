@@ -1,0 +1,239 @@
+package connlimit
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// connKey is the key of a request's connection in the request's context.
+type connKey struct{}
+
+// limiter closes connections above the limits.
+type limiter struct {
+	Limits
+	rejected func()
+	log      *slog.Logger
+
+	mu              sync.Mutex
+	conns           map[net.Conn]*conn
+	addresses       map[netip.Addr]*address
+	unauthenticated int // of conns
+	bodies          int // bytes, of conns
+	evicted         int // since logged
+	logged          time.Time
+}
+
+// conn is one open connection.
+type conn struct {
+	http          net.Conn // as http.Server knows it
+	tcp           net.Conn // without TLS
+	address       *address
+	authenticated bool
+	busy          bool      // from the end of a request's header to the end of the response
+	since         time.Time // when busy changed last
+	body          int       // bytes of the body, while busy
+	timer         *time.Timer
+}
+
+// address is a client address without the port. It has at least one connection.
+type address struct {
+	netip.Addr
+	conns                   []*conn
+	unauthenticated, bodies int // of conns
+}
+
+func newLimiter(c Config) *limiter {
+	if c.Rejected == nil {
+		c.Rejected = func() {}
+	}
+	return &limiter{
+		Limits:    c.Limits,
+		rejected:  c.Rejected,
+		log:       c.Log,
+		conns:     map[net.Conn]*conn{},
+		addresses: map[netip.Addr]*address{},
+	}
+}
+
+// connState is the ConnState hook of http.Server.
+func (l *limiter) connState(nc net.Conn, state http.ConnState) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conns[nc]
+	switch {
+	case state == http.StateNew:
+		l.add(nc)
+	case c == nil: // evicted
+	case state == http.StateActive:
+		l.authenticate(c)
+		c.busy, c.since = true, time.Now()
+		c.timer = time.AfterFunc(l.Request, func() { closeNow(c.tcp) })
+	case state == http.StateIdle:
+		c.timer.Stop()
+		l.setBody(c, 0)
+		c.busy, c.since = false, time.Now()
+	default: // closed
+		l.remove(c)
+	}
+}
+
+func (l *limiter) add(nc net.Conn) {
+	c := &conn{http: nc, tcp: nc, since: time.Now()}
+	if t, ok := nc.(*tls.Conn); ok {
+		c.tcp = t.NetConn()
+	}
+	if t, ok := c.tcp.(*net.TCPConn); ok {
+		_, _ = t.SetReadBuffer(bufferBytes), t.SetWriteBuffer(bufferBytes)
+	}
+	ip := nc.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	if c.address = l.addresses[ip]; c.address == nil {
+		c.address = &address{Addr: ip}
+		l.addresses[ip] = c.address
+	}
+	l.conns[nc] = c
+	c.address.conns = append(c.address.conns, c)
+	c.address.unauthenticated++
+	l.unauthenticated++
+	if l.Unauthenticated == 0 {
+		l.authenticate(c) // the listener treats all clients alike
+	} else {
+		c.timer = time.AfterFunc(handshakeTime, l.evictUnauthenticated)
+	}
+	if len(l.conns) > l.Connections {
+		l.evictOne()
+	}
+}
+
+func (l *limiter) authenticate(c *conn) {
+	if c.authenticated {
+		return
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.authenticated = true
+	c.address.unauthenticated--
+	l.unauthenticated--
+}
+
+// limitBodies counts the body of each request until the end of the response.
+func (l *limiter) limitBodies(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 && l.Bodies > 0 {
+			l.countBody(r)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (l *limiter) countBody(r *http.Request) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conns[r.Context().Value(connKey{}).(net.Conn)]
+	if c == nil {
+		return // evicted
+	}
+	n := maxCounted
+	if r.ContentLength > 0 { // otherwise unknown
+		n = int(min(r.ContentLength, maxCounted))
+	}
+	l.setBody(c, n)
+	for l.bodies > l.Bodies {
+		l.evict(func(a *address) int { return a.bodies }, func(c *conn) bool { return c.body > 0 })
+	}
+}
+
+func (l *limiter) setBody(c *conn, n int) {
+	l.bodies += n - c.body
+	c.address.bodies += n - c.body
+	c.body = n
+}
+
+func (l *limiter) remove(c *conn) {
+	l.authenticate(c) // no longer counted
+	l.setBody(c, 0)
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	delete(l.conns, c.http)
+	i := slices.Index(c.address.conns, c)
+	if c.address.conns = slices.Delete(c.address.conns, i, i+1); len(c.address.conns) == 0 {
+		delete(l.addresses, c.address.Addr)
+	}
+}
+
+// evictUnauthenticated is called when a connection has been unauthenticated for handshakeTime.
+func (l *limiter) evictUnauthenticated() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unauthenticated > l.Unauthenticated {
+		l.evictOne()
+	}
+}
+
+// evictOne closes an unauthenticated connection, or any connection if all are authenticated.
+func (l *limiter) evictOne() {
+	if l.unauthenticated > 0 {
+		l.evict(func(a *address) int { return a.unauthenticated }, func(c *conn) bool { return !c.authenticated })
+		return
+	}
+	l.evict(func(a *address) int { return len(a.conns) }, func(*conn) bool { return true })
+}
+
+// evict closes one of the candidates of the address with the highest count: the one that is idle for longest. If all
+// are busy, it is the one that is busy for longest: an admission request takes milliseconds, but an attacker's takes as
+// long as possible.
+func (l *limiter) evict(count func(*address) int, candidate func(*conn) bool) {
+	var victim *conn
+	for _, a := range l.addresses {
+		if victim != nil && count(a) < count(victim.address) {
+			continue
+		}
+		for _, c := range a.conns {
+			if candidate(c) && (victim == nil || count(a) > count(victim.address) || idleLonger(c, victim)) {
+				victim = c
+			}
+		}
+	}
+	if time.Since(l.logged) >= repeatLog {
+		l.log.Warn("too many connections or bytes; closing connections of the address with the most",
+			"address", victim.address.String(), "connections", len(victim.address.conns), "limit", l.Connections,
+			"closedBefore", l.evicted)
+		l.logged, l.evicted = time.Now(), 0
+	}
+	l.evicted++
+	l.rejected()
+	l.remove(victim)
+	closeNow(victim.tcp)
+}
+
+func idleLonger(a, b *conn) bool {
+	if a.busy != b.busy {
+		return b.busy
+	}
+	return a.since.Before(b.since)
+}
+
+func (l *limiter) closeAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.conns {
+		l.remove(c)
+		closeNow(c.tcp)
+	}
+}
+
+// closeNow closes a TCP connection and discards the kernel's buffers. Otherwise they would remain until the client has
+// read them. Close of a tls.Conn would wait to send an alert.
+func closeNow(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
