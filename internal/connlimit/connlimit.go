@@ -82,9 +82,7 @@ func New(c Config) *Server {
 			ReadHeaderTimeout: c.Limits.Header,
 			IdleTimeout:       c.Limits.Idle,
 			ConnState:         l.connState,
-			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-				return context.WithValue(ctx, connKey{}, c)
-			},
+			ConnContext:       connContext,
 			// Debug level: every client can cause these errors.
 			ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
 		},
@@ -96,10 +94,11 @@ func New(c Config) *Server {
 // Serve accepts connections until Shutdown or Close, and then returns http.ErrServerClosed. It returns any other error
 // when l can't accept connections any more. This does not affect open connections.
 func (s *Server) Serve(l net.Listener) error {
+	counted := listener{l, s.limiter}
 	if s.http.TLSConfig != nil {
-		return s.http.ServeTLS(l, "", "")
+		return s.http.ServeTLS(counted, "", "")
 	}
-	return s.http.Serve(l)
+	return s.http.Serve(counted)
 }
 
 // Keep serves until ctx is done, or until Shutdown or Close. If the listener fails, Keep replaces it with the result of

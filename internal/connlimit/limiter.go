@@ -1,6 +1,7 @@
 package connlimit
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -11,29 +12,27 @@ import (
 	"time"
 )
 
-// connKey is the key of a request's connection in the request's context.
-type connKey struct{}
-
 // limiter closes connections above the limits.
 type limiter struct {
 	Limits
+	gate     *gate // nil without TLS
 	rejected func()
 	log      *slog.Logger
 
 	mu              sync.Mutex
-	conns           map[net.Conn]*conn
 	addresses       map[netip.Addr]*address
-	unauthenticated int // of conns
-	bodies          int // bytes, of conns
+	connections     int
+	unauthenticated int // of connections
+	bodies          int // bytes, of connections
 	evicted         int // since logged
 	logged          time.Time
 }
 
-// conn is one open connection.
+// conn is one open connection. The limiter's mutex protects its fields.
 type conn struct {
-	http          net.Conn // as http.Server knows it
-	tcp           net.Conn // without TLS
+	gated
 	address       *address
+	gone          bool // evicted or closed
 	authenticated bool
 	busy          bool      // from the end of a request's header to the end of the response
 	since         time.Time // when busy changed last
@@ -49,65 +48,90 @@ type address struct {
 }
 
 func newLimiter(c Config) *limiter {
-	if c.Rejected == nil {
-		c.Rejected = func() {}
-	}
-	return &limiter{
+	l := &limiter{
 		Limits:    c.Limits,
 		rejected:  c.Rejected,
 		log:       c.Log,
-		conns:     map[net.Conn]*conn{},
 		addresses: map[netip.Addr]*address{},
 	}
+	if c.TLS != nil {
+		l.gate = newGate()
+	}
+	if l.rejected == nil {
+		l.rejected = func() {}
+	}
+	return l
+}
+
+// listener counts the connections that it accepts.
+type listener struct {
+	net.Listener
+	limiter *limiter
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.limiter.add(c), nil
+}
+
+// connOf returns the connection that http.Server calls nc.
+func connOf(nc net.Conn) *conn {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	return nc.(*conn)
 }
 
 // connState is the ConnState hook of http.Server.
 func (l *limiter) connState(nc net.Conn, state http.ConnState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.conns[nc]
+	c := connOf(nc)
 	switch {
-	case state == http.StateNew:
-		l.add(nc)
-	case c == nil: // evicted
+	case c.gone:
 	case state == http.StateActive:
 		l.authenticate(c)
+		c.pass()
 		c.busy, c.since = true, time.Now()
-		c.timer = time.AfterFunc(l.Request, func() { closeNow(c.tcp) })
+		c.timer = time.AfterFunc(l.Request, c.abort)
 	case state == http.StateIdle:
 		c.timer.Stop()
 		l.setBody(c, 0)
 		c.busy, c.since = false, time.Now()
-	default: // closed
+	case state == http.StateClosed:
 		l.remove(c)
 	}
 }
 
-func (l *limiter) add(nc net.Conn) {
-	c := &conn{http: nc, tcp: nc, since: time.Now()}
-	if t, ok := nc.(*tls.Conn); ok {
-		c.tcp = t.NetConn()
-	}
-	if t, ok := c.tcp.(*net.TCPConn); ok {
+func (l *limiter) add(nc net.Conn) *conn {
+	if t, ok := nc.(*net.TCPConn); ok {
 		_, _ = t.SetReadBuffer(bufferBytes), t.SetWriteBuffer(bufferBytes)
 	}
 	ip := nc.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	c := &conn{since: time.Now()}
+	c.Conn, c.gate, c.client, c.timeout, c.aborted = nc, l.gate, ip, l.Header, make(chan struct{})
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if c.address = l.addresses[ip]; c.address == nil {
 		c.address = &address{Addr: ip}
 		l.addresses[ip] = c.address
 	}
-	l.conns[nc] = c
 	c.address.conns = append(c.address.conns, c)
 	c.address.unauthenticated++
+	l.connections++
 	l.unauthenticated++
 	if l.Unauthenticated == 0 {
 		l.authenticate(c) // the listener treats all clients alike
 	} else {
 		c.timer = time.AfterFunc(handshakeTime, l.evictUnauthenticated)
 	}
-	if len(l.conns) > l.Connections {
+	if l.connections > l.Connections {
 		l.evictOne()
 	}
+	return c
 }
 
 func (l *limiter) authenticate(c *conn) {
@@ -120,6 +144,13 @@ func (l *limiter) authenticate(c *conn) {
 	c.authenticated = true
 	c.address.unauthenticated--
 	l.unauthenticated--
+}
+
+// connKey is the key of a request's connection in the request's context.
+type connKey struct{}
+
+func connContext(ctx context.Context, nc net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, connOf(nc))
 }
 
 // limitBodies counts the body of each request until the end of the response.
@@ -135,9 +166,9 @@ func (l *limiter) limitBodies(next http.Handler) http.Handler {
 func (l *limiter) countBody(r *http.Request) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.conns[r.Context().Value(connKey{}).(net.Conn)]
-	if c == nil {
-		return // evicted
+	c := r.Context().Value(connKey{}).(*conn)
+	if c.gone {
+		return
 	}
 	n := maxCounted
 	if r.ContentLength > 0 { // otherwise unknown
@@ -161,7 +192,8 @@ func (l *limiter) remove(c *conn) {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
-	delete(l.conns, c.http)
+	c.gone = true
+	l.connections--
 	i := slices.Index(c.address.conns, c)
 	if c.address.conns = slices.Delete(c.address.conns, i, i+1); len(c.address.conns) == 0 {
 		delete(l.addresses, c.address.Addr)
@@ -210,7 +242,7 @@ func (l *limiter) evict(count func(*address) int, candidate func(*conn) bool) {
 	l.evicted++
 	l.rejected()
 	l.remove(victim)
-	closeNow(victim.tcp)
+	victim.abort()
 }
 
 func idleLonger(a, b *conn) bool {
@@ -223,17 +255,10 @@ func idleLonger(a, b *conn) bool {
 func (l *limiter) closeAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range l.conns {
-		l.remove(c)
-		closeNow(c.tcp)
+	for _, a := range l.addresses {
+		for _, c := range slices.Clone(a.conns) {
+			l.remove(c)
+			c.abort()
+		}
 	}
-}
-
-// closeNow closes a TCP connection and discards the kernel's buffers. Otherwise they would remain until the client has
-// read them. Close of a tls.Conn would wait to send an alert.
-func closeNow(c net.Conn) {
-	if t, ok := c.(*net.TCPConn); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = c.Close()
 }

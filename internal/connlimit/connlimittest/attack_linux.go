@@ -18,6 +18,9 @@ import (
 	"time"
 )
 
+// MaxMemory is the resident memory in bytes that an attacked program can use: 60 % of the limit in the charts, 128 MiB.
+const MaxMemory = 128 << 20 * 6 / 10
+
 // The kinds of attacks.
 const (
 	Header      = "header"       // 3.9 KB of a header that does not end
