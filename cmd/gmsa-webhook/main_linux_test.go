@@ -279,6 +279,40 @@ func TestShutdownIsGraceful(t *testing.T) {
 	p.wait(t)
 }
 
+// Each port accepts connections again after accept(2) has failed for good.
+func TestFailedListenersAreReplaced(t *testing.T) {
+	t.Parallel()
+	p := start(t, kubetest.NewServer(t, http.NotFound), "--shutdown-delay=0s")
+	connect := func(address string) bool {
+		c, err := net.Dial("tcp", address)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	for _, address := range []string{p.admission, p.health} {
+		err := connlimittest.BreakListener(p.Process.Pid, address)
+		if errors.Is(err, syscall.EPERM) {
+			t.Skip(err) // in a container without CAP_SYS_PTRACE
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.eventually(t, "not listening", func() bool { return !connect(address) })
+		p.eventually(t, "listening", func() bool { return connect(address) })
+	}
+	if code, text := p.get("/readyz"); code != http.StatusOK {
+		t.Errorf("%d %s", code, text)
+	}
+	client := p.client()
+	if resp, text, err := p.review(client, "nonsense"); err != nil || resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("%v %s", err, text)
+	}
+	client.CloseIdleConnections()
+	p.signal(t)
+	p.wait(t)
+}
+
 // An API server under load keeps its connections. When Services no longer route to this replica, new connections go to
 // another one. No request fails.
 func TestShutdownFailsNoRequest(t *testing.T) {
