@@ -29,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ccgrkc/ccgrkc/internal/connlimit/connlimittest"
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/env/winnode"
 	"github.com/ccgrkc/ccgrkc/lab/internal/child"
@@ -152,7 +153,20 @@ func admission(ctx context.Context, dir string) error {
 	time.Sleep(10 * time.Second)
 	memory := fmt.Sprintf("%.1f MiB", rss(replica.process.PID()))
 	value("webhook, idle after these requests, resident memory", memory, "30 MiB")
-	return nil
+	const held = 1000 // after a complete TLS handshake
+	return attack("webhook", replica.process, func() error {
+		defer replica.client.CloseIdleConnections()
+		return reviews()
+	},
+		connlimittest.Target{Address: replica.health, Kind: connlimittest.Header, Connections: hostileConnections},
+		connlimittest.Target{
+			Address:     replica.address,
+			Kind:        connlimittest.ClientHello,
+			Connections: hostileConnections - 2*held,
+		},
+		connlimittest.Target{Address: replica.address, Kind: connlimittest.HeldTLS, Connections: held},
+		connlimittest.Target{Address: replica.address, Kind: connlimittest.BusyTLS, Connections: held},
+	)
 }
 
 // tenants prints how long a pod of one tenant takes while 60 clients of another tenant create pods with eight invented
@@ -249,9 +263,9 @@ func tenants(ctx context.Context, c *cluster.Cluster, r *replica, mutate, valida
 
 // replica is a webhook process and a client for it.
 type replica struct {
-	process *child.Process
-	address string
-	client  *http.Client
+	process         *child.Process
+	address, health string
+	client          *http.Client
 }
 
 // startReplica starts a replica with the ServiceAccount and the certificate of the installed release.
@@ -323,7 +337,7 @@ func startReplica(ctx context.Context, c *cluster.Cluster, namespace, dir string
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(configuration.Webhooks[0].ClientConfig.CABundle)
-	return &replica{process, at.Admission, &http.Client{Transport: &http.Transport{
+	return &replica{process, at.Admission, at.Health, &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: cluster.Webhook + "." + namespace + ".svc"},
 		MaxIdleConnsPerHost: 100,
 	}}}, nil

@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/connlimit/connlimittest"
 	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 	"github.com/ccgrkc/ccgrkc/internal/mtls"
@@ -41,6 +42,7 @@ var account = controlplane.Account{Namespace: "gmsa-system", Release: "web", Sec
 var ref = credential.Reference{Namespace: account.Namespace, Secret: account.Secret}
 
 func main() {
+	connlimittest.Main()
 	if len(os.Args) == 3 && os.Args[1] == "baseline" {
 		baseline(os.Args[2])
 		return
@@ -89,9 +91,15 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	free.Close()
+	metrics := free.Addr().String()
 	startProvider := func() (*child.Process, error) {
 		cmd := exec.Command(program, "run", "--namespace", account.Namespace, "--secret", account.Secret,
-			"--host-path", root, "--log-level", "error", "--kube-api-server", cp.Server,
+			"--host-path", root, "--log-level", "error", "--metrics-address", metrics, "--kube-api-server", cp.Server,
 			"--kube-token-file", filepath.Join(token, "token"), "--kube-ca-file", filepath.Join(token, "ca.crt"))
 		cmd.Stderr = os.Stderr
 		return child.Start(cmd, syscall.SIGKILL)
@@ -226,6 +234,18 @@ func run(ctx context.Context) error {
 			return err
 		}
 		value("size of "+b.name, fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), b.bound)
+	}
+	// The plugin keeps connections, and this call opens one.
+	coldPluginCall := func() error {
+		c, err := plugin.New(plugin.Config{Root: root}).Get(ctx, ref.String())
+		c.Password.Wipe()
+		return err
+	}
+	if err := attack("provider", provider, coldPluginCall,
+		connlimittest.Target{Address: address, Kind: connlimittest.ClientHello, Connections: hostileConnections},
+		connlimittest.Target{Address: metrics, Kind: connlimittest.Header, Connections: hostileConnections},
+	); err != nil {
+		return err
 	}
 	if err := admission(ctx, dir); err != nil {
 		return err

@@ -165,7 +165,9 @@ certificates: {caLifetime: 24h, propagationDelay: 30s}
 apiServer: {clientCAConfigMap: webhook-clients, clientName: "kube-apiserver"}
 log: {level: debug, format: json}
 metrics: {enabled: true}
-networkPolicy: {apiServerCIDRs: [10.0.0.10/32, "fd00::10/128"]}
+networkPolicy:
+  apiServerCIDRs: [10.0.0.10/32, "fd00::10/128"]
+  metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
 replicas: 3
 podDisruptionBudget: {maxUnavailable: 34%}
 nodeSelector: {pool: system}
@@ -215,7 +217,7 @@ topologySpread: null
 resources: null
 extraEnv: null
 imagePullSecrets: null
-networkPolicy: {apiServerCIDRs: null}
+networkPolicy: {apiServerCIDRs: null, metricsFrom: null}
 `},
 }
 

@@ -97,6 +97,8 @@ var wrong = []struct {
 		[]string{"Set apiServer.clientCAConfigMap"}},
 	{webhook, "an address without prefix", "", `networkPolicy: {apiServerCIDRs: [10.0.0.1]}`,
 		[]string{"/networkPolicy/apiServerCIDRs/0", "address_and_prefix"}},
+	{webhook, "a peer that is not an object", "", `networkPolicy: {metricsFrom: [monitoring]}`,
+		[]string{"/networkPolicy/metricsFrom/0", "object"}},
 	{webhook, "no replica", "", `replicas: 0`, []string{"/replicas"}},
 	{webhook, "a timeout that the API server does not allow", "", `timeoutSeconds: 31`,
 		[]string{"/timeoutSeconds", "30"}},
