@@ -25,7 +25,9 @@ import (
 	"time"
 
 	"github.com/ccgrkc/ccgrkc/internal/connlimit/connlimittest"
+	"github.com/ccgrkc/ccgrkc/internal/credential"
 	"github.com/ccgrkc/ccgrkc/internal/kube/kubetest"
+	"github.com/ccgrkc/ccgrkc/internal/mtls"
 	"github.com/ccgrkc/ccgrkc/internal/servingcert/certtest"
 	"github.com/ccgrkc/ccgrkc/internal/soak"
 )
@@ -202,16 +204,17 @@ func (p *process) signal(t *testing.T) {
 	}
 }
 
-// wait waits until the program has stopped.
-func (p *process) wait(t *testing.T) {
+// wait waits until the program has stopped, and returns its log.
+func (p *process) wait(t *testing.T) (log string) {
 	t.Helper()
-	log := <-p.log
+	log = <-p.log
 	if err := p.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, log)
 	}
 	if !strings.Contains(log, `"msg":"stopped"`) || strings.Contains(log, "PRIVATE KEY") {
 		t.Errorf("log:\n%s", log)
 	}
+	return log
 }
 
 // After SIGTERM during a request, the program is not ready, accepts requests for the shutdown delay, and completes the
@@ -311,6 +314,46 @@ func TestFailedListenersAreReplaced(t *testing.T) {
 	client.CloseIdleConnections()
 	p.signal(t)
 	p.wait(t)
+}
+
+// Where the API server has a certificate, clients without one hold few connections, and it can connect meanwhile.
+func TestClientsWithoutACertificateHoldFewConnections(t *testing.T) {
+	t.Parallel()
+	m, err := mtls.Issue(credential.Reference{Namespace: "gmsa", Secret: "api"}, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(m.ClientCert, m.ClientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(ca, m.CA, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, kubetest.NewServer(t, http.NotFound), "--shutdown-delay=0s", "--client-ca-file="+ca)
+	var open sync.WaitGroup
+	for range 200 { // more than may stay, and fewer than the limit for all connections
+		c, err := net.Dial("tcp", p.admission)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open.Go(func() {
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+		})
+	}
+	client := p.client()
+	client.TLSClientConfig.Certificates = []tls.Certificate{pair}
+	if resp, text, err := p.review(client, "nonsense"); err != nil || resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("%v %s", err, text)
+	}
+	client.CloseIdleConnections()
+	open.Wait()
+	p.signal(t)
+	if log := p.wait(t); !strings.Contains(log, "too many connections") {
+		t.Errorf("the limiter closed no connection:\n%s", log)
+	}
 }
 
 // An API server under load keeps its connections. When Services no longer route to this replica, new connections go to
