@@ -36,7 +36,8 @@ type Limits struct {
 
 const (
 	// handshakeTime is how long a client can take for the TLS handshake and its first header while there are too many
-	// unauthenticated clients. It takes milliseconds, but an API server under load opens hundreds of connections at once.
+	// unauthenticated clients. It takes milliseconds, but an API server opens hundreds of connections at once. The time
+	// for which a connection waits for this process does not count.
 	handshakeTime = 2 * time.Second
 	// maxCounted is how many bytes of one body count for Limits.Bodies.
 	maxCounted = 64 << 10

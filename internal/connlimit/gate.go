@@ -95,6 +95,7 @@ type gated struct {
 	gate    *gate // can be nil
 	client  netip.Addr
 	timeout time.Duration // at the gate
+	reading atomic.Bool   // waits for its client
 	inside  atomic.Bool
 	passed  atomic.Bool // no longer enters
 	aborted chan struct{}
@@ -103,7 +104,9 @@ type gated struct {
 
 func (c *gated) Read(b []byte) (int, error) {
 	c.leave()
+	c.reading.Store(true)
 	n, err := c.Conn.Read(b)
+	c.reading.Store(false)
 	if n == 0 || c.gate == nil || c.passed.Load() {
 		return n, err
 	}

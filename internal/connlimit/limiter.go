@@ -126,7 +126,7 @@ func (l *limiter) add(nc net.Conn) *conn {
 	if l.Unauthenticated == 0 {
 		l.authenticate(c) // the listener treats all clients alike
 	} else {
-		c.timer = time.AfterFunc(handshakeTime, l.evictUnauthenticated)
+		c.timer = time.AfterFunc(handshakeTime, func() { l.evictSlow(c) })
 	}
 	if l.connections > l.Connections {
 		l.evictOne()
@@ -200,19 +200,25 @@ func (l *limiter) remove(c *conn) {
 	}
 }
 
-// evictUnauthenticated is called when a connection has been unauthenticated for handshakeTime.
-func (l *limiter) evictUnauthenticated() {
+// evictSlow is called when c has been unauthenticated for handshakeTime.
+func (l *limiter) evictSlow(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.unauthenticated > l.Unauthenticated {
-		l.evictOne()
+	switch {
+	case c.gone || c.authenticated || l.unauthenticated <= l.Unauthenticated:
+	case !c.reading.Load(): // it waits for this process, and not for its client
+		c.timer.Reset(handshakeTime)
+	default:
+		l.evict(unauthenticated, func(c *conn) bool { return !c.authenticated && c.reading.Load() })
 	}
 }
+
+func unauthenticated(a *address) int { return a.unauthenticated }
 
 // evictOne closes an unauthenticated connection, or any connection if all are authenticated.
 func (l *limiter) evictOne() {
 	if l.unauthenticated > 0 {
-		l.evict(func(a *address) int { return a.unauthenticated }, func(c *conn) bool { return !c.authenticated })
+		l.evict(unauthenticated, func(c *conn) bool { return !c.authenticated })
 		return
 	}
 	l.evict(func(a *address) int { return len(a.conns) }, func(*conn) bool { return true })
@@ -232,6 +238,9 @@ func (l *limiter) evict(count func(*address) int, candidate func(*conn) bool) {
 				victim = c
 			}
 		}
+	}
+	if victim == nil {
+		return
 	}
 	if time.Since(l.logged) >= repeatLog {
 		l.log.Warn("too many connections or bytes; closing connections of the address with the most",
