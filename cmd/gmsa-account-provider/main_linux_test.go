@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Attack: 15,000 connections to each port, which their clients hold, from many addresses. Meanwhile of the plugin succeed, and metrics can be read.
+// Attack: 15,000 connections to each port, which their clients hold, from many addresses. Meanwhile calls of the plugin
+// succeed, and metrics can be read.
 func TestHeldConnectionsBlockNobodyAndNeedLittleMemory(t *testing.T) {
 	if os.Getenv("CCGRKC_LAB") != "1" {
 		t.Skip("load test: runs in make test")

@@ -178,7 +178,8 @@ func (p *process) client() *http.Transport {
 
 func (p *process) review(client *http.Transport, body string) (*http.Response, string, error) {
 	url := "https://" + p.admission + "/mutate?timeout=30s"
-	resp, err := (&http.Client{Transport: client, Timeout: time.Minute}).Post(url, "application/json", strings.NewReader(body))
+	timed := &http.Client{Transport: client, Timeout: time.Minute}
+	resp, err := timed.Post(url, "application/json", strings.NewReader(body))
 	if err != nil {
 		return nil, "", err
 	}

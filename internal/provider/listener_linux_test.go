@@ -2,6 +2,7 @@ package provider
 
 import (
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"testing"
@@ -9,6 +10,17 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/connlimit/connlimittest"
 	"github.com/ccgrkc/ccgrkc/internal/endpoint"
 )
+
+// freeAddress returns an address of the loopback interface that nothing listens on.
+func freeAddress(t *testing.T) *net.TCPAddr {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	return l.Addr().(*net.TCPAddr)
+}
 
 // The plugin finds the provider again through the endpoint files, on another port. Metrics keep their address.
 func TestAFailedListenerIsReplaced(t *testing.T) {

@@ -190,17 +190,6 @@ func call(t *testing.T, root string, ref credential.Reference) (credential.Crede
 	return credential.Credential{}, problem
 }
 
-// freeAddress returns an address of the loopback interface that nothing listens on.
-func freeAddress(t *testing.T) *net.TCPAddr {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	return l.Addr().(*net.TCPAddr)
-}
-
 func address(e *endpoint.Endpoint) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(int(e.Port)))
 }

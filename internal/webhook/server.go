@@ -30,7 +30,7 @@ var (
 		// (k8s.io/apiserver/pkg/util/webhook).
 		Connections: 768,
 		HeaderBytes: 8 << 10,
-		Bodies:      16 << 20, // 600 pods of 27 KiB
+		Bodies:      16 << 20,         // 600 pods of 27 KiB
 		Header:      10 * time.Second, // the handshakes of 600 connections can wait for each other
 		Request:     35 * time.Second, // an API server waits at most 30 s
 		Idle:        2 * time.Minute,  // an API server keeps idle connections for 90 s
