@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// backdate is how far NotBefore is in the past.
-const backdate = time.Hour
+// backdate is how far NotBefore of a CA is in the past, for API servers whose clock is behind.
+const backdate = 24 * time.Hour
 
 // errNoCA is the error for a Secret that is empty or has the earlier format.
 var errNoCA = errors.New("the CA or its key is missing")
@@ -85,7 +85,7 @@ func parseAuthority(certPEM, keyPEM []byte, dnsName string) (*authority, error) 
 		return nil, fmt.Errorf("the CA is for the names %q; want %q", ca.PermittedDNSDomains, dnsName)
 	}
 	a := &authority{cert: ca, key: key, certPEM: certPEM, keyPEM: keyPEM}
-	trial, err := a.sign(dnsName, ca.NotBefore, ca.NotAfter)
+	trial, err := a.sign(dnsName, ca.NotAfter)
 	if err != nil {
 		return nil, err
 	}
@@ -96,8 +96,8 @@ func parseAuthority(certPEM, keyPEM []byte, dnsName string) (*authority, error) 
 	return a, nil
 }
 
-// sign creates a key, which exists only in memory, and a serving certificate.
-func (a *authority) sign(dnsName string, notBefore, notAfter time.Time) (*pair, error) {
+// sign creates a key, which exists only in memory, and a serving certificate. Its validity begins with the CA's.
+func (a *authority) sign(dnsName string, notAfter time.Time) (*pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func (a *authority) sign(dnsName string, notBefore, notAfter time.Time) (*pair, 
 	template := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: "gmsa-webhook"},
 		DNSNames:              []string{dnsName},
-		NotBefore:             notBefore,
+		NotBefore:             a.cert.NotBefore,
 		NotAfter:              notAfter,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageDigitalSignature,

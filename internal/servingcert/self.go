@@ -184,10 +184,7 @@ func (s Self) serve(st state, k *Keeper, seen []*configuration, now clocks) (off
 		return o, nil
 	}
 	life := min(maxLeafLifetime, s.CALifetime/3)
-	notBefore, notAfter := now.earlier().Add(-backdate), wholeSecond(now.later().Add(life))
-	if from.cert.NotBefore.After(notBefore) {
-		notBefore = from.cert.NotBefore
-	}
+	notAfter := wholeSecond(now.later().Add(life))
 	if from.cert.NotAfter.Before(notAfter) {
 		notAfter = from.cert.NotAfter
 	}
@@ -195,16 +192,14 @@ func (s Self) serve(st state, k *Keeper, seen []*configuration, now clocks) (off
 	case !served.inDate(now):
 		o.early = served == nil && others(seen, from.cert, now) && (st.current == nil || !everywhere(seen, from.cert))
 	case served.issuer.Equal(from.cert):
-		early := now.api.Before(served.leaf.NotBefore) && notBefore.Before(served.leaf.NotBefore)
-		due := served.leaf.NotAfter.Sub(now.api) <= life/3 && notAfter.After(served.leaf.NotAfter)
-		if !early && !due {
+		if served.leaf.NotAfter.Sub(now.api) > life/3 || !notAfter.After(served.leaf.NotAfter) {
 			return o, nil
 		}
 	case st.current == nil || !k.propagated() || !everywhere(seen, from.cert):
 		return o, nil
 	}
 	var err error
-	o.pair, err = from.sign(k.config.DNSName, notBefore, notAfter)
+	o.pair, err = from.sign(k.config.DNSName, notAfter)
 	return o, err
 }
 

@@ -267,10 +267,12 @@ func TestAWrongDateHealsByItself(t *testing.T) {
 }
 
 // The clocks of two API servers differ for ever. Each replica uses another one. Both are ready, and do not replace each
-// other's CA again and again.
+// other's CA again and again. If the difference is possible with a CA's lifetime, the API server trusts its replica.
 func TestTwoAPIServersDisagreeForever(t *testing.T) {
+	const day = 24 * time.Hour
 	for name, ahead := range map[string]time.Duration{
-		"ahead": 45 * 24 * time.Hour, "far ahead": 10 * 365 * 24 * time.Hour, "behind": -45 * 24 * time.Hour,
+		"45 days ahead": 45 * day, "10 years ahead": 3650 * day, "20 hours behind": -20 * time.Hour,
+		"45 days behind": -45 * day,
 	} {
 		t.Run(name, inBubble(func(t *testing.T) {
 			a, c := newAPI(t), &clock{}
@@ -283,6 +285,14 @@ func TestTwoAPIServersDisagreeForever(t *testing.T) {
 			a.ready(t, c, all...)
 			if n := a.counted()["secret"]; n > 5 {
 				t.Errorf("the Secret was written %d times", n)
+			}
+			wrong := &clock{}
+			wrong.advance(ahead)
+			if err := a.dial(all[1].listener, wrong); err != nil && ahead < caLifetime && ahead > -day {
+				t.Errorf("the API server with the wrong clock: %v", err)
+			}
+			if err := a.dial(all[0].listener, wrong); err != nil && ahead < 0 && ahead > -day {
+				t.Errorf("the API server with the wrong clock, to the other replica: %v", err)
 			}
 		}))
 	}
