@@ -136,11 +136,7 @@ func (s Self) rotate(st state, k *Keeper, seen []*configuration, now clocks) (st
 	if st.next != nil && k.propagated() && everywhere(seen, st.next.cert) {
 		st.current, st.next = st.next, nil
 	}
-	// Bounded, so that a wrong API server's clock cannot make a CA that never expires.
 	notBefore, notAfter := now.earlier().Add(-backdate), now.later().Add(s.CALifetime)
-	if most := now.local.Add(2 * s.CALifetime); notAfter.After(most) {
-		notAfter = most
-	}
 	due := st.current == nil ||
 		// If a new CA would be due as well, it is no improvement: the clocks differ by more than its lifetime.
 		s.due(st.current.cert.NotBefore, st.current.cert.NotAfter, now) && !s.due(notBefore, notAfter, now)
@@ -167,8 +163,8 @@ func (s Self) due(notBefore, notAfter time.Time, now clocks) bool {
 	return notAfter.Sub(now.api) <= max(life/3, 0) || s.excessive(notAfter, now)
 }
 
-// excessive reports whether a CA expires later than any that this webhook would create. It is foreign, or from a longer
-// lifetime that was configured before.
+// excessive reports whether a CA expires much later than one that this webhook would create. It is foreign, or from a
+// longer lifetime that was configured before, or from a time when a clock was far ahead.
 func (s Self) excessive(notAfter time.Time, now clocks) bool {
 	return notAfter.Sub(now.later()) > 2*s.CALifetime+backdate
 }

@@ -276,8 +276,10 @@ func TestTwoAPIServersDisagreeForever(t *testing.T) {
 	} {
 		t.Run(name, inBubble(func(t *testing.T) {
 			a, c := newAPI(t), &clock{}
-			a.setDate("keeper-1", ahead)
-			all := a.some(t, 2, c)
+			a.setDate("wrong", ahead)
+			all := []*replica{a.start(t, "right", self(), c, 0)}
+			a.ready(t, c, all...)
+			all = append(all, a.start(t, "wrong", self(), c, 0))
 			a.ready(t, c, all...)
 			end := a.load(t, c, all...)
 			time.Sleep(20 * delay)
