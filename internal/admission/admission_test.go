@@ -170,6 +170,10 @@ func (a *apiServer) set(change func()) {
 	change()
 }
 
+// The first summary of the metrics library starts a goroutine that never ends. It must not start in a testing/synctest
+// bubble, which waits for all goroutines.
+func init() { NewMetrics(func() time.Time { return time.Time{} }).observe("mutate", resultAllowed, 0) }
+
 // config returns a configuration without a Cluster if a is nil.
 func config(t testing.TB, a *apiServer) Config {
 	c := Config{

@@ -136,7 +136,7 @@ func (h *handler) review(ctx context.Context, path string, w http.ResponseWriter
 	if hr.ContentLength > maxBody {
 		return "", errTooLong
 	}
-	// The beginning of a body is read before the request gets a slot. So a body that does not arrive holds none, and the
+	// The beginning of a body is read before the request has a slot. So a body that does not arrive holds none, and the
 	// namespace is known. The connection limiter limits their number.
 	b := &body{Reader: http.MaxBytesReader(w, hr.Body, maxBody), length: hr.ContentLength}
 	if err := h.read(w, b, maxSmallBody); err != nil {

@@ -72,8 +72,8 @@ func (r *response) encode() []byte {
 	return data
 }
 
-// status is a metav1.Status. It is complete, because clients use the details without a check: kubectl debug crashed when
-// a status with the reason NotFound had none.
+// status is a metav1.Status. It is complete, because clients use the details without a check: kubectl debug crashed
+// when a status with the reason NotFound had none.
 type status struct {
 	Status  string   `json:"status"` // always Failure
 	Code    int      `json:"code"`

@@ -42,8 +42,8 @@ func validateRefs(refs []credSpecRef) *denial {
 		}
 	}
 	if len(refs) > maxRefs {
-		return forbidden("the pod specifies a gMSA in %d places; the maximum is %d; set gmsaCredentialSpecName once in "+
-			"the pod's securityContext, which applies to all containers that do not set it", len(refs), maxRefs)
+		return forbidden("the pod specifies a gMSA in %d places; the maximum is %d; set gmsaCredentialSpecName once "+
+			"in the pod's securityContext, which applies to all containers that do not set it", len(refs), maxRefs)
 	}
 	if n := countSpecs(refs); n > maxSpecs {
 		return forbidden("the pod references %d different GMSACredentialSpecs; the maximum is %d; use several pods",
@@ -188,8 +188,9 @@ func denyUnreadable(ref credSpecRef, err error) *denial {
 			"credspec create",
 			ref.where, ref.name)
 	case errors.Is(err, kube.ErrNoResource):
-		return notFound(ref.name, "%s: GMSACredentialSpec %s does not exist: the cluster has no CustomResourceDefinition "+
-			"gmsacredentialspecs.%s; the chart rancher-gmsa-webhook installs it (value crd.install)",
+		return notFound(ref.name, "%s: GMSACredentialSpec %s does not exist: the cluster has no "+
+			"CustomResourceDefinition gmsacredentialspecs.%s; the chart rancher-gmsa-webhook installs it "+
+			"(value crd.install)",
 			ref.where, ref.name, group)
 	case kube.IsNotFound(err):
 		return notFound(ref.name, "%s: GMSACredentialSpec %s does not exist; list the existing ones with kubectl get "+

@@ -354,9 +354,10 @@ func TestAStatusIsComplete(t *testing.T) {
 	}{
 		{
 			"/mutate", newPod(object{"securityContext": windows("web9", "")}),
-			`"status":"Failure","code":404,"reason":"NotFound","message":"the pod's securityContext: GMSACredentialSpec ` +
-				`web9 does not exist; list the existing ones with kubectl get gmsacredentialspecs, or create it with ` +
-				`gmsactl credspec create","details":{"name":"web9","group":"windows.k8s.io","kind":"gmsacredentialspecs"}}`,
+			`"status":"Failure","code":404,"reason":"NotFound","message":"the pod's securityContext: ` +
+				`GMSACredentialSpec web9 does not exist; list the existing ones with kubectl get ` +
+				`gmsacredentialspecs, or create it with gmsactl credspec create",` +
+				`"details":{"name":"web9","group":"windows.k8s.io","kind":"gmsacredentialspecs"}}`,
 		},
 		{
 			"/validate", newPod(object{"securityContext": windows("web02", "{}")}),
