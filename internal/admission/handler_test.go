@@ -146,7 +146,7 @@ func TestTwoHundredConcurrentRequestsAreAnswered(t *testing.T) {
 			}
 			pod := newPod(object{"serviceAccountName": account, "securityContext": windows("web01", spec1)})
 			body := reviewOf(create, "", pod, nil)
-			resp, err := http.Post(server.URL+"/validate?timeout=10s", "application/json", bytes.NewReader(body))
+			resp, err := http.Post(server.URL+"/validate?timeout=30s", "application/json", bytes.NewReader(body))
 			if err != nil {
 				t.Error(err)
 				return
