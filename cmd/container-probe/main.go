@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/ccgrkc/ccgrkc/internal/escape"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
 )
 
@@ -19,10 +20,10 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	flags := flag.NewFlagSet("container-probe", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprint(stderr, "Reports the result of the last self-check of the program in this container.\n\n"+
+		escape.Fprintf(stderr, "Reports the result of the last self-check of the program in this container.\n\n"+
 			"usage: container-probe [--accept-other]\n\n")
 		flags.PrintDefaults()
-		fmt.Fprint(stderr, "\nexit codes: 0 the program works, 1 it does not, or its last self-check is too old\n")
+		escape.Fprintf(stderr, "\nexit codes: 0 the program works, 1 it does not, or its last self-check is too old\n")
 	}
 	other := flags.Bool("accept-other", false, "also succeed if the program of another pod answers in place of this "+
 		"one, as in a rolling update")
@@ -30,7 +31,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		return 1
 	}
 	fail := func(err error) int {
-		fmt.Fprintln(stderr, "container-probe:", err)
+		escape.Fprintf(stderr, "container-probe: %v\n", err)
 		return 1
 	}
 	if flags.NArg() > 0 {
@@ -48,6 +49,6 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	if err := result.Err(now, *other); err != nil {
 		return fail(err)
 	}
-	fmt.Fprintf(stdout, "%s, %s ago\n", result.State, now.Round(0).Sub(result.Time).Round(time.Millisecond))
+	escape.Fprintf(stdout, "%s, %s ago\n", result.State, now.Round(0).Sub(result.Time).Round(time.Millisecond))
 	return 0
 }

@@ -41,6 +41,8 @@ func TestTheProbeReportsTheLastSelfCheck(t *testing.T) {
 	write(selfcheck.Failed, "no endpoint is published")
 	want(1, "no endpoint is published")
 	want(1, "no endpoint is published", "--accept-other")
+	write(selfcheck.Failed, "a\nb\x1b[31m")
+	want(1, `a\nb\u001b[31m`)
 	want(1, "exit codes", "--help")
 	want(1, "not defined", "--unknown")
 	want(1, `unexpected argument "extra"`, "extra")

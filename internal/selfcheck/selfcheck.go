@@ -131,6 +131,6 @@ func (r Result) Err(now time.Time, other bool) error {
 	case r.State == OK || r.State == Other && other:
 		return nil
 	default:
-		return fmt.Errorf("self-check: %s: %q", r.State, r.Detail)
+		return fmt.Errorf("self-check: %s: %s", r.State, r.Detail)
 	}
 }
