@@ -123,14 +123,14 @@ func TestTheSecretWithTheCAIsLost(t *testing.T) {
 	_, err := secrets.Patch(t.Context(), cluster.Webhook+"-tls", types.JSONPatchType, []byte(`[{"op":"remove","path":"/data"}]`), metav1.PatchOptions{})
 	must(t, err)
 	second := l.renewed(first, time.Minute)
-	noneRefused(t, "an emptied Secret", 50, end)
+	noneRefused(t, "an emptied Secret", 20, end)
 
 	must(t, secrets.Delete(t.Context(), cluster.Webhook+"-tls", metav1.DeleteOptions{}))
 	overwrite()
 	end = l.load(10, l.pod(ns, "p", "lost"))
 	l.install(values...)
 	l.renewed(second, time.Minute)
-	noneRefused(t, "a deleted Secret", 50, end)
+	noneRefused(t, "a deleted Secret", 20, end)
 	l.noRestarts()
 }
 
