@@ -1,13 +1,11 @@
 package kube
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 )
 
@@ -136,21 +134,6 @@ func (c *Client) Allowed(ctx context.Context, review any) (allowed bool, reason 
 		return false, "", err
 	}
 	return d.Status.Allowed, cmp.Or(d.Status.Reason, d.Status.EvaluationError), nil
-}
-
-// Do makes one request without a body, with the current token and CA. It reads the whole response body. Unlike Call, it
-// does not check whether a refusal is a verdict.
-func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, error) {
-	l, err := c.acquire()
-	if err != nil {
-		return nil, err
-	}
-	defer c.release(l)
-	a, err := c.exchange(ctx, l, &request{method: method, url: url, limit: maxAnswer})
-	if err != nil {
-		return nil, err
-	}
-	return &http.Response{StatusCode: a.code, Header: a.header, Body: io.NopCloser(bytes.NewReader(a.body))}, nil
 }
 
 // err returns the error of a response, or nil.

@@ -23,7 +23,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -299,22 +298,12 @@ func (k *Keeper) setClock(date string) {
 func (k *Keeper) get(ctx context.Context, url string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, err := k.config.API.Do(ctx, http.MethodGet, url)
+	body, header, err := k.config.API.Get(ctx, url, 8<<20)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	k.setClock(resp.Header.Get("Date"))
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
-	if err != nil {
-		return fmt.Errorf("API server: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		refusal := &kube.StatusError{}
-		_ = json.Unmarshal(body, refusal) // without a Status the code is enough
-		refusal.Code = resp.StatusCode
-		return refusal
-	}
+	defer clear(body) // it can contain the CA's key
+	k.setClock(header.Get("Date"))
 	return json.Unmarshal(body, into)
 }
 
