@@ -216,6 +216,42 @@ func TestClientsWithoutACertificateHoldFewConnections(t *testing.T) {
 	})
 }
 
+// A burst of new connections of the API server loses nothing, even while an attacker holds as many as are allowed.
+func TestABurstLosesNothingToSlowConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limits := testLimits
+		limits.Connections, limits.Unauthenticated = 100, 3
+		limits.Header = time.Minute
+		_, l := serve(t, config(limits, func(http.ResponseWriter, *http.Request) {}))
+		open := func(n int, address string) (list []*client) {
+			for range n {
+				c := l.dial(address)
+				c.send("GET")
+				list = append(list, c)
+			}
+			return list
+		}
+		closed := func(list []*client) (n int) {
+			for _, c := range list {
+				if c.isClosed() {
+					n++
+				}
+			}
+			return n
+		}
+		attacker := open(20, "127.0.0.2")
+		time.Sleep(handshakeTime * 9 / 10)
+		burst := open(50, "127.0.0.1")
+		time.Sleep(handshakeTime / 2)
+		if n := closed(burst); n > 0 {
+			t.Errorf("%d connections of the burst were closed", n)
+		}
+		if n := len(attacker) - closed(attacker); n != limits.Unauthenticated {
+			t.Errorf("the attacker holds %d connections, want %d", n, limits.Unauthenticated)
+		}
+	})
+}
+
 func TestBodiesAreLimitedTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, l := serve(t, config(testLimits, waitForBody))

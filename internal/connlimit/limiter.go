@@ -209,8 +209,32 @@ func (l *limiter) evictSlow(c *conn) {
 	case !c.reading.Load(): // it waits for this process, and not for its client
 		c.timer.Reset(handshakeTime)
 	default:
-		l.evict(unauthenticated, func(c *conn) bool { return !c.authenticated && c.reading.Load() })
+		for n := l.slow(); n > l.Unauthenticated; n-- {
+			l.evict((*address).slow, (*conn).slow)
+		}
 	}
+}
+
+// slow reports whether the client of an unauthenticated connection has had more time than a handshake needs. A burst of
+// new connections is not slow.
+func (c *conn) slow() bool {
+	return !c.authenticated && c.reading.Load() && time.Since(c.since) >= handshakeTime
+}
+
+func (a *address) slow() (n int) {
+	for _, c := range a.conns {
+		if c.slow() {
+			n++
+		}
+	}
+	return n
+}
+
+func (l *limiter) slow() (n int) {
+	for _, a := range l.addresses {
+		n += a.slow()
+	}
+	return n
 }
 
 func unauthenticated(a *address) int { return a.unauthenticated }

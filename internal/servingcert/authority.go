@@ -66,8 +66,8 @@ func newAuthority(dnsName string, notBefore, notAfter time.Time) (*authority, er
 		dnsName)
 }
 
-// parseAuthority decodes a CA, and verifies that it has the webhook's name only, and that API servers accept what it
-// signs. It does not check the time.
+// parseAuthority decodes a CA, and verifies that its only permitted DNS name is the webhook's, and that API servers
+// accept what it signs. It does not check the time.
 func parseAuthority(certPEM, keyPEM []byte, dnsName string) (*authority, error) {
 	if len(certPEM) == 0 || len(keyPEM) == 0 {
 		return nil, errNoCA
@@ -81,7 +81,7 @@ func parseAuthority(certPEM, keyPEM []byte, dnsName string) (*authority, error) 
 	switch {
 	case !ok || key.Curve != elliptic.P256():
 		return nil, errors.New("the CA's key is not ECDSA P-256")
-	case !slices.Equal(ca.PermittedDNSDomains, []string{dnsName}):
+	case !constrained(ca, dnsName):
 		return nil, fmt.Errorf("the CA is for the names %q; want %q", ca.PermittedDNSDomains, dnsName)
 	}
 	a := &authority{cert: ca, key: key, certPEM: certPEM, keyPEM: keyPEM}
@@ -94,6 +94,11 @@ func parseAuthority(certPEM, keyPEM []byte, dnsName string) (*authority, error) 
 		return nil, fmt.Errorf("API servers would reject certificates of the CA: %w", err)
 	}
 	return a, nil
+}
+
+// constrained reports whether a certificate is a CA that can sign DNS names for dnsName only.
+func constrained(c *x509.Certificate, dnsName string) bool {
+	return c.IsCA && slices.Equal(c.PermittedDNSDomains, []string{dnsName})
 }
 
 // sign creates a key, which exists only in memory, and a serving certificate. Its validity begins with the CA's.

@@ -30,7 +30,8 @@ const maxLeafLifetime = 7 * 24 * time.Hour
 //     then signs its next certificate with it. The key of the previous CA is gone.
 //
 // A CA remains in ca.crt until it expires, because a disconnected replica can still serve a certificate of it. A CA
-// that someone else writes looks like another replica's and is used in the same order.
+// with its key that someone else writes looks like another replica's and is used in the same order. A CA that could
+// sign for other names than the webhook's is removed.
 type Self struct {
 	Namespace, Secret string
 	CALifetime        time.Duration
@@ -45,6 +46,9 @@ const (
 // legacyKeys are the keys of an earlier format: serving certificates whose CA, without a key, is in ca.crt. Replicas of
 // that version, which can run during an upgrade, need them and ca.crt.
 var legacyKeys = []string{certKey, keyKey, "next.crt", "next.key"}
+
+// legacyLifetime is a little more than the default lifetime of the earlier format's certificates, 30 days.
+const legacyLifetime = 32 * 24 * time.Hour
 
 func (s Self) check(k *Keeper) error {
 	// A serving certificate lives for at most a third of the CA's lifetime, and is renewed when a third is left.
@@ -126,9 +130,18 @@ func (s Self) read(data map[string][]byte, dnsName string, now clocks) state {
 	st.current, st.unusable = usable(authorityCert, authorityKey)
 	st.next, _ = usable(nextCert, nextKey)
 	st.cas = slices.DeleteFunc(kept(certificates(data[caKey]), now), func(c *x509.Certificate) bool {
-		return s.excessive(c.NotAfter, now)
+		return s.excessive(c.NotAfter, now) || !constrained(c, dnsName) && !legacy(c, data[certKey], now)
 	})
 	return st
+}
+
+// legacy reports whether a CA without name constraints issued the certificate of the earlier format, which expired
+// within a month. Until then, old replicas can serve it.
+func legacy(ca *x509.Certificate, certPEM []byte, now clocks) bool {
+	return ca.NotAfter.Sub(now.later()) <= legacyLifetime &&
+		slices.ContainsFunc(certificates(certPEM), func(c *x509.Certificate) bool {
+			return !now.expired(c) && c.CheckSignatureFrom(ca) == nil
+		})
 }
 
 // rotate returns the wanted content of the Secret.

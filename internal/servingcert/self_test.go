@@ -374,15 +374,35 @@ func anAuthority(t *testing.T, c *clock) *authority {
 	return ca
 }
 
-// A foreign CA with a lifetime of ten years is removed. The CAs in use remain.
-func TestACAWithALongLifetimeIsRemoved(t *testing.T) {
+// Attack: somebody adds a CA of their own to the Secret, so that the API server trusts its certificates.
+func TestAForeignCAIsRemoved(t *testing.T) {
+	long, err := newAuthority(dnsName, time.Now(), time.Now().Add(10*365*24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	year, _, _ := certtest.Issue(t, dnsName, 365*24*time.Hour)
+	yearsCA, yearsCert, _ := certtest.Issue(t, dnsName, 365*24*time.Hour)
+	_, noCA, _ := certtest.Issue(t, dnsName, time.Hour)
+	for name, data := range map[string]map[string][]byte{
+		"for all names":                {caKey: year},
+		"with a certificate of the CA": {caKey: yearsCA, certKey: yearsCert},
+		"for ten years":                {caKey: long.certPEM},
+		"no CA":                        {caKey: noCA},
+	} {
+		t.Run(name, func(t *testing.T) { aForeignCAIsRemoved(t, data) })
+	}
+}
+
+// The CAs in use remain.
+func aForeignCAIsRemoved(t *testing.T, planted map[string][]byte) {
 	inBubble(func(t *testing.T) {
 		a, c := newAPI(t), &clock{}
 		all := a.some(t, 2, c)
 		a.ready(t, c, all...)
 		first := changed(t, nil, all...)
 		data := a.data()
-		ca, _, _ := certtest.Issue(t, dnsName, 10*365*24*time.Hour)
+		ca := planted[caKey]
+		data[certKey] = planted[certKey]
 		data[caKey] = append(data[caKey], ca...)
 		end := a.load(t, c, all...)
 		a.put(data)
@@ -560,6 +580,11 @@ func TestAnUnusableSecretIsReplaced(t *testing.T) {
 			ca, err := parseAuthority(data[authorityCert], data[authorityKey], dnsName)
 			if err != nil || !ca.cert.Equal(second.issuer) || data[nextKey] != nil {
 				t.Errorf("the Secret does not contain the CA in use: %v", err)
+			}
+			for _, ca := range certificates(data[caKey]) {
+				if !constrained(ca, dnsName) {
+					t.Errorf("a foreign CA is still trusted: %s for %q", ca.Subject, ca.PermittedDNSDomains)
+				}
 			}
 			const warning = "level=WARN msg=\"the Secret contains no usable CA"
 			if log := all[0].log.String() + all[1].log.String(); strings.Count(log, warning) != 1 {
