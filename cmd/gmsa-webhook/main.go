@@ -178,8 +178,8 @@ longer route to the replica, and completes those in progress. A second signal te
 	f.DurationVar(&o.propagationDelay, "propagation-delay", servingcert.DefaultPropagationDelay,
 		"maximum time until every API server applies a changed webhook configuration; use a short one only in tests")
 	f.StringVar(&o.clients.CAFile, "client-ca-file", "",
-		"CA file; accept only clients with a certificate from it, which the AdmissionConfiguration must give to API "+
-			"servers")
+		"CA file; accept only clients with a certificate of this CA (configure the API servers' client certificate "+
+			"in their AdmissionConfiguration)")
 	f.StringVar(&o.clients.Name, "client-name", "",
 		"with --client-ca-file: required common name of the client's certificate (default: any)")
 	f.BoolVar(&o.randomHostname, "random-hostname", false,

@@ -233,7 +233,7 @@ func TestAPodWithInventedNamesCostsTwoRequestsASecond(t *testing.T) {
 	})
 }
 
-func TestAMissingDefinitionIsRememberedAsSuch(t *testing.T) {
+func TestAMissingDefinitionIsReported(t *testing.T) {
 	a := newAPIServer(t)
 	a.specs = nil
 	h := NewHandler(config(t, a))

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
 
+	"github.com/ccgrkc/ccgrkc/internal/logonce"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck"
 	"github.com/ccgrkc/ccgrkc/internal/selfcheck/record"
 )
@@ -21,7 +22,8 @@ func Run(ctx context.Context, c *Config, interval time.Duration, results *record
 	if err := Install(ctx, c); err != nil {
 		return err
 	}
-	c.record(results, nil)
+	var unwritten logonce.Errors
+	c.record(results, nil, &unwritten)
 	c.Log.Info("installed, watching the registration", "dll", c.dllPath(), "interval", interval)
 	changed := make(chan struct{}, 1)
 	stopped := make(chan struct{})
@@ -51,17 +53,17 @@ func Run(ctx context.Context, c *Config, interval time.Duration, results *record
 		if ctx.Err() != nil {
 			continue
 		}
-		c.record(results, err)
+		c.record(results, err, &unwritten)
 		failed = err != nil
 	}
 }
 
-func (c *Config) record(results *record.Recorder, failure error) {
+func (c *Config) record(results *record.Recorder, failure error, unwritten *logonce.Errors) {
 	state, detail := selfcheck.OK, ""
 	if failure != nil {
 		state, detail = selfcheck.Failed, failure.Error()
 	}
-	if err := results.Record(state, detail); err != nil {
+	if err := results.Record(state, detail); unwritten.New(err) && err != nil {
 		c.Log.Error("the result of the check cannot be written; the probe of this pod fails", "error", err)
 	}
 }

@@ -57,11 +57,13 @@ func (c *Client) ask(ctx context.Context, r *request) (*answer, error) {
 				a.code, code)
 		case code == http.StatusOK && conn == l.ready:
 			return a, nil
-		case code == http.StatusOK && conn == l.conn:
-			// It can have become ready after it refused, so it is asked again.
-			l.ready = conn
 		case time.Since(since) >= sameAnswer:
 			return a, nil
+		case code == http.StatusOK && conn == l.conn && l.ready == nil:
+			// It can have become ready after it refused, so it is asked again.
+			l.ready = conn
+		case code == http.StatusOK && conn == l.conn:
+			l.ready, wait = conn, confirmInterval // something closes the connections
 		default:
 			wait = confirmInterval
 		}

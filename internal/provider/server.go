@@ -18,7 +18,6 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/version"
 )
 
-// The limits are variables, because the tests shorten their times.
 var (
 	limits = connlimit.Limits{
 		Connections:     512,

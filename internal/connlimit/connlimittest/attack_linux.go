@@ -64,7 +64,8 @@ func Main() {
 		first.Add(t.Connections)
 		for i := range t.Connections {
 			go func() {
-				t.open(i, dials, first.Done)
+				for !t.open(i, dials, first.Done) {
+				}
 				first.Wait()
 				for {
 					time.Sleep(rand.N(reopen))
@@ -133,20 +134,23 @@ func (a *Attack) Stop() {
 	_ = a.cmd.Wait()
 }
 
-// open opens a connection and holds it until the server closes it.
-func (t Target) open(i int, dials chan struct{}, opened func()) {
+// open opens a connection, calls opened, and holds the connection until the server closes it. It returns false if it
+// cannot connect.
+func (t Target) open(i int, dials chan struct{}, opened func()) bool {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%sources))}, Timeout: 5 * time.Second}
 	dials <- struct{}{}
 	c, err := dialer.Dial("tcp", t.Address)
-	if err == nil {
-		defer c.Close()
-		t.send(c)
+	if err != nil {
+		time.Sleep(10 * time.Millisecond)
+		<-dials
+		return false
 	}
+	defer c.Close()
+	t.send(c)
 	<-dials
 	opened()
-	if err == nil {
-		_, _ = io.Copy(io.Discard, c)
-	}
+	_, _ = io.Copy(io.Discard, c)
+	return true
 }
 
 func (t Target) send(c net.Conn) {

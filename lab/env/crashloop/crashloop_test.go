@@ -21,7 +21,7 @@ func TestACrashLoopOfTheAPIServerGivesNoFalseVerdict(t *testing.T) {
 	r, err := Run(t.Context(), c, soak.N(200))
 	labtest.Must(t, err)
 	t.Log(r)
-	if len(r.False) > 0 || r.Calls == 0 || r.Admissions == 0 || r.Uninstall == 0 {
+	if len(r.False) > 0 || r.Calls == 0 || r.Admissions == 0 || r.Uninstall == 0 || r.Refused == 0 {
 		t.Errorf("false verdicts, or no use: %s", r)
 	}
 }
