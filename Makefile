@@ -137,10 +137,14 @@ prepare: lab-programs
 # The race detector needs a C compiler. It makes a program slow and multiplies its memory, so load tests, and tests with
 # Memory in their name, run without it.
 .PHONY: packages
-packages: ## run all tests of the packages, also load tests; also with the race detector if there is a C compiler
+packages: ## run all tests of the packages, also load tests
 	$(Q)CCGRKC_LAB=1 go test -count=1 -timeout 10m ./...
 	$(Q)go test -count=1 -timeout 10m -tags faultpoints ./internal/endpoint
-	$(Q)if command -v "$$(go env CC)" >/dev/null; then CGO_ENABLED=1 go test -race -skip Memory -timeout 20m ./...; fi
+
+.PHONY: race
+race: ## run the unit tests with the race detector, except tests of memory
+	@echo "race   packages"
+	$(Q)CGO_ENABLED=1 go test -race -skip Memory -timeout 20m ./...
 
 # The linters and unit tests run in parallel with the lab's suites, which use little CPU. With -o build, make lint does
 # not rebuild the programs that the suites test.
@@ -152,6 +156,7 @@ BESIDE = \
 .PHONY: test
 test: faultpoints images lab-programs ## run all tests, including the lab; T=TestName runs one test, S=webhook one suite
 	$(Q)cd lab && ../dist/lab/lab-test $(if $(V),-v) -first ../dist/lab/lab-prepare $(if $(T)$(S),-run '$(if $(T),^$(T)$$)' -suite '$(S)',$(BESIDE))
+	$(Q)$(if $(T)$(S),,$(MAKE) --no-print-directory race)
 
 .PHONY: soak
 soak: faultpoints images lab-programs ## repeat tests for hours to find rare faults: thousands of kills, rotations and restarts

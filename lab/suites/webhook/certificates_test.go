@@ -73,6 +73,7 @@ func noneRefused(t *testing.T, what string, least int, end func() loaded) {
 // A CA with a lifetime of a minute: 1,000 admission requests during several rotations and upgrades with both versions of
 // helm cause no denial and no restart.
 func TestTheCAIsRotated(t *testing.T) {
+	labtest.Alone(t)
 	t.Parallel()
 	l := own(t)
 	values := []string{"--set", "certificates.caLifetime=1m", "--set", "certificates.propagationDelay=3s"}
@@ -102,6 +103,7 @@ func TestTheCAIsRotated(t *testing.T) {
 // The Secret with the CA is emptied or deleted, and the CA bundle overwritten. The webhook repairs what it can, and helm
 // upgrade the rest. No admission request is denied, except while the CA bundle is wrong.
 func TestTheSecretWithTheCAIsLost(t *testing.T) {
+	labtest.Alone(t)
 	t.Parallel()
 	l := own(t)
 	values := []string{"--set", "certificates.propagationDelay=3s"}
@@ -136,6 +138,7 @@ func TestTheSecretWithTheCAIsLost(t *testing.T) {
 
 // Certificates from cert-manager's real controllers, and from the user's Secret. A new CA causes no denial.
 func TestCertificatesFromOtherSources(t *testing.T) {
+	labtest.Alone(t)
 	t.Parallel()
 	l := own(t)
 	ctx := t.Context()
@@ -188,6 +191,7 @@ func TestCertificatesFromOtherSources(t *testing.T) {
 // The mode changes by upgrade and rollback, with both versions of helm. If helm writes the CA bundle, pods can be denied
 // during the change. They are retried, and none is lost.
 func TestChangesOfTheMode(t *testing.T) {
+	labtest.Alone(t)
 	t.Parallel()
 	l := own(t)
 	ctx := t.Context()
