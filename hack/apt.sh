@@ -6,6 +6,8 @@ set -eu
 # package and purpose
 needed='wine                        runs the Windows binaries
 wine64                      the 64-bit part of it
+gcc                         links test programs with the race detector
+libc6-dev                   the C library for it
 gcc-mingw-w64-x86-64        compiles the C that is in a Windows DLL
 binutils-mingw-w64-x86-64   compiles the event messages and the version resource
 mingw-w64-tools             widl, for the proxy and stub that Windows has and Wine has not
