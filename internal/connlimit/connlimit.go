@@ -42,7 +42,8 @@ const (
 	// maxCounted is how many bytes of one body count for Limits.Bodies.
 	maxCounted = 64 << 10
 	// bufferBytes is the size of a connection's receive buffer and of its send buffer, as for setsockopt(2). Linux
-	// doubles it. The kernel's memory counts for the container's limit, and by default grows up to 6 MiB per connection.
+	// doubles it. The kernel's memory counts for the container's limit, and by default grows up to 6 MiB for each
+	// connection.
 	bufferBytes = 16 << 10
 	// relistenPause is the pause before a listener is replaced.
 	relistenPause = 500 * time.Millisecond

@@ -129,8 +129,8 @@ func CheckName(leaf *x509.Certificate, ref credential.Reference) error {
 	}
 	name := ref.CertificateName()
 	if len(names) != 1 || len(leaf.DNSNames) != 1 || leaf.DNSNames[0] != name {
-		return fmt.Errorf("it has %d subject alternative names (DNS names: %q); it must have exactly one, the DNS name %s",
-			len(names), leaf.DNSNames, name)
+		return fmt.Errorf("it has %d subject alternative names (DNS names: %q); it must have exactly one, the DNS "+
+			"name %s", len(names), leaf.DNSNames, name)
 	}
 	return nil
 }

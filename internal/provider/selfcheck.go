@@ -16,8 +16,8 @@ const SelfCheckInterval = 5 * time.Second
 // selfCheckTimeout limits one check. Handshake and response take milliseconds on an idle node.
 const selfCheckTimeout = 10 * time.Second
 
-// checkSelf calls the account's provider through the endpoint files, as the plugin does, until ctx ends, and records the
-// result for the container's probes.
+// checkSelf calls the account's provider through the endpoint files, as the plugin does, until ctx ends, and records
+// the result for the container's probes.
 func checkSelf(ctx context.Context, c Config, results *record.Recorder) {
 	var failures logonce.Errors
 	for ticker := time.NewTicker(SelfCheckInterval); ; {

@@ -60,8 +60,8 @@ func Path(getenv func(string) string) string {
 	return filepath.Join(sandbox, "selfcheck", "result-"+getenv("POD_UID")+".json")
 }
 
-// Write writes the file at path. It overwrites the previous result, because Windows does not let a program replace a file
-// that a probe has open.
+// Write writes the file at path. It overwrites the previous result, because Windows does not let a program replace a
+// file that a probe has open.
 func (r Result) Write(path string) error {
 	if len(r.Detail) > maxDetail {
 		r.Detail = r.Detail[:maxDetail]

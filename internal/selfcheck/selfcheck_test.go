@@ -64,7 +64,7 @@ func TestAResultIsValidForThreeIntervals(t *testing.T) {
 				Interval: 5 * time.Second,
 			}
 			err := r.Err(now, c.other)
-			if c.reason == "" && err != nil || c.reason != "" && (err == nil || !strings.Contains(err.Error(), c.reason)) {
+			if (err == nil) != (c.reason == "") || err != nil && !strings.Contains(err.Error(), c.reason) {
 				t.Errorf("got %v, want %q", err, c.reason)
 			}
 		})

@@ -42,8 +42,8 @@ func Eventually(t testing.TB, timeout time.Duration, what string, holds func() b
 }
 
 // Alone makes lab-test run the calling test after all others. Use it for a test that needs the whole machine, such as a
-// test of latency under load. It comes first in a test. Tests that then call t.Parallel run at the same time as each other,
-// after those that do not.
+// test of latency under load. It comes first in a test. Tests that then call t.Parallel run at the same time as each
+// other, after those that do not.
 func Alone(t testing.TB) {
 	t.Helper()
 	Require(t)

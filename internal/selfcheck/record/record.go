@@ -18,8 +18,8 @@ type Recorder struct {
 	interval time.Duration
 }
 
-// New creates the directory of the file, which only SYSTEM and Administrators can access, and deletes a previous result.
-// It returns nil if the program does not run in a HostProcess container, which getenv tells.
+// New creates the directory of the file, which only SYSTEM and Administrators can access, and deletes a previous
+// result. It returns nil if the program does not run in a HostProcess container, which getenv tells.
 func New(getenv func(string) string, interval time.Duration) (*Recorder, error) {
 	path := selfcheck.Path(getenv)
 	if path == "" {
