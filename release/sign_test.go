@@ -193,8 +193,8 @@ func TestImageOfSignedPrograms(t *testing.T) {
 			t.Errorf("the DLL in the installer: %v\n%s", err, out)
 		}
 	}
-	if checked != 2 {
-		t.Errorf("%d programs in the image, want 2", checked)
+	if checked != 3 {
+		t.Errorf("%d programs in the image, want 3", checked)
 	}
 }
 
