@@ -18,6 +18,7 @@ import (
 
 	"github.com/ccgrkc/ccgrkc/lab/env/cluster"
 	"github.com/ccgrkc/ccgrkc/lab/env/tools"
+	"github.com/ccgrkc/ccgrkc/lab/labtest"
 )
 
 // served returns the certificate that each replica uses.
