@@ -93,7 +93,7 @@ func TestTheCAIsRotated(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	last = l.renewed(last, time.Minute)
+	l.renewed(last, time.Minute)
 	if rest := 105*time.Second - time.Since(began); rest > 0 {
 		time.Sleep(rest)
 	}
