@@ -18,7 +18,7 @@ func TestACrashLoopOfTheAPIServerGivesNoFalseVerdict(t *testing.T) {
 	c, err := cluster.Start(start, t.TempDir())
 	labtest.Must(t, err)
 	t.Cleanup(c.Stop)
-	r, err := Run(t.Context(), c, soak.N(200))
+	r, err := Run(t.Context(), c, max(20, soak.N(200)))
 	labtest.Must(t, err)
 	t.Log(r)
 	if len(r.False) > 0 || r.Calls == 0 || r.Admissions == 0 || r.Uninstall == 0 || r.Refused == 0 {
