@@ -174,7 +174,7 @@ func TestClientsWithoutACertificateHoldFewConnections(t *testing.T) {
 		limits.Unauthenticated = 3
 		limits.Header = time.Minute
 		_, l := serve(t, config(limits, func(http.ResponseWriter, *http.Request) {}))
-		var known, strangers, others []*client
+		var known, unauthenticated, others []*client
 		for range 4 {
 			known = append(known, l.dial("127.0.0.1"))
 		}
@@ -193,20 +193,20 @@ func TestClientsWithoutACertificateHoldFewConnections(t *testing.T) {
 		for range 20 {
 			c := l.dial("127.0.0.2")
 			c.send("GET")
-			strangers = append(strangers, c)
+			unauthenticated = append(unauthenticated, c)
 		}
-		if n := count(strangers); n != limits.Connections-len(known) {
-			t.Errorf("%d connections of strangers", n)
+		if n := count(unauthenticated); n != limits.Connections-len(known) {
+			t.Errorf("%d unauthenticated connections", n)
 		}
 		time.Sleep(handshakeTime)
-		if n := count(strangers); n != limits.Unauthenticated {
-			t.Errorf("%d connections of strangers after a while, want %d", n, limits.Unauthenticated)
+		if n := count(unauthenticated); n != limits.Unauthenticated {
+			t.Errorf("%d unauthenticated connections after a while, want %d", n, limits.Unauthenticated)
 		}
 		c := l.dial("127.0.0.3")
 		c.send("GET")
 		others = append(others, c)
 		time.Sleep(handshakeTime)
-		if count(others) != 1 || count(strangers) != limits.Unauthenticated-1 {
+		if count(others) != 1 || count(unauthenticated) != limits.Unauthenticated-1 {
 			t.Error("another address did not get a part")
 		}
 		if count(known) != len(known) {

@@ -12,7 +12,7 @@ import (
 	"github.com/ccgrkc/ccgrkc/internal/escape/hostile"
 )
 
-// Attack: a container writes its termination message, and whoever can create pods and nodes chooses their names. helm
+// Attack: a container writes its termination message, and users who can create pods and nodes choose their names. helm
 // prints the hook's log when the hook fails.
 func TestNoPodControlsTheTerminal(t *testing.T) {
 	value := hostile.All("win-1")
